@@ -1,0 +1,97 @@
+"""Every fixed name in one place: ids of targets, schemes, devices, extras, and exit codes.
+
+This module imports nothing but the standard library, so that ``--help``, the device side and the
+schema conformance test can all read the same tables.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Final
+
+TARGETS: Final = ("tflite", "openvino", "onnxruntime")
+"""Targets that ship with edgekit, in the order reports list them. ``null`` is for tests."""
+
+PLANNED_TARGETS: Final = ("executorch", "torch-mobile", "coreml")
+"""Reserved ids: device profiles may name them, conversion to them is not built yet."""
+
+TEST_TARGET: Final = "null"
+
+SCHEMES: Final = {
+    "w8a8": "int8 weights (per channel) and int8 activations, static",
+    "w8a8-dyn": "int8 weights, activations quantized at run time",
+    "w8": "int8 weights, float activations",
+    "w4": "int4 weights, float activations",
+    "w8a16": "int8 weights, int16 activations",
+    "fp16": "half precision",
+    "fp32": "single precision",
+}
+"""Quantization schemes: ``w<bits>`` weights, ``a<bits>`` activations, ``-dyn`` dynamic ranges."""
+
+SCHEME_ALIASES: Final = {"int8": "w8a8", "float": "fp32", "float32": "fp32", "float16": "fp16"}
+
+EXTRAS: Final = (
+    "tflite",
+    "torch-mobile",
+    "executorch",
+    "coreml",
+    "openvino",
+    "onnxruntime",
+    "keras",
+    "nncf",
+    "inc",
+    "text",
+    "serve",
+    "ray",
+    "telemetry",
+    "ota",
+    "mlflow",
+    "all",
+    "dev",
+)
+
+EXIT_CODES: Final = {
+    0: "ok",
+    1: "a gate failed, or a target failed under --keep-going",
+    2: "usage",
+    3: "missing extra or tool",
+    4: "device unreachable",
+    5: "model or operator unsupported",
+    6: "trust failure",
+    7: "bad data",
+    8: "no space or permission",
+    9: "locked by another run",
+    70: "a bug in edgekit",
+    130: "interrupted",
+}
+
+VERIFICATIONS: Final = ("runtime", "emulated", "structural", "none")
+"""How an artifact was verified, strongest first. ``runtime``: executed by its real runtime."""
+
+STATUSES: Final = ("ok", "failed", "skipped")
+
+
+def scheme_id(name: str) -> str:
+    """The canonical scheme id of ``name``, resolving aliases such as ``int8``.
+
+    Raises:
+        ValueError: ``name`` is no scheme; the message suggests the nearest.
+    """
+    canonical = SCHEME_ALIASES.get(name, name)
+    if canonical not in SCHEMES:
+        raise ValueError(unknown("scheme", name, [*SCHEMES, *SCHEME_ALIASES]))
+    return canonical
+
+
+def unknown(kind: str, name: str, allowed: Iterable[str]) -> str:
+    """A message for an unknown name: the culprit, the nearest allowed name, and the whole list."""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    guess = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {name!r}.{guess} Known: {', '.join(names) or 'none'}"
+
+
+def install_command(extra: str) -> str:
+    """The command that installs one extra."""
+    return f"pip install 'edgekit[{extra}]'"
