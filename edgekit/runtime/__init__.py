@@ -1,0 +1,34 @@
+"""The device side: what runs on a phone-class computer, a Raspberry Pi or a server.
+
+It needs numpy beside the runtime's own wheel, never torch. Names are imported on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgekit.runtime.session import Session as Session
+    from edgekit.runtime.session import open_session as open_session
+    from edgekit.runtime.session import read_signature as read_signature
+
+_HOMES = {
+    "Session": "edgekit.runtime.session",
+    "open_session": "edgekit.runtime.session",
+    "read_signature": "edgekit.runtime.session",
+}
+
+__all__ = ["Session", "open_session", "read_signature"]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

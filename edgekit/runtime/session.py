@@ -1,0 +1,284 @@
+"""Session: one loaded artifact in its real runtime, presenting the model's own signature.
+
+Each runtime is one file, ``session_<target>.py``, found by its name and imported only when that
+target is asked for. It offers ``open(path, signature, threads)`` and ``read_signature(path)``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol, cast
+
+import numpy as np
+
+from edgekit.errors import BadData, MissingDependency, UnsupportedError, UsageError
+from edgekit.names import unknown
+from edgekit.signature import Signature, TensorSpec
+
+__all__ = ["Array", "Port", "Session", "open_session", "read_signature", "session_targets"]
+
+Array = np.ndarray[Any, Any]
+
+
+class Session(Protocol):
+    """One artifact, loaded. Not thread-safe: use one session per thread.
+
+    Attributes:
+        target: the id of the target whose runtime executes it.
+        signature: the model's inputs and outputs; `run` takes and gives exactly these, whatever
+            narrower type the artifact itself has at its border.
+        threads: how many CPU threads one call may use.
+        runtime_version: the runtime's name and version, e.g. ``onnxruntime 1.32.0``.
+    """
+
+    target: str
+    signature: Signature
+    threads: int
+    runtime_version: str
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Runs the model once.
+
+        Args:
+            feeds: one array per input, of the shape (batch included) and dtype in the signature.
+
+        Returns:
+            One fresh array per output, by its name in the signature; the caller may keep them.
+
+        Raises:
+            BadData: a feed or an output does not fit the signature.
+            UsageError: the session is closed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees the runtime's memory; closing twice is allowed."""
+        ...
+
+
+def session_targets() -> tuple[str, ...]:
+    """The ids of all targets that have a session here, sorted (found by file name)."""
+    files = Path(__file__).parent.glob("session_*.py")
+    return tuple(sorted(f.stem.removeprefix("session_").replace("_", "-") for f in files))
+
+
+def open_session(target: str, path: Path, signature: Signature, *, threads: int = 1) -> Session:
+    """Loads an artifact in its runtime.
+
+    Args:
+        target: a target id, e.g. ``tflite``.
+        path: the artifact's main file.
+        signature: what the model takes and gives.
+        threads: how many CPU threads one call may use, at least 1.
+
+    Raises:
+        UsageError: unknown target, or fewer than one thread.
+        MissingDependency: the runtime is not installed; the hint names the install command.
+        BadData: the file is unreadable or does not fit the signature.
+        UnsupportedError: the runtime lacks an operator that the file needs.
+    """
+    if threads < 1:
+        raise UsageError(f"threads is {threads}; at least 1 is needed")
+    module = _session_module(target)
+    return cast(Session, module.open(_existing(path), signature, threads))
+
+
+def read_signature(target: str, path: Path) -> Signature:
+    """The signature that a bare artifact states itself; a free leading dimension becomes 1.
+
+    Raises:
+        UsageError, MissingDependency, BadData: as `open_session`.
+        UnsupportedError: a dimension other than the first is not fixed, or a dtype has no name
+            in `edgekit.signature.DTYPES`.
+    """
+    return cast(Signature, _session_module(target).read_signature(_existing(path)))
+
+
+def _session_module(target: str) -> ModuleType:
+    known = session_targets()
+    if target not in known:
+        raise UsageError(unknown("runtime target", target, known))
+    return importlib.import_module(f"edgekit.runtime.session_{target.replace('-', '_')}")
+
+
+def _existing(path: Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise BadData(f"artifact {path} is not a file")
+    return path
+
+
+# What the session files share.
+
+
+def require(module: str, distribution: str) -> Any:
+    """Imports a runtime's module out of its wheel.
+
+    Raises:
+        MissingDependency: it is not installed, or its native library does not load here.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.split(".")[0]
+        if importlib.util.find_spec(package) is None:
+            message = f"{distribution} is not installed"
+        else:
+            message = f"{distribution} is installed but does not load: {error}"
+        # The device needs the runtime's own wheel alone; an extra would bring the workshop too.
+        raise MissingDependency(message, hint=f"pip install {distribution}") from error
+
+
+def version_of(distribution: str) -> str:
+    """``distribution version``, as `Session.runtime_version` states it."""
+    try:
+        return f"{distribution} {importlib.metadata.version(distribution)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{distribution} (version unknown)"
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output as the artifact has it, beside what the signature says of it.
+
+    Converters narrow types: LiteRT takes int32 ids where the model has int64, and a fully
+    integer artifact takes int8 with a scale and a zero point. `encode` and `decode` bridge that.
+
+    Attributes:
+        spec: the signature's tensor.
+        key: how the runtime addresses it (a name or an index).
+        dtype: the artifact's own dtype.
+        scale: quantization step of an integer border tensor, 0 where there is none.
+        zero_point: the integer that stands for 0.0.
+    """
+
+    spec: TensorSpec
+    key: Any
+    dtype: np.dtype[Any]
+    scale: float = 0.0
+    zero_point: int = 0
+
+    def __post_init__(self) -> None:
+        ours, theirs = np.dtype(self.spec.dtype), self.dtype
+        quantized = ours.kind == "f" and theirs.kind in "iu" and self.scale > 0
+        both_float = ours.kind == "f" and theirs.kind == "f"
+        both_integer = ours.kind in "iu" and theirs.kind in "iu"
+        if not (ours == theirs or quantized or both_float or both_integer):
+            raise BadData(
+                f"{self.spec.name!r} is {ours} in the signature but {theirs} in the artifact"
+            )
+
+    def encode(self, value: Array) -> Array:
+        """The artifact's contiguous form of one input, shape unchanged.
+
+        Raises:
+            BadData: an integer lies outside the artifact's narrower type.
+        """
+        if value.dtype == self.dtype:
+            return np.ascontiguousarray(value)
+        if self.dtype.kind in "iu":
+            limits = np.iinfo(self.dtype)
+            if value.dtype.kind == "f":
+                steps: Array = np.rint(value / np.float32(self.scale)) + self.zero_point
+                return steps.clip(limits.min, limits.max).astype(self.dtype, order="C")
+            if value.size and not (limits.min <= value.min() and value.max() <= limits.max):
+                raise BadData(
+                    f"{self.spec.name!r} holds {value.min()}..{value.max()}; the artifact takes "
+                    f"{self.dtype}, {limits.min}..{limits.max}"
+                )
+        return value.astype(self.dtype, order="C")
+
+    def decode(self, value: Array, *, what: str) -> Array:
+        """One output in the signature's dtype; ``value`` must already be the caller's own.
+
+        Raises:
+            BadData: the shape differs from the signature's.
+        """
+        if tuple(value.shape) != self.spec.shape:
+            raise BadData(
+                f"{what}: output {self.spec.name!r} has shape {tuple(value.shape)}, "
+                f"the signature says {self.spec.shape}"
+            )
+        if str(value.dtype) == self.spec.dtype:
+            return value
+        if value.dtype.kind in "iu" and self.spec.dtype.startswith("float"):
+            steps: Array = value.astype(np.float32) - np.float32(self.zero_point)
+            return (steps * np.float32(self.scale)).astype(self.spec.dtype, copy=False)
+        return value.astype(self.spec.dtype)
+
+
+def match(specs: Sequence[TensorSpec], names: Sequence[str], *, what: str) -> list[int]:
+    """For each signature tensor, the position of the artifact's tensor that it stands for.
+
+    By name where the artifact kept all names; else by position, as converters keep the order.
+
+    Raises:
+        BadData: the counts differ, or a name is kept at another position while others are not.
+    """
+    if len(specs) != len(names):
+        raise BadData(
+            f"{what}: the signature has {len(specs)} ({', '.join(s.name for s in specs)}), "
+            f"the artifact has {len(names)} ({', '.join(names)})"
+        )
+    if all(spec.name in names for spec in specs):
+        return [names.index(spec.name) for spec in specs]
+    for position, spec in enumerate(specs):
+        if spec.name in names and names.index(spec.name) != position:
+            raise BadData(
+                f"{what}: cannot match {', '.join(s.name for s in specs)} with the artifact's "
+                f"{', '.join(names)}: {spec.name!r} moved and other names are unknown"
+            )
+    return list(range(len(specs)))
+
+
+def natural_key(name: str) -> tuple[Any, ...]:
+    """Sorts ``args_2`` before ``args_10``."""
+    return tuple((int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name) if p)
+
+
+def check_static(spec: TensorSpec, shape: Sequence[int], *, what: str) -> None:
+    """Refuses an artifact whose fixed dimensions differ from the signature's.
+
+    Args:
+        spec: the signature's tensor.
+        shape: the artifact's shape; a negative number is a free dimension.
+        what: names the artifact in the message.
+    """
+    fits = len(shape) == len(spec.shape) and all(
+        theirs < 0 or theirs == ours for ours, theirs in zip(spec.shape, shape, strict=True)
+    )
+    if not fits:
+        raise BadData(
+            f"{what}: {spec.name!r} has shape {spec.shape} in the signature but "
+            f"{tuple(shape)} in the artifact"
+        )
+
+
+def stated_spec(name: str, shape: Sequence[int], dtype: Any, *, what: str) -> TensorSpec:
+    """A spec for what an artifact says of itself; a free first dimension (negative) becomes 1.
+
+    Raises:
+        UnsupportedError: another dimension is free, or the dtype is none of ours.
+    """
+    fixed = [1 if i == 0 and n < 0 else int(n) for i, n in enumerate(shape)]
+    if any(n < 0 for n in fixed):
+        raise UnsupportedError(
+            f"{what}: {name!r} has no fixed shape: {list(shape)}",
+            hint="bench the bundle, whose signature fixes it, or export with static shapes",
+        )
+    try:
+        return TensorSpec(name=name, shape=tuple(fixed), dtype=np.dtype(dtype).name)
+    except (BadData, TypeError) as error:
+        raise UnsupportedError(f"{what}: {name!r} has dtype {dtype}: not supported") from error
+
+
+def closed(what: str) -> UsageError:
+    """The error for a call on a closed session."""
+    return UsageError(f"{what}: the session is closed")

@@ -1,0 +1,122 @@
+"""ONNX Runtime on the CPU, all graph optimizations on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.errors import BadData, EdgekitError, UnsupportedError
+from edgekit.runtime.session import (
+    Array,
+    Port,
+    check_static,
+    closed,
+    match,
+    require,
+    stated_spec,
+    version_of,
+)
+from edgekit.signature import Signature, TensorSpec
+
+TARGET = "onnxruntime"
+
+_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(int16)": np.int16,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
+
+
+class OnnxRuntimeSession:
+    """An ONNX file in ONNX Runtime; see `edgekit.runtime.session.Session`."""
+
+    target = TARGET
+
+    def __init__(self, path: Path, signature: Signature, threads: int) -> None:
+        self.signature = signature
+        self.threads = threads
+        self.runtime_version = version_of("onnxruntime")
+        self._what = f"{TARGET} {path.name}"
+        self._session: Any = _load(path, threads)
+        self._inputs = _ports(signature.inputs, self._session.get_inputs(), self._what)
+        self._outputs = _ports(signature.outputs, self._session.get_outputs(), self._what)
+        self._output_names = [port.key for port in self._outputs]
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """See `edgekit.runtime.session.Session.run`."""
+        if self._session is None:
+            raise closed(self._what)
+        self.signature.check_inputs(feeds, what=self._what)
+        encoded = {port.key: port.encode(feeds[port.spec.name]) for port in self._inputs}
+        values = self._session.run(self._output_names, encoded)
+        return {
+            port.spec.name: port.decode(value, what=self._what)
+            for port, value in zip(self._outputs, values, strict=True)
+        }
+
+    def close(self) -> None:
+        """See `edgekit.runtime.session.Session.close`."""
+        self._session = None
+
+
+def _load(path: Path, threads: int) -> Any:
+    ort = require("onnxruntime", "onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3  # errors only: warnings are about nodes it leaves unfused
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own exception types share no public base class
+        raise _refusal(path, error) from error
+
+
+def _refusal(path: Path, error: Exception) -> EdgekitError:
+    """ONNX Runtime names the class of failure in the exception's type."""
+    message = f"{TARGET} cannot load {path.name}: {error}"
+    if type(error).__name__ in {"NotImplemented", "InvalidGraph"}:
+        return UnsupportedError(message, hint="the file needs another version of onnxruntime")
+    return BadData(message)
+
+
+def _shape(node: Any) -> list[int]:
+    return [n if isinstance(n, int) else -1 for n in node.shape]
+
+
+def _dtype(node: Any, what: str) -> Any:
+    if node.type not in _DTYPES:
+        raise UnsupportedError(f"{what}: {node.name!r} is a {node.type}, which is not supported")
+    return _DTYPES[node.type]
+
+
+def _ports(specs: Sequence[TensorSpec], nodes: Sequence[Any], what: str) -> list[Port]:
+    ports = []
+    for spec, position in zip(specs, match(specs, [n.name for n in nodes], what=what), strict=True):
+        node = nodes[position]
+        check_static(spec, _shape(node), what=what)
+        ports.append(Port(spec, node.name, np.dtype(_dtype(node, what))))
+    return ports
+
+
+def open(path: Path, signature: Signature, threads: int) -> OnnxRuntimeSession:
+    """Loads an ``.onnx`` file; see `edgekit.runtime.session.open_session`."""
+    return OnnxRuntimeSession(path, signature, threads)
+
+
+def read_signature(path: Path) -> Signature:
+    """The names, shapes and dtypes that the graph states."""
+    session, what = _load(path, 1), f"{TARGET} {path.name}"
+    inputs, outputs = (
+        tuple(stated_spec(n.name, _shape(n), _dtype(n, what), what=what) for n in nodes)
+        for nodes in (session.get_inputs(), session.get_outputs())
+    )
+    return Signature(inputs=inputs, outputs=outputs)

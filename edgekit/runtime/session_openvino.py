@@ -1,0 +1,150 @@
+"""OpenVINO on the CPU, tuned for the latency of one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.errors import BadData, UnsupportedError
+from edgekit.runtime.session import (
+    Array,
+    Port,
+    check_static,
+    closed,
+    match,
+    require,
+    stated_spec,
+    version_of,
+)
+from edgekit.signature import Signature, TensorSpec
+
+TARGET = "openvino"
+
+
+class OpenVinoSession:
+    """An ``.xml`` with its ``.bin`` in OpenVINO; see `edgekit.runtime.session.Session`."""
+
+    target = TARGET
+
+    def __init__(self, path: Path, signature: Signature, threads: int) -> None:
+        self.signature = signature
+        self.threads = threads
+        self.runtime_version = version_of("openvino")
+        self._what = f"{TARGET} {path.name}"
+        core, model = _read(path)
+        try:
+            self._fix_shapes(model)
+            compiled = core.compile_model(model, "CPU", _settings(threads))
+        except RuntimeError as error:
+            raise UnsupportedError(f"{self._what} does not compile: {_first(error)}") from error
+        self._inputs = _ports(signature.inputs, compiled.inputs, self._what)
+        self._outputs = _ports(signature.outputs, compiled.outputs, self._what)
+        self._request: Any = compiled.create_infer_request()
+
+    def _fix_shapes(self, model: Any) -> None:
+        """Static shapes let the plug-in plan memory and choose kernels once, at load."""
+        specs = self.signature.inputs
+        order = match(specs, [_name(p, i) for i, p in enumerate(model.inputs)], what=self._what)
+        shapes = {}
+        for spec, position in zip(specs, order, strict=True):
+            port = model.inputs[position]
+            check_static(spec, _shape(port), what=self._what)
+            if port.partial_shape.is_dynamic:
+                shapes[port] = list(spec.shape)
+        if shapes:
+            model.reshape(shapes)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """See `edgekit.runtime.session.Session.run`."""
+        if self._request is None:
+            raise closed(self._what)
+        self.signature.check_inputs(feeds, what=self._what)
+        encoded = {port.key: port.encode(feeds[port.spec.name]) for port in self._inputs}
+        # Inputs are read in place for this one call; outputs are copied out of the request.
+        values = self._request.infer(encoded, share_inputs=True, share_outputs=False)
+        return {
+            port.spec.name: port.decode(np.asarray(values[port.key]), what=self._what)
+            for port in self._outputs
+        }
+
+    def close(self) -> None:
+        """See `edgekit.runtime.session.Session.close`."""
+        self._request = None
+
+
+def _settings(threads: int) -> dict[str, Any]:
+    return {
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        # CPUs with AMX or AVX512-BF16 would otherwise run a float model in bfloat16; int8
+        # operations stay int8 under this setting.
+        "INFERENCE_PRECISION_HINT": "f32",
+        # Two processes on one board would otherwise both be pinned to its first core.
+        "ENABLE_CPU_PINNING": False,
+    }
+
+
+def _read(path: Path) -> tuple[Any, Any]:
+    core = require("openvino", "openvino").Core()
+    if not path.with_suffix(".bin").is_file():
+        raise BadData(f"{TARGET} {path.name}: its weights {path.stem}.bin are not beside it")
+    try:
+        return core, core.read_model(str(path), str(path.with_suffix(".bin")))
+    except RuntimeError as error:
+        raise BadData(f"{TARGET} cannot read {path.name}: {_first(error)}") from error
+
+
+def _first(error: Exception) -> str:
+    """The last line of OpenVINO's message; the lines before it are its own source positions."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _name(port: Any, index: int) -> str:
+    return str(port.get_any_name()) if port.get_names() else f"#{index}"
+
+
+def _shape(port: Any) -> list[int]:
+    shape = port.partial_shape
+    if shape.rank.is_dynamic:
+        return []
+    return [-1 if n.is_dynamic else int(n.get_length()) for n in shape]
+
+
+def _dtype(port: Any, what: str) -> Any:
+    try:
+        return port.element_type.to_dtype()
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UnsupportedError(f"{what}: {port.element_type} is not supported") from error
+
+
+def _ports(specs: Sequence[TensorSpec], nodes: Sequence[Any], what: str) -> list[Port]:
+    ports = []
+    names = [_name(node, i) for i, node in enumerate(nodes)]
+    for spec, position in zip(specs, match(specs, names, what=what), strict=True):
+        check_static(spec, _shape(nodes[position]), what=what)
+        ports.append(Port(spec, position, np.dtype(_dtype(nodes[position], what))))
+    return ports
+
+
+def open(path: Path, signature: Signature, threads: int) -> OpenVinoSession:
+    """Loads an ``.xml`` file; see `edgekit.runtime.session.open_session`."""
+    return OpenVinoSession(path, signature, threads)
+
+
+def read_signature(path: Path) -> Signature:
+    """The names, shapes and dtypes that the graph states."""
+    _, model = _read(path)
+    what = f"{TARGET} {path.name}"
+    inputs, outputs = (
+        tuple(
+            stated_spec(_name(p, i), _shape(p), _dtype(p, what), what=what)
+            for i, p in enumerate(ports)
+        )
+        for ports in (model.inputs, model.outputs)
+    )
+    return Signature(inputs=inputs, outputs=outputs)
