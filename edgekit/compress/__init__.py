@@ -1,0 +1,1 @@
+"""Compression verbs, one per file: model in, model or plan out."""

@@ -1,0 +1,223 @@
+"""Placement: which tensors of a canonical graph are quantized, and which share their scale.
+
+The rules follow what integer kernels of mobile runtimes compute, so that one placement serves them
+all:
+
+- A convolution or linear layer takes int8 in and gives int8 out. Its output is quantized *after*
+  the activation function that kernels fuse with it (ReLU, ReLU6), never before: a range that
+  covers values which the activation throws away costs several points on mobile CNNs.
+- Hard-swish and hard-sigmoid are kernels of their own: the tensor before them is quantized too, but
+  its range is cut where the function is flat (`flat_range`), which loses nothing.
+- Data movement and max pooling pass their input's scale on; concatenation shares one scale.
+- Element-wise operators and pooling are quantized where all their inputs are; everything else
+  (layer norm, attention, GELU) stays in float.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
+from torchao.quantization.pt2e.quantizer import (
+    QuantizationAnnotation,
+    QuantizationSpec,
+    Quantizer,
+    SharedQuantizationSpec,
+)
+
+from edgekit.compress.graph import COMPUTE, aten, tensor_of
+
+_FUSED = (aten.relu.default,)
+_ELEMENTWISE = (
+    aten.add.Tensor,
+    aten.mul.Tensor,
+    aten.hardswish.default,
+    aten.hardsigmoid.default,
+    aten.relu.default,
+    aten.hardtanh.default,
+    aten.adaptive_avg_pool2d.default,
+    aten.mean.dim,
+)
+_PASS_THROUGH = (
+    aten.view.default,
+    aten.reshape.default,
+    aten.flatten.using_ints,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.squeeze.dim,
+    aten.unsqueeze.default,
+    aten.slice.Tensor,
+    aten.max_pool2d.default,
+    aten.avg_pool2d.default,
+)
+
+_FLAT = {aten.hardswish.default: (-3.0, None), aten.hardsigmoid.default: (-3.0, 3.0)}
+
+_EPS = float(torch.finfo(torch.float32).tiny)
+ACTIVATION = QuantizationSpec(
+    dtype=torch.int8,
+    quant_min=-128,
+    quant_max=127,
+    qscheme=torch.per_tensor_affine,
+    observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=_EPS),
+)
+
+
+def weight_spec(node: fx.Node) -> QuantizationSpec:
+    """Symmetric int8 per output channel, -127..127, as every runtime's kernels take it."""
+    axis = 1 if node.target is aten.conv_transpose2d.input else 0
+    return QuantizationSpec(
+        dtype=torch.int8,
+        quant_min=-127,
+        quant_max=127,
+        qscheme=torch.per_channel_symmetric,
+        ch_axis=axis,
+        observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=_EPS),
+    )
+
+
+def is_fused_activation(node: fx.Node) -> bool:
+    """ReLU, ReLU6 or a clamp to [-1, 1] or [0, 1] that integer kernels apply while requantizing."""
+    if node.target in _FUSED:
+        return True
+    return node.target is aten.hardtanh.default and tuple(_limits(node)) in {(0.0, 6.0), (-1.0, 1.0)}
+
+
+def _limits(node: fx.Node) -> tuple[float, float]:
+    low = node.args[1] if len(node.args) > 1 else -1.0
+    high = node.args[2] if len(node.args) > 2 else 1.0
+    return float(low), float(high)  # type: ignore[arg-type]
+
+
+def flat_range(node: fx.Node) -> tuple[float | None, float | None]:
+    """The input range outside which every consumer of ``node`` is constant or zero.
+
+    ``hardswish(x) = 0`` for ``x <= -3`` and ``hardsigmoid`` is flat outside ``[-3, 3]``, so a
+    quantizer of their input may saturate there without any error.
+    """
+    low: float | None = None
+    high: float | None = None
+    users = [u for u in node.users]
+    if not users or any(u.target not in _FLAT for u in users):
+        return None, None
+    lows = [_FLAT[u.target][0] for u in users]
+    highs = [_FLAT[u.target][1] for u in users]
+    low = min(lows)
+    known = [h for h in highs if h is not None]
+    high = max(known) if len(known) == len(highs) else None
+    return low, high
+
+
+class Placement(Quantizer):
+    """The placement rules above, as an annotator for `torchao`'s ``prepare_pt2e``.
+
+    Attributes:
+        kept_float: after `annotate`, the floating-point operators left alone, with the reason.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept_float: list[tuple[str, str]] = []
+        self._quantized: set[fx.Node] = set()
+        self._module: fx.GraphModule
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        """Writes a quantization annotation on every node that the rules quantize."""
+        self._module = model
+        for node in model.graph.nodes:
+            if node.op != "call_function" or node in self._quantized:
+                continue
+            if node.target in COMPUTE:
+                self._compute(node)
+            elif node.target in _PASS_THROUGH:
+                self._pass_through(node)
+            elif node.target is aten.cat.default:
+                self._concatenate(node)
+            elif node.target in _ELEMENTWISE:
+                self._elementwise(node)
+            elif _is_float(node):
+                self.kept_float.append((node.name, f"no integer form of {node.target} in the rules"))
+        return model
+
+    def validate(self, model: fx.GraphModule) -> None:
+        """Nothing to check beyond what `annotate` decides."""
+
+    def _compute(self, node: fx.Node) -> None:
+        source, weight = node.args[0], node.args[1]
+        if tensor_of(self._module, weight) is None:
+            self.kept_float.append((node.name, "its weight is not a constant"))
+            return
+        assert isinstance(source, fx.Node) and isinstance(weight, fx.Node)
+        self._mark(node, {source: ACTIVATION, weight: weight_spec(node)})
+        self._quantized.add(source)
+
+    def _elementwise(self, node: fx.Node) -> None:
+        inputs = [a for a in node.args if isinstance(a, fx.Node)]
+        scalars = len([a for a in node.args[:2] if isinstance(a, int | float)])
+        binary = node.target in (aten.add.Tensor, aten.mul.Tensor)
+        if binary and (len(inputs) != 2 or scalars):
+            self.kept_float.append((node.name, "one operand is a plain number"))
+        elif not all(self._gives_quantized(n) for n in inputs):
+            self.kept_float.append((node.name, "one of its inputs stays in float"))
+        else:
+            self._mark(node, {n: ACTIVATION for n in inputs})
+
+    def _pass_through(self, node: fx.Node) -> None:
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        if not self._gives_quantized(source) or not _is_float(node):
+            return
+        if not self._used_quantized(node):
+            return
+        self._annotate(node, {source: ACTIVATION}, SharedQuantizationSpec((source, node)))
+
+    def _concatenate(self, node: fx.Node) -> None:
+        inputs = node.args[0]
+        assert isinstance(inputs, list | tuple)
+        sources = [n for n in inputs if isinstance(n, fx.Node)]
+        if not all(self._gives_quantized(n) for n in sources):
+            self.kept_float.append((node.name, "one of its inputs stays in float"))
+            return
+        shared = SharedQuantizationSpec((sources[0], node))
+        specs: dict[fx.Node, Any] = {n: shared for n in sources}
+        specs[sources[0]] = ACTIVATION
+        self._annotate(node, specs, shared)
+
+    def _mark(self, node: fx.Node, specs: dict[fx.Node, Any]) -> None:
+        """Annotates ``node``; its output is quantized after the activation fused with it."""
+        users = list(node.users)
+        fuses = node.target in (*COMPUTE, aten.add.Tensor)
+        if fuses and len(users) == 1 and is_fused_activation(users[0]):
+            self._annotate(node, specs, None)
+            self._annotate(users[0], {}, ACTIVATION)
+        else:
+            self._annotate(node, specs, ACTIVATION)
+
+    def _annotate(self, node: fx.Node, specs: dict[fx.Node, Any], output: Any) -> None:
+        node.meta["quantization_annotation"] = QuantizationAnnotation(
+            input_qspec_map=specs, output_qspec=output, _annotated=True
+        )
+        self._quantized.add(node)
+
+    def _gives_quantized(self, node: fx.Node) -> bool:
+        return node in self._quantized and _is_float(node)
+
+    def _used_quantized(self, node: fx.Node) -> bool:
+        """Whether some consumer, through data movement, will take the tensor as integers."""
+        for user in node.users:
+            if user.target in COMPUTE or user.target in _ELEMENTWISE:
+                return True
+            if user.target is aten.cat.default:
+                return True
+            if user.target in _PASS_THROUGH and self._used_quantized(user):
+                return True
+            if user.op == "output":
+                return True
+        return False
+
+
+def _is_float(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.dtype.is_floating_point

@@ -1,0 +1,196 @@
+"""Post-training quantization: a canonical program and calibration samples in, a plan out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
+
+from edgekit.compress.annotate import Placement, flat_range
+from edgekit.compress.graph import (
+    COMPUTE,
+    graph_module,
+    layer_of,
+    program_digest,
+    tensor_of,
+)
+from edgekit.compress.plan import Edge, QuantPlan
+from edgekit.errors import BadData, UnsupportedError
+
+INT32_ROOM = 2.0**30
+"""A stored bias stays below this, so that the int32 accumulator keeps a bit of head room."""
+
+
+def quantize(
+    program: torch.export.ExportedProgram,
+    feeds: Iterable[tuple[torch.Tensor, ...]],
+    *,
+    calibration: Mapping[str, Any] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> QuantPlan:
+    """Makes the ``w8a8`` plan of a canonical program by static calibration.
+
+    Weights are int8, symmetric, per output channel; activations int8, affine, per tensor, with the
+    range (min and max) that calibration saw; biases int32 at ``scale_input * scale_weight``.
+
+    Args:
+        program: a program in canonical form (`edgekit.compress.graph.canonical`).
+        feeds: calibration inputs, one tuple of tensors per sample, batch of 1.
+        calibration: where the samples came from, kept in the plan.
+        progress: called with the number of samples seen so far.
+
+    Raises:
+        BadData: no samples, or a tensor that was NaN or infinite for some sample.
+        UnsupportedError: the program has nothing that can be quantized.
+    """
+    placement = Placement()
+    module = copy.deepcopy(graph_module(program))
+    prepared = prepare_pt2e(module, placement)
+    seen = 0
+    with torch.no_grad():
+        for feed in feeds:
+            prepared(*feed)
+            seen += 1
+            if progress is not None:
+                progress(seen)
+    if seen == 0:
+        raise BadData("calibration got no samples", hint="give --calib at least one sample")
+    float_module = graph_module(program)
+    edges = _read_edges(prepared, float_module)
+    if not edges:
+        raise UnsupportedError(
+            "nothing in this model can be quantized: it has no convolution or linear layer"
+        )
+    return QuantPlan(
+        scheme="w8a8",
+        program_digest=program_digest(program),
+        edges=tuple(edges),
+        kept_float=tuple(placement.kept_float),
+        calibration={**(calibration or {}), "n": seen, "observer": "minmax"},
+    )
+
+
+def _read_edges(prepared: fx.GraphModule, module: fx.GraphModule) -> list[Edge]:
+    """Reads observers out into edges named after the float graph's nodes."""
+    observers: dict[str, tuple[str, Any]] = {}
+    for node in prepared.graph.nodes:
+        if node.op == "call_module" and str(node.target).startswith("activation_post_process"):
+            source = node.args[0]
+            observers[source.name] = (str(node.target), getattr(prepared, str(node.target)))
+    names: dict[int, list[str]] = {}
+    for name, (_, observer) in observers.items():
+        names.setdefault(id(observer), []).append(name)
+    by_name = {n.name: n for n in module.graph.nodes}
+    edges: list[Edge] = []
+    activations: dict[str, Edge] = {}
+    for node in module.graph.nodes:
+        if node.name not in observers or node.op == "get_attr":
+            continue
+        observer = observers[node.name][1]
+        members = names[id(observer)]
+        edge = _activation_edge(node, observer, [by_name[m] for m in members])
+        activations[node.name] = edge
+        edges.append(edge)
+    for node in module.graph.nodes:
+        if node.op == "call_function" and node.target in COMPUTE and node.args[1].name in observers:
+            edges.extend(_constant_edges(node, module, observers, activations))
+    return edges
+
+
+def _activation_edge(node: fx.Node, observer: Any, members: list[fx.Node]) -> Edge:
+    low, high = float(observer.min_val), float(observer.max_val)
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise BadData(
+            f"calibration saw NaN or infinity at {layer_of(node)} ({node.name})",
+            hint="check the calibration data's scale and the model's weights",
+        )
+    if len(members) == 1:
+        flat_low, flat_high = flat_range(node)
+        if flat_low is not None and high > flat_low:
+            low = max(low, flat_low)
+        if flat_high is not None and low < flat_high:
+            high = min(high, flat_high)
+    scale, zero = affine_int8(low, high)
+    return Edge(
+        edge=f"{layer_of(node)}/{node.name}",
+        node=node.name,
+        kind="activation",
+        dtype="int8",
+        scale=(scale,),
+        zero_point=(zero,),
+        axis=None,
+        quant_min=-128,
+        quant_max=127,
+        group=min(m.name for m in members) if len(members) > 1 else None,
+    )
+
+
+def affine_int8(low: float, high: float) -> tuple[float, int]:
+    """Scale and zero point of an int8 range that holds ``low``, ``high`` and an exact zero."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = np.float32((high - low) / 255.0)
+    if not scale > np.finfo(np.float32).tiny:
+        return 1.0, 0  # a constant zero: any scale stores it exactly
+    zero = int(np.clip(np.rint(-128.0 - low / float(scale)), -128, 127))
+    return float(scale), zero
+
+
+def _constant_edges(
+    node: fx.Node,
+    module: fx.GraphModule,
+    observers: Mapping[str, tuple[str, Any]],
+    activations: Mapping[str, Edge],
+) -> list[Edge]:
+    weight_node = node.args[1]
+    assert isinstance(weight_node, fx.Node)
+    observer = observers[weight_node.name][1]
+    axis = int(observer.ch_axis)
+    weight = tensor_of(module, weight_node)
+    assert weight is not None
+    source = activations[node.args[0].name]  # type: ignore[union-attr]
+    reach = torch.maximum(observer.max_val.abs(), observer.min_val.abs()).double().numpy()
+    if not np.isfinite(reach).all():
+        raise BadData(f"the weight of {layer_of(node)} holds NaN or infinity")
+    scale = reach / 127.0
+    bias_node = node.args[2] if len(node.args) > 2 else None
+    bias = tensor_of(module, bias_node)
+    if bias is not None:
+        # A channel of (nearly) zero weights would need a bias beyond int32: widen its scale.
+        scale = np.maximum(scale, np.abs(bias.double().numpy()) / (source.scale[0] * INT32_ROOM))
+    scale = np.where(scale > np.finfo(np.float32).tiny, scale, 1.0).astype(np.float32)
+    count = len(scale)
+    edges = [
+        Edge(
+            edge=str(weight_node.target),
+            node=weight_node.name,
+            kind="weight",
+            dtype="int8",
+            scale=tuple(float(s) for s in scale),
+            zero_point=(0,) * count,
+            axis=axis,
+            quant_min=-127,
+            quant_max=127,
+        )
+    ]
+    if bias is not None:
+        assert isinstance(bias_node, fx.Node)
+        product = (scale.astype(np.float32) * np.float32(source.scale[0])).astype(np.float32)
+        edges.append(
+            Edge(
+                edge=str(bias_node.target),
+                node=bias_node.name,
+                kind="bias",
+                dtype="int32",
+                scale=tuple(float(s) for s in product),
+                zero_point=(0,) * count,
+                axis=0,
+                quant_min=-(2**31),
+                quant_max=2**31 - 1,
+            )
+        )
+    return edges
