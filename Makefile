@@ -1,0 +1,69 @@
+# Everything a developer or CI runs. `make check` while working, `make test` before a push,
+# `make test-full` before a change is called done.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed.stamp
+
+BENCHES := $(patsubst tests/benchmarks/bench_%.py,out/bench/%.json,$(wildcard tests/benchmarks/bench_*.py))
+SOAKS := $(patsubst tests/benchmarks/soak_%.py,out/soak/%.json,$(wildcard tests/benchmarks/soak_*.py))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install lint demo check test test-full bench soak clean $(BENCHES) $(SOAKS)
+
+help:
+	@echo "make demo        export a model for every target: a bundle and a report in out/demo"
+	@echo "make check       lint, types, layers and unit tests (minutes)"
+	@echo "make test        all of that and every test not marked slow; what CI runs"
+	@echo "make test-full   every test"
+	@echo "make bench       tests/benchmarks/bench_*.py, each writing out/bench/NAME.json"
+	@echo "make soak        tests/benchmarks/soak_*.py, each writing out/soak/NAME.json"
+	@echo "make clean       what the above made, but not $(VENV)"
+	@echo "PYTHON=...       the interpreter to make $(VENV) with: $(PYTHON)"
+
+# One pip command, torch included: pip then takes the torch that suits the machine and everything
+# else is resolved against that one.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all,dev]'
+	touch $@
+
+install: $(INSTALLED)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+demo: $(INSTALLED)
+	$(BIN)/python recipes/mobilenet.py --out out/demo
+
+check: lint
+	$(BIN)/pytest -m "not slow" tests/unit
+
+test: lint
+	$(BIN)/pytest -m "not slow"
+
+test-full: lint
+	$(BIN)/pytest
+
+bench: $(BENCHES)
+	@test -n "$(BENCHES)" || { echo "no tests/benchmarks/bench_*.py" >&2; exit 1; }
+
+soak: $(SOAKS)
+	@test -n "$(SOAKS)" || { echo "no tests/benchmarks/soak_*.py" >&2; exit 1; }
+
+$(BENCHES): out/bench/%.json: tests/benchmarks/bench_%.py $(INSTALLED)
+	@mkdir -p $(@D)
+	$(BIN)/python $< --out $@
+
+$(SOAKS): out/soak/%.json: tests/benchmarks/soak_%.py $(INSTALLED)
+	@mkdir -p $(@D)
+	$(BIN)/python $< --out $@
+
+clean:
+	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find edgekit tests recipes -name __pycache__ -type d -prune -exec rm -rf {} +
