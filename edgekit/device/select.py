@@ -1,0 +1,159 @@
+"""Which artifacts to make for a set of devices: one job per (target, scheme, delegate)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgekit.device.profile import Device, TargetSupport
+from edgekit.errors import UnsupportedError, UsageError
+from edgekit.names import PLANNED_TARGETS, TARGETS, TEST_TARGET, scheme_id, unknown
+
+__all__ = ["Job", "plan_targets"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One artifact to make, and whom it serves.
+
+    Attributes:
+        target: target id.
+        scheme: canonical scheme id.
+        delegate: what executes it inside the runtime, e.g. ``xnnpack``.
+        devices: ids of the devices it serves, in the order they were asked for.
+        threads: CPU threads to measure with: the fewest that any of its devices asks for.
+    """
+
+    target: str
+    scheme: str
+    delegate: str
+    devices: tuple[str, ...]
+    threads: int
+
+
+def plan_targets(
+    devices: Sequence[Device], targets: Sequence[str] = (), schemes: Sequence[str] = ()
+) -> tuple[Job, ...]:
+    """Decides what to make; devices that need the same artifact share one job.
+
+    Args:
+        devices: at least one profile.
+        targets: target ids the user named; empty means all that each device runs.
+        schemes: scheme ids or aliases the user named; empty means the first, preferred, scheme of
+            each target on each device.
+
+    Returns:
+        Jobs in the order of `edgekit.names.TARGETS`, then in the order of ``schemes``.
+
+    Raises:
+        UsageError: no device, or an id that is no target or scheme.
+        UnsupportedError: a named target or scheme runs on none of the devices, or a device runs
+            none of what was named; the message says what it can run.
+    """
+    if not devices:
+        raise UsageError("no device to make artifacts for", hint="Name one with --device.")
+    wanted = _known_targets(targets)
+    wanted_schemes = _known_schemes(schemes)
+    jobs: dict[tuple[str, str, str], list[Device]] = {}
+    for device in _unique(devices):
+        chosen = _choose(device, wanted, wanted_schemes)
+        if not chosen:
+            raise _nothing(device, wanted, wanted_schemes)
+        for key in chosen:
+            jobs.setdefault(key, []).append(device)
+    _refuse_idle(devices, jobs, wanted, wanted_schemes)
+    order = [*TARGETS, TEST_TARGET]
+    ranks = {scheme: rank for rank, scheme in enumerate(wanted_schemes)}
+    keys = sorted(jobs, key=lambda k: (order.index(k[0]), ranks.get(k[1], 0)))
+    return tuple(
+        Job(*key, tuple(d.id for d in jobs[key]), min(d.threads for d in jobs[key])) for key in keys
+    )
+
+
+def _known_targets(targets: Sequence[str]) -> tuple[str, ...]:
+    for target in targets:
+        if target in PLANNED_TARGETS:
+            raise UnsupportedError(
+                f"target {target!r} is reserved: conversion to it is not built yet",
+                hint=f"Targets there are: {', '.join(TARGETS)}.",
+            )
+        if target not in (*TARGETS, TEST_TARGET):
+            raise UsageError(unknown("target", target, TARGETS))
+    return tuple(dict.fromkeys(targets))
+
+
+def _known_schemes(schemes: Sequence[str]) -> tuple[str, ...]:
+    try:
+        return tuple(dict.fromkeys(scheme_id(scheme) for scheme in schemes))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _unique(devices: Sequence[Device]) -> list[Device]:
+    """Drops repetitions, and refuses two different profiles that share one id."""
+    seen: dict[str, Device] = {}
+    for device in devices:
+        if seen.setdefault(device.id, device) != device:
+            raise UsageError(
+                f"two different device profiles have the id {device.id!r}",
+                hint="Give one of the files another id.",
+            )
+    return list(seen.values())
+
+
+def _choose(
+    device: Device, targets: Sequence[str], schemes: Sequence[str]
+) -> list[tuple[str, str, str]]:
+    return [
+        (entry.target, scheme, entry.delegate)
+        for entry in _runnable(device)
+        if not targets or entry.target in targets
+        for scheme in (schemes or entry.schemes[:1])
+        if scheme in entry.schemes
+    ]
+
+
+def _runnable(device: Device) -> list[TargetSupport]:
+    return [entry for entry in device.targets if entry.target not in PLANNED_TARGETS]
+
+
+def _refuse_idle(
+    devices: Sequence[Device],
+    jobs: dict[tuple[str, str, str], list[Device]],
+    targets: Sequence[str],
+    schemes: Sequence[str],
+) -> None:
+    """Nothing that the user named may be passed over in silence."""
+    can = "; ".join(_can(device) for device in devices)
+    reached = [scheme for _, scheme, _ in jobs]
+    for target in targets:
+        if all(key[0] != target for key in jobs):
+            with_scheme = f" as {', '.join(schemes)}" if schemes else ""
+            why = " ".join(filter(None, (_reason(device, target) for device in devices)))
+            raise UnsupportedError(
+                f"none of the devices runs target {target!r}{with_scheme}. {why}".rstrip(),
+                hint=can,
+            )
+    for scheme in schemes:
+        if scheme not in reached:
+            raise UnsupportedError(
+                f"none of the chosen targets carries scheme {scheme!r} on these devices", hint=can
+            )
+
+
+def _nothing(device: Device, targets: Sequence[str], schemes: Sequence[str]) -> UnsupportedError:
+    what = [f"target {', '.join(targets)}"] if targets else []
+    what += [f"scheme {', '.join(schemes)}"] if schemes else []
+    why = " ".join(filter(None, (_reason(device, target) for target in targets)))
+    message = f"device {device.id!r} cannot run {' with '.join(what) or 'any target there is'}. "
+    return UnsupportedError((message + why).rstrip(), hint=_can(device))
+
+
+def _reason(device: Device, target: str) -> str:
+    reasons = [u.reason for u in device.unsupported if u.target == target]
+    return f"{device.id}: {reasons[0]}" if reasons else ""
+
+
+def _can(device: Device) -> str:
+    runs = [f"{entry.target} ({', '.join(entry.schemes)})" for entry in _runnable(device)]
+    return f"{device.id} runs {', '.join(runs) or 'no target there is'}"
