@@ -1,7 +1,8 @@
 """Session: one loaded artifact in its real runtime, presenting the model's own signature.
 
 Each runtime is one file, ``session_<target>.py``, found by its name and imported only when that
-target is asked for. It offers ``open(path, signature, threads)`` and ``read_signature(path)``.
+target is asked for. It offers ``open(path, signature, threads)``, ``read_signature(path)`` and
+``preload()``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,15 @@ from edgekit.errors import BadData, MissingDependency, UnsupportedError, UsageEr
 from edgekit.names import unknown
 from edgekit.signature import Signature, TensorSpec
 
-__all__ = ["Array", "Port", "Session", "open_session", "read_signature", "session_targets"]
+__all__ = [
+    "Array",
+    "Port",
+    "Session",
+    "open_session",
+    "preload",
+    "read_signature",
+    "session_targets",
+]
 
 Array = np.ndarray[Any, Any]
 
@@ -99,6 +108,16 @@ def read_signature(target: str, path: Path) -> Signature:
             in `edgekit.signature.DTYPES`.
     """
     return cast(Signature, _session_module(target).read_signature(_existing(path)))
+
+
+def preload(target: str) -> None:
+    """Imports the runtime of a target without loading a model, so that memory taken by the
+    runtime's own code can be told from memory taken by a model.
+
+    Raises:
+        UsageError, MissingDependency: as `open_session`.
+    """
+    _session_module(target).preload()
 
 
 def _session_module(target: str) -> ModuleType:

@@ -120,3 +120,8 @@ def read_signature(path: Path) -> Signature:
         for nodes in (session.get_inputs(), session.get_outputs())
     )
     return Signature(inputs=inputs, outputs=outputs)
+
+
+def preload() -> None:
+    """Imports onnxruntime."""
+    require("onnxruntime", "onnxruntime")

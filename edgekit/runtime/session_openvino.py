@@ -148,3 +148,8 @@ def read_signature(path: Path) -> Signature:
         for ports in (model.inputs, model.outputs)
     )
     return Signature(inputs=inputs, outputs=outputs)
+
+
+def preload() -> None:
+    """Imports openvino and starts its core; the CPU plug-in loads with the first model."""
+    require("openvino", "openvino").Core()

@@ -76,10 +76,15 @@ class TfliteSession:
         self._interpreter = None
 
 
-def _load(path: Path, threads: int) -> tuple[Any, str]:
+def _runtime() -> tuple[Any, str]:
+    """The `Interpreter` class of the first wheel that is installed, and that wheel's name."""
     found = [r for r in _RUNTIMES if importlib.util.find_spec(r[0]) is not None]
     _, module, distribution = (found or _RUNTIMES)[0]
-    interpreter = require(module, distribution).Interpreter
+    return require(module, distribution).Interpreter, distribution
+
+
+def _load(path: Path, threads: int) -> tuple[Any, str]:
+    interpreter, distribution = _runtime()
     _check_identifier(path)
     try:
         return interpreter(model_path=str(path), num_threads=threads), version_of(distribution)
@@ -161,3 +166,8 @@ def read_signature(path: Path) -> Signature:
         for details in _border(interpreter, path)
     )
     return Signature(inputs=inputs, outputs=outputs)
+
+
+def preload() -> None:
+    """Imports the interpreter."""
+    _runtime()

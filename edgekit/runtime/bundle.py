@@ -1,0 +1,255 @@
+"""Bundle: what a device opens. A directory or zip with a manifest, checked before anything loads.
+
+The manifest's rules stand in `edgekit.runtime.manifest`, reading from disk in
+`edgekit.runtime.container`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import re
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from edgekit.errors import BadData, UnsupportedError, UsageError
+from edgekit.names import scheme_id
+from edgekit.runtime.container import Container, open_container
+from edgekit.runtime.golden import GoldenCheck, check_golden, unpack_golden
+from edgekit.runtime.manifest import (
+    MANIFEST,
+    BundleArtifact,
+    FileEntry,
+    Manifest,
+    canonical_json,
+    directory_digest,
+    parse_manifest,
+)
+from edgekit.runtime.session import Array, Session, open_session
+from edgekit.signature import Signature
+
+__all__ = ["Bundle", "BundleArtifact", "FileEntry", "canonical_json", "directory_digest"]
+
+
+class Bundle:
+    """A checked bundle. Use it as a context manager, or call `close`.
+
+    ```python
+    with Bundle.open("mobilenet.zip") as bundle:
+        session = bundle.session(bundle.artifact(target="tflite", scheme="w8a8"), threads=4)
+        outputs = session.run({"image": picture})
+    ```
+
+    Attributes:
+        path: where it lies.
+        manifest: the whole manifest, as JSON gives it.
+        signature: the model's inputs and outputs, the same for all artifacts.
+        artifacts: all of them, in the manifest's order.
+        digest: one hash for the whole bundle, the manifest included (`directory_digest`).
+    """
+
+    def __init__(self, path: Path, container: Container, manifest: Manifest) -> None:
+        """Not for callers: use `Bundle.open`, which checks."""
+        self.path = path
+        self.manifest: Mapping[str, Any] = manifest.data
+        self.signature: Signature = manifest.signature
+        self.artifacts = manifest.artifacts
+        self._files = manifest.files
+        self._container = container
+        # A session knows nothing of schemes; check_golden needs the one it was opened with.
+        self._schemes: weakref.WeakKeyDictionary[Session, str] = weakref.WeakKeyDictionary()
+        pairs = [(entry.path, entry.sha256) for entry in manifest.files.values()]
+        self.digest = directory_digest([*pairs, (MANIFEST, manifest.sha256)])
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Opens a bundle and checks every file's size and SHA-256.
+
+        Raises:
+            BadData: nothing readable is there, or it is no bundle.
+            TrustError: the manifest breaks a rule; a file is missing, unlisted, changed, a link
+                or a special file; a zip entry is doubled, disguised or a bomb.
+        """
+        path = Path(path)
+        container = open_container(path)
+        try:
+            manifest = parse_manifest(container.manifest())
+            container.check(manifest.files)
+        except BaseException:
+            container.close()
+            raise
+        return cls(path, container, manifest)
+
+    @property
+    def name(self) -> str:
+        """The bundle's name."""
+        return str(self.manifest["name"])
+
+    @property
+    def version(self) -> str:
+        """The bundle's version."""
+        return str(self.manifest["version"])
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in the order of the outputs; empty where the model does not classify."""
+        return tuple(self.manifest.get("labels") or ())
+
+    def artifact(
+        self,
+        id: str | None = None,
+        *,
+        target: str | None = None,
+        scheme: str | None = None,
+        device: str | None = None,
+    ) -> BundleArtifact:
+        """The one artifact that fits all that is given.
+
+        Args:
+            id: its id.
+            target: a target id.
+            scheme: a scheme or its alias.
+            device: a device id; artifacts made for no device in particular fit too.
+
+        Raises:
+            UsageError: none fits, or more than one does; the message lists them.
+        """
+        try:
+            canonical = None if scheme is None else scheme_id(scheme)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        found = [
+            artifact
+            for artifact in self.artifacts
+            if id in (None, artifact.id)
+            and target in (None, artifact.target)
+            and canonical in (None, artifact.scheme)
+            and (device is None or not artifact.devices or device in artifact.devices)
+        ]
+        if len(found) == 1:
+            return found[0]
+        asked = {"id": id, "target": target, "scheme": scheme, "device": device}
+        what = ", ".join(f"{k} {v}" for k, v in asked.items() if v is not None) or "no condition"
+        listed = ", ".join(a.id for a in (found or self.artifacts)) or "none"
+        raise UsageError(
+            f"{len(found)} artifacts of bundle {self.name!r} fit {what}; "
+            f"{'those' if found else 'it has'}: {listed}",
+            hint="give the id of one of them",
+        )
+
+    def session(self, artifact: BundleArtifact, *, threads: int = 1) -> Session:
+        """Loads an artifact of this bundle in its runtime.
+
+        From a zip, its files are first unpacked to a private temporary directory, which `close`
+        removes; close the session before the bundle.
+
+        Raises:
+            TrustError, UnsupportedError, StorageError: as `place`.
+            MissingDependency, BadData, UsageError: as `edgekit.runtime.session.open_session`.
+        """
+        path = self.place(artifact)
+        session = open_session(artifact.target, path, self.signature, threads=threads)
+        self._schemes[session] = artifact.scheme
+        return session
+
+    def place(self, artifact: BundleArtifact) -> Path:
+        """The artifact's main file on disk, for a runtime in another process.
+
+        Raises:
+            TrustError: a file changed since the bundle was opened.
+            UnsupportedError: the installed runtime is older than the artifact requires.
+            UsageError: the artifact is another bundle's.
+            StorageError: a zip cannot be unpacked for want of space.
+        """
+        if artifact not in self.artifacts:
+            raise UsageError(f"artifact {artifact.id!r} is not one of bundle {self.name!r}")
+        _check_version(artifact)
+        return self._container.place(artifact.files) / artifact.path
+
+    def preprocess(self) -> Any:
+        """The preprocessing that the model was trained with, or None if it takes raw arrays.
+
+        Returns:
+            What `edgekit.runtime.preprocess.preprocess_from_json` makes of the manifest's entry.
+        """
+        data = self.manifest.get("preprocess")
+        if data is None:
+            return None
+        return importlib.import_module("edgekit.runtime.preprocess").preprocess_from_json(data)
+
+    def golden(self) -> tuple[dict[str, Array], dict[str, Array]]:
+        """The golden vectors: feeds and the float model's outputs, by name, arrays [n, ...].
+
+        Raises:
+            BadData: the bundle carries none, or they cannot be read.
+        """
+        entry = self.manifest.get("golden")
+        if entry is None:
+            raise BadData(f"bundle {self.name!r} carries no golden vectors")
+        return unpack_golden(self._container.read(self._files[entry["path"]]))
+
+    def check_golden(self, session: Session) -> GoldenCheck:
+        """Replays the golden vectors in a session that `session` opened.
+
+        Raises:
+            UsageError: the session is not one of this bundle.
+            BadData: as `golden`.
+        """
+        if session not in self._schemes:
+            raise UsageError(f"the session was not opened by bundle {self.name!r}")
+        feeds, outputs = self.golden()
+        return check_golden(session, feeds, outputs, scheme=self._schemes[session])
+
+    def read(self, name: str) -> bytes:
+        """One listed file's bytes, hashed again as they are read.
+
+        Raises:
+            BadData: the bundle lists no such file.
+            TrustError: it changed since the bundle was opened.
+        """
+        if name not in self._files:
+            raise BadData(f"bundle {self.name!r} has no file {name!r}")
+        return self._container.read(self._files[name])
+
+    def close(self) -> None:
+        """Removes what was unpacked; sessions opened from a zip must be closed before."""
+        self._container.close()
+
+    def __enter__(self) -> Bundle:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _check_version(artifact: BundleArtifact) -> None:
+    """Refuses a runtime older than the manifest requires; an absent one is `open_session`'s."""
+    runtime, least = artifact.requires.get("runtime"), artifact.requires.get("min_version")
+    if not isinstance(runtime, str) or not isinstance(least, str):
+        return
+    try:
+        installed = importlib.metadata.version(runtime)
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return
+    if _release(installed) < _release(least):
+        raise UnsupportedError(
+            f"artifact {artifact.id!r} needs {runtime} {least} or newer, {installed} is installed",
+            hint=f"pip install '{runtime}>={least}'",
+        )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The release numbers of a version (PEP 440) without trailing zeros: (1, 30) of 1.30.0rc1."""
+    match = re.match(r"\d+(\.\d+)*", version)
+    numbers = [int(n) for n in match.group().split(".")] if match else []
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)

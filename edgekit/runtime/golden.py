@@ -1,0 +1,147 @@
+"""Golden vectors: a few inputs with the float model's outputs, kept in every bundle.
+
+A device runs them once after installing: the artifact, the runtime and the processor together
+must still give these answers. The file is an ``.npz`` with arrays ``input.<name>`` and
+``output.<name>``, samples first.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgekit.errors import BadData
+from edgekit.metrics import passes, sqnr_db
+from edgekit.runtime.session import Array, Session
+from edgekit.signature import TensorSpec
+
+__all__ = ["GOLDEN_SQNR_DB", "GoldenCheck", "check_golden", "pack_golden", "unpack_golden"]
+
+GOLDEN_SQNR_DB = {"fp32": 60.0, "fp16": 40.0, "w8": 25.0, "w8a16": 25.0}
+"""Lowest signal-to-quantization-noise ratio against the float model; other schemes 15 dB.
+
+This catches a broken runtime or processor (transposed tensors, a saturating multiply), not a
+point of accuracy: that is verify's work, on the evaluation data.
+"""
+
+_OTHER_SQNR_DB = 15.0
+_ABSOLUTE = 1e-4
+
+
+@dataclass(frozen=True)
+class GoldenCheck:
+    """What replaying the golden vectors found.
+
+    Attributes:
+        passed: every output's ratio reaches the limit and all values are finite.
+        limit_db: the limit applied.
+        sqnr_db: per output, see `edgekit.metrics.sqnr_db`; infinity where equal.
+        max_abs: per output, the largest absolute difference.
+        n: number of samples.
+    """
+
+    passed: bool
+    limit_db: float
+    sqnr_db: Mapping[str, float]
+    max_abs: Mapping[str, float]
+    n: int
+
+
+def pack_golden(feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> bytes:
+    """The ``.npz`` of golden vectors; equal arrays give equal bytes.
+
+    Args:
+        feeds: arrays [n, ...] by input name.
+        outputs: arrays [n, ...] by output name: the float model's answers.
+
+    Raises:
+        BadData: the arrays differ in n, or n is 0.
+    """
+    arrays = {f"input.{name}": feeds[name] for name in sorted(feeds)}
+    arrays |= {f"output.{name}": outputs[name] for name in sorted(outputs)}
+    _count(arrays)
+    sink = io.BytesIO()
+    # numpy's own writer: every entry carries the zip epoch, 1980-01-01, as its time.
+    np.savez(sink, allow_pickle=False, **arrays)
+    return sink.getvalue()
+
+
+def unpack_golden(data: bytes) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The inverse of `pack_golden`: feeds and outputs, by name, arrays [n, ...].
+
+    Raises:
+        BadData: it is no such file.
+    """
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            arrays: dict[str, Array] = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise BadData(f"the golden vectors cannot be read: {error}") from error
+    _count(arrays)
+    feeds = {k.removeprefix("input."): v for k, v in arrays.items() if k.startswith("input.")}
+    outputs = {k.removeprefix("output."): v for k, v in arrays.items() if k.startswith("output.")}
+    return feeds, outputs
+
+
+def _count(arrays: Mapping[str, Array]) -> int:
+    counts = {len(a) if a.ndim else 0 for a in arrays.values()}
+    if len(counts) != 1 or counts == {0}:
+        raise BadData(f"golden vectors need one number of samples, not {sorted(counts) or 'none'}")
+    return counts.pop()
+
+
+def check_golden(
+    session: Session,
+    feeds: Mapping[str, Array],
+    outputs: Mapping[str, Array],
+    *,
+    scheme: str,
+) -> GoldenCheck:
+    """Runs the golden inputs and compares. Fails closed: NaN anywhere is no pass.
+
+    Args:
+        session: the artifact, loaded.
+        feeds, outputs: as `unpack_golden` gives them; n a multiple of the signature's batch.
+        scheme: the artifact's scheme, which sets the limit (`GOLDEN_SQNR_DB`).
+
+    Raises:
+        BadData: names, n or shapes do not fit the session's signature.
+    """
+    signature = session.signature
+    batch = signature.inputs[0].shape[0]
+    n = _count({**feeds, **outputs})
+    if n % batch or {s.name for s in signature.outputs} != set(outputs):
+        raise BadData(
+            f"{n} golden samples with outputs {', '.join(sorted(outputs))} do not fit a batch of "
+            f"{batch} and outputs {', '.join(s.name for s in signature.outputs)}"
+        )
+    parts = [
+        session.run({name: array[start : start + batch] for name, array in feeds.items()})
+        for start in range(0, n, batch)
+    ]
+    limit = GOLDEN_SQNR_DB.get(scheme, _OTHER_SQNR_DB)
+    sqnr: dict[str, float] = {}
+    worst: dict[str, float] = {}
+    passed = True
+    for spec in signature.outputs:
+        got = np.concatenate([part[spec.name] for part in parts])
+        sqnr[spec.name], worst[spec.name], fine = _compare(spec, outputs[spec.name], got, limit)
+        passed = passed and fine
+    return GoldenCheck(passed, limit, sqnr, worst, n)
+
+
+def _compare(
+    spec: TensorSpec, reference: Array, got: Array, limit: float
+) -> tuple[float, float, bool]:
+    """SQNR in dB, largest absolute difference, and whether that is good enough."""
+    if reference.shape != got.shape:
+        raise BadData(
+            f"golden output {spec.name!r} has shape {reference.shape}, the model gives {got.shape}"
+        )
+    ratio = sqnr_db(reference, got, atol=_ABSOLUTE)
+    difference = np.abs(got.astype(np.float64) - reference.astype(np.float64))
+    return ratio, float(difference.max(initial=0.0)), passes(ratio, limit)
