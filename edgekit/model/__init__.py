@@ -12,19 +12,17 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from edgekit._adapter import adapt, adapt_output, flatten, output_names
-from edgekit._program import check_agreement, export_module, hash_program, user_line
 from edgekit.errors import BadData, EdgekitError, UnsupportedError, UsageError
+from edgekit.model._adapter import adapt, adapt_output, flatten, output_names
+from edgekit.model._program import check_agreement, export_module, hash_program, user_line
+from edgekit.runtime.preprocess import ImagePreprocess, TextPreprocess
 from edgekit.signature import DTYPES, Signature, TensorSpec
-
-if TYPE_CHECKING:
-    from edgekit.runtime.preprocess import ImagePreprocess, TextPreprocess
 
 __all__ = ["Model"]
 
@@ -54,6 +52,8 @@ class Model:
         object.__setattr__(self, "module", _in_eval_mode(self.module))
         if not self.signature.inputs:
             raise BadData(f"model {self.name!r} has no inputs")
+        if self.preprocess is not None:
+            _check_fits(self.preprocess, self.signature, self.name)
 
     @classmethod
     def from_module(
@@ -193,6 +193,31 @@ def _in_eval_mode(module: torch.nn.Module) -> torch.nn.Module:
         for part in module.modules():
             part.training = False
         return module
+
+
+def _check_fits(
+    preprocess: ImagePreprocess | TextPreprocess, signature: Signature, name: str
+) -> None:
+    """Refuses preprocessing whose result is no input of the model, batch size aside."""
+    if isinstance(preprocess, ImagePreprocess):
+        made = [(preprocess.shape[1:], "a picture")]
+        found = [spec.shape[1:] for spec in signature.inputs]
+    else:
+        names = (preprocess.ids_name, preprocess.mask_name, preprocess.types_name)
+        made = [((preprocess.max_length,), n) for n in names if n]
+        found = [spec.shape[1:] for spec in signature.inputs if spec.name in names]
+        missing = set(filter(None, names)) - {spec.name for spec in signature.inputs}
+        if missing:
+            raise BadData(
+                f"the preprocessing of {name!r} fills {', '.join(sorted(missing))}; the inputs are "
+                f"{', '.join(spec.name for spec in signature.inputs)}"
+            )
+    for shape, what in made:
+        if shape not in found:
+            raise BadData(
+                f"the preprocessing of {name!r} turns {what} into shape {shape} per sample; "
+                f"the inputs take {', '.join(map(str, found))}"
+            )
 
 
 def _checked(examples: Mapping[str, torch.Tensor], name: str) -> Mapping[str, torch.Tensor]:

@@ -21,13 +21,13 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils._pytree import tree_flatten
 
-from edgekit._adapter import flatten
 from edgekit.errors import UnsupportedError
+from edgekit.model._adapter import flatten
 
 __all__ = ["check_agreement", "export_module", "hash_program", "user_line"]
 
 _TORCH = str(Path(torch.__file__).parent)
-_EDGEKIT = str(Path(__file__).parent)
+_EDGEKIT = str(Path(__file__).parent.parent)
 _NO_OPS_IN_EVAL = tuple(
     f"aten::{kind}dropout{suffix}" for kind in ("", "alpha_", "feature_") for suffix in ("", "_")
 )
