@@ -1,0 +1,385 @@
+"""From a picture or a text to the tensors that a model takes, the same way on every machine.
+
+A model's preprocessing is data (`ImagePreprocess`, `TextPreprocess`): the manifest carries it, and
+evaluation, server and device run this one implementation of it, in numpy alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, Literal, Self, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import BadData
+from edgekit.runtime.decode import decode
+from edgekit.runtime.resample import resize_float, resize_u8
+from edgekit.runtime.wordpiece import WordPiece
+
+__all__ = ["ImagePreprocess", "Preprocess", "TextPreprocess", "decode", "preprocess_from_json"]
+
+Color = Literal["RGB", "BGR", "GRAY"]
+Resize = Literal["none", "bilinear", "bicubic", "nearest", "box"]
+ResizeMode = Literal["stretch", "shorter-side"]
+Layout = Literal["NCHW", "NHWC"]
+
+MAX_SIDE: Final = 16_384
+"""The largest height or width that a model may ask for, in pixels."""
+
+
+@dataclass(frozen=True)
+class ImagePreprocess:
+    """How pixels become a model's input: colour, resize, crop, then ``(x * scale - mean) / std``.
+
+    Attributes:
+        height: rows of the result.
+        width: columns of the result.
+        channels: 1 or 3.
+        color: order of the channels that the model takes; ``GRAY`` has one. Colour becomes grey by
+            the ITU-R 601 luma weights, before the resize, as in Pillow.
+        resize: the algorithm; ``none`` accepts pictures of exactly ``height x width`` only.
+        antialias: True for Pillow's ``Image.resize`` (filter widened when shrinking, 8-bit
+            rounding); False for ``torch.nn.functional.interpolate(align_corners=False)`` on float
+            values, where ``box`` is its mode ``area``. See `edgekit.runtime.resample`.
+        resize_mode: ``stretch`` to ``height x width``, or bring the ``shorter-side`` to
+            ``resize_size`` and cut ``height x width`` from the centre.
+        resize_size: pixels of the shorter side; None means ``max(height, width)``.
+        scale: factor on pixels of 0..255, often 1/255.
+        mean: one value per channel, in the order of ``color``, taken off after ``scale``; empty
+            means zeros.
+        std: one value per channel, divided by last; empty means ones.
+        layout: ``NCHW`` or ``NHWC``.
+        exif: `decode` turns pictures upright by their EXIF orientation.
+
+    Raises:
+        BadData: a field is out of its range, or fields contradict each other.
+    """
+
+    height: int
+    width: int
+    channels: int = 3
+    color: Color = "RGB"
+    resize: Resize = "bilinear"
+    antialias: bool = True
+    resize_mode: ResizeMode = "stretch"
+    resize_size: int | None = None
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    layout: Layout = "NCHW"
+    exif: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            _require_int(f"preprocess {name}", getattr(self, name), 1, MAX_SIDE)
+        _require_one_of("channels", self.channels, (1, 3))
+        _require_one_of("color", self.color, ("GRAY",) if self.channels == 1 else ("RGB", "BGR"))
+        _require_one_of("resize", self.resize, get_args(Resize))
+        _require_one_of("resize_mode", self.resize_mode, get_args(ResizeMode))
+        _require_one_of("layout", self.layout, get_args(Layout))
+        for name in ("antialias", "exif"):
+            _require_one_of(name, getattr(self, name), (True, False))
+        self._check_resize_size()
+        _require_finite("scale", (self.scale,))
+        for name, default in (("mean", 0.0), ("std", 1.0)):
+            values = tuple(getattr(self, name)) or (default,) * self.channels
+            _require_finite(name, values)
+            if len(values) != self.channels:
+                raise BadData(
+                    f"preprocess {name} has {len(values)} values for {self.channels} channels"
+                )
+            object.__setattr__(self, name, tuple(float(v) for v in values))
+        if self.scale == 0 or 0 in self.std:
+            raise BadData("preprocess scale and std must not be 0")
+
+    def _check_resize_size(self) -> None:
+        if self.resize_mode == "stretch":
+            if self.resize_size is not None:
+                raise BadData("preprocess resize_size is for resize_mode 'shorter-side' only")
+            return
+        if self.resize == "none":
+            raise BadData(
+                "preprocess resize_mode 'shorter-side' needs a resize algorithm, not 'none'"
+            )
+        if self.resize_size is not None:
+            smallest = max(self.height, self.width)
+            _require_int("preprocess resize_size", self.resize_size, smallest, MAX_SIDE)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """The result's shape, batch of 1 first."""
+        if self.layout == "NCHW":
+            return (1, self.channels, self.height, self.width)
+        return (1, self.height, self.width, self.channels)
+
+    def decode(self, source: str | Path | bytes) -> npt.NDArray[np.uint8]:
+        """Reads a picture for `apply`: uint8 ``[H, W, C]``; see `edgekit.runtime.decode.decode`."""
+        return decode(source, exif=self.exif)
+
+    def apply(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Turns one picture into the model's input.
+
+        Args:
+            pixels: uint8 ``[H, W]`` or ``[H, W, C]``: grey (1), RGB (3) or RGBA (4, alpha dropped).
+
+        Returns:
+            float32 ``[1, C, H, W]``, or ``[1, H, W, C]`` where the layout is ``NHWC``.
+
+        Raises:
+            BadData: wrong dtype or shape, or the wrong size where ``resize`` is ``none``.
+        """
+        resized = self._resized(self._in_color(_checked_pixels(pixels)))
+        planes = np.empty((1, self.channels, self.height, self.width), dtype=np.float32)
+        for c, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
+            plane = resized[:, :, c]
+            # In double precision and rounded once; 8-bit pixels have only 256 answers.
+            values = np.arange(256.0) if plane.dtype == np.uint8 else plane.astype(np.float64)
+            normal = ((values * self.scale - mean) / std).astype(np.float32)
+            planes[0, c] = normal[plane] if plane.dtype == np.uint8 else normal
+        if self.layout == "NCHW":
+            return planes
+        return np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
+
+    def _in_color(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        if self.channels == 1:
+            if pixels.shape[2] == 1:
+                return pixels
+            # Pillow's fixed-point luma: the weights .299 .587 .114 in 16 bits, rounded.
+            red, green, blue = (pixels[:, :, c].astype(np.uint32) for c in range(3))
+            luma = red * 19595 + green * 38470 + blue * 7471 + 0x8000
+            return (luma >> 16).astype(np.uint8)[:, :, None]
+        if pixels.shape[2] == 1:
+            return np.repeat(pixels, 3, axis=2)
+        return pixels[:, :, 2::-1] if self.color == "BGR" else pixels[:, :, :3]
+
+    def _resized(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+        old, new = pixels.shape[:2], (self.height, self.width)
+        if self.resize == "none":
+            if old != new:
+                raise BadData(
+                    f"the picture is {old[0]} x {old[1]} (height x width); the model takes "
+                    f"{new[0]} x {new[1]} and its preprocessing does not resize"
+                )
+            return pixels
+        resample = resize_u8 if self.antialias else resize_float
+        if self.resize_mode == "stretch":
+            return resample(pixels, new, self.resize)
+        side = self.resize_size or max(new)
+        # As torchvision: the longer side is truncated, the crop's corner rounded half to even.
+        short = min(old)
+        size = (side * old[0] // short, side * old[1] // short)
+        if max(size) > MAX_SIDE:
+            raise BadData(
+                f"the picture is {old[0]} x {old[1]} (height x width): too narrow to resize"
+            )
+        corner = (round((size[0] - new[0]) / 2), round((size[1] - new[1]) / 2))
+        return resample(pixels, size, self.resize, (*corner, *new))
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary with ``"kind": "image"`` and every field."""
+        data = asdict(self)
+        return {"kind": "image", **data, "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`.
+
+        Raises:
+            BadData: a field is missing, unknown, or wrong.
+        """
+        values = _fields(cls, "image", data)
+        return cls(**{**values, "mean": _tuple(values, "mean"), "std": _tuple(values, "std")})
+
+
+@dataclass(frozen=True)
+class TextPreprocess:
+    """A BERT-style WordPiece tokenizer with a fixed length.
+
+    A text becomes ``[CLS] pieces [SEP]``, cut to ``max_length`` and padded with ``[PAD]``. Literal
+    special tokens in the text count as such, as they do in ``BertTokenizerFast``.
+
+    Attributes:
+        vocab: the pieces; a piece's id is its position.
+        lower_case: lower-case the text.
+        max_length: tokens in the result, frame and padding included.
+        strip_accents: drop accents; None does what ``lower_case`` does.
+        ids_name: name of the input that takes the ids.
+        mask_name: name of the input that takes 1 for tokens and 0 for padding.
+        types_name: name of the input that takes segment ids, all 0 here; empty where there is none.
+        dtype: ``int64`` or ``int32``.
+        unk, cls, sep, pad: the special tokens; they must stand in ``vocab``.
+        mask: the masking token; it need not.
+
+    Raises:
+        BadData: a field is out of its range, or a special token is not in the vocabulary.
+    """
+
+    vocab: tuple[str, ...]
+    lower_case: bool = True
+    max_length: int = 128
+    strip_accents: bool | None = None
+    ids_name: str = "input_ids"
+    mask_name: str = "attention_mask"
+    types_name: str = ""
+    dtype: Literal["int64", "int32"] = "int64"
+    unk: str = "[UNK]"
+    cls: str = "[CLS]"
+    sep: str = "[SEP]"
+    pad: str = "[PAD]"
+    mask: str = "[MASK]"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "vocab", tuple(self.vocab))
+        if not all(isinstance(piece, str) for piece in self.vocab):
+            raise BadData("preprocess vocab holds something that is no string")
+        if len(self._ids) != len(self.vocab):
+            raise BadData("preprocess vocab holds a piece twice")
+        missing = [t for t in (self.unk, self.cls, self.sep, self.pad) if t not in self._ids]
+        if missing:
+            raise BadData(f"preprocess vocab lacks the special tokens {', '.join(missing)}")
+        # Two places are the frame's; one must be left for the text.
+        _require_int("preprocess max_length", self.max_length, 3, 2**20)
+        _require_one_of("dtype", self.dtype, ("int64", "int32"))
+        _require_one_of("lower_case", self.lower_case, (True, False))
+        _require_one_of("strip_accents", self.strip_accents, (True, False, None))
+        names = [n for n in (self.ids_name, self.mask_name, self.types_name) if n]
+        if not self.ids_name or not self.mask_name or len(set(names)) != len(names):
+            raise BadData(f"preprocess needs distinct names for ids and mask, not {names}")
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {piece: i for i, piece in enumerate(self.vocab)}
+
+    @cached_property
+    def _tokenize(self) -> WordPiece:
+        special = (self.unk, self.cls, self.sep, self.pad, self.mask)
+        return WordPiece(
+            ids=self._ids,
+            special=tuple(token for token in special if token in self._ids),
+            unknown=self.unk,
+            lower_case=self.lower_case,
+            strip_accents=self.lower_case if self.strip_accents is None else self.strip_accents,
+        )
+
+    def apply(self, text: str) -> dict[str, npt.NDArray[np.int64] | npt.NDArray[np.int32]]:
+        """Turns one text into the model's inputs.
+
+        Returns:
+            ``ids_name`` and ``mask_name`` (and ``types_name`` if set), each ``[1, max_length]``.
+        """
+        pieces = self._tokenize(text)[: self.max_length - 2]
+        ids = [self._ids[self.cls], *pieces, self._ids[self.sep]]
+        padding = self.max_length - len(ids)
+        rows = {
+            self.ids_name: ids + [self._ids[self.pad]] * padding,
+            self.mask_name: [1] * len(ids) + [0] * padding,
+        }
+        if self.types_name:
+            rows[self.types_name] = [0] * self.max_length
+        return {name: np.array([row], dtype=self.dtype) for name, row in rows.items()}
+
+    @classmethod
+    def from_vocab_file(cls, path: str | Path, **fields: Any) -> Self:
+        """A tokenizer out of BERT's ``vocab.txt``: one piece per line, in order of id.
+
+        Args:
+            path: the file, UTF-8.
+            fields: the other fields of the class.
+
+        Raises:
+            BadData: the file is absent or unreadable, or a field is wrong.
+        """
+        try:
+            lines = Path(path).read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadData(f"cannot read the vocabulary {path}: {error}") from error
+        # The file ends with a newline; an empty line within it would be a piece.
+        pieces = lines[:-1] if lines[-1] == "" else lines
+        return cls(vocab=tuple(piece.removesuffix("\r") for piece in pieces), **fields)
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary with ``"kind": "text"`` and every field."""
+        return {"kind": "text", **asdict(self), "vocab": list(self.vocab)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`.
+
+        Raises:
+            BadData: a field is missing, unknown, or wrong.
+        """
+        values = _fields(cls, "text", data)
+        return cls(**{**values, "vocab": _tuple(values, "vocab")})
+
+
+Preprocess = ImagePreprocess | TextPreprocess
+
+
+def preprocess_from_json(data: Mapping[str, Any]) -> Preprocess:
+    """The preprocessing that ``to_json`` of either class wrote, by its ``kind``.
+
+    Raises:
+        BadData: the kind is unknown, or a field is missing, unknown, or wrong.
+    """
+    kind = data.get("kind")
+    if kind == "image":
+        return ImagePreprocess.from_json(data)
+    if kind == "text":
+        return TextPreprocess.from_json(data)
+    raise BadData(f"unknown kind of preprocessing {kind!r}; allowed: image, text")
+
+
+def _checked_pixels(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    shaped = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    if pixels.dtype != np.uint8 or shaped.ndim != 3 or shaped.shape[2] not in (1, 3, 4):
+        raise BadData(
+            f"the picture is {pixels.dtype} of shape {pixels.shape}; wanted uint8 [H, W] or "
+            "[H, W, C] with 1, 3 or 4 channels"
+        )
+    if not pixels.size:
+        raise BadData(f"the picture is empty: shape {pixels.shape}")
+    return shaped
+
+
+def _fields(cls: type[Any], kind: str, data: Mapping[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in fields(cls)}
+    given = {name: value for name, value in data.items() if name != "kind"}
+    wrong = sorted(names ^ set(given))
+    if data.get("kind") != kind or wrong:
+        raise BadData(
+            f"{kind} preprocessing of kind {data.get('kind')!r} "
+            f"lacks or does not know these fields: {', '.join(wrong) or 'none'}"
+        )
+    return given
+
+
+def _tuple(values: Mapping[str, Any], name: str) -> tuple[Any, ...]:
+    if not isinstance(values[name], list | tuple):
+        raise BadData(f"preprocess {name} must be a list, not {type(values[name]).__name__}")
+    return tuple(values[name])
+
+
+def _require_int(what: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise BadData(f"{what} is {value!r}; a whole number from {low} to {high} is wanted")
+
+
+def _require_one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    # By identity of type too: 1 == True, and JSON tells them apart.
+    if not any(value == a and type(value) is type(a) for a in allowed):
+        raise BadData(f"preprocess {name} is {value!r}; allowed: {', '.join(map(str, allowed))}")
+
+
+def _require_finite(name: str, values: tuple[Any, ...]) -> None:
+    for value in values:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
+            raise BadData(f"preprocess {name} holds {value!r}; finite numbers are wanted")
