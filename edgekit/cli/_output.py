@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = [
-    "canonical_json",
+    "document_json",
     "console",
     "emit",
     "json_option",
@@ -99,14 +99,14 @@ def emit(document: Mapping[str, Any], as_json: bool, text: Callable[[], str]) ->
     is dropped and the verb goes on to its exit code.
 
     Args:
-        document: the result, with its ``schema``; see `canonical_json` for what it may hold.
+        document: the result, with its ``schema``; see `document_json` for what it may hold.
         as_json: whether ``--json`` was given.
         text: gives the result as lines of text; called only if it is needed.
 
     Raises:
         OSError: stdout could not take it, for want of space.
     """
-    output = canonical_json(document) if as_json else text()
+    output = document_json(document) if as_json else text()
     try:
         sys.stdout.write(output if output.endswith("\n") else f"{output}\n")
         sys.stdout.flush()
@@ -115,7 +115,7 @@ def emit(document: Mapping[str, Any], as_json: bool, text: Callable[[], str]) ->
     _state.emitted = True
 
 
-def canonical_json(document: Mapping[str, Any]) -> str:
+def document_json(document: Mapping[str, Any]) -> str:
     """The document as JSON: keys sorted, two spaces, ASCII, a newline at the end.
 
     NaN and infinities, which JSON does not have, become ``null``. Tuples, paths and numpy scalars
