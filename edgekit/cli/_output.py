@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = [
-    "document_json",
     "console",
+    "document_json",
     "emit",
     "json_option",
     "note",
