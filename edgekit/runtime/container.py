@@ -274,7 +274,7 @@ class ZipContainer:
                     f"its manifest says {entry.bytes}"
                 )
         for entry in files.values():
-            with self._open(entry.path) as file, _bad_zip(entry.path):
+            with self._open(entry.path) as file:
                 for _ in _verified(file, entry):
                     pass
 
@@ -287,11 +287,7 @@ class ZipContainer:
             target = root / entry.path
             try:
                 target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                with (
-                    target.open("xb") as sink,
-                    self._open(entry.path) as source,
-                    _bad_zip(entry.path),
-                ):
+                with target.open("xb") as sink, self._open(entry.path) as source:
                     for block in _verified(source, entry):
                         sink.write(block)
             except OSError as error:
@@ -302,7 +298,7 @@ class ZipContainer:
 
     def read(self, entry: FileEntry) -> bytes:
         """See `Container.read`."""
-        with self._open(entry.path) as file, _bad_zip(entry.path):
+        with self._open(entry.path) as file:
             return b"".join(_verified(file, entry))
 
     def close(self) -> None:
@@ -325,10 +321,8 @@ class ZipContainer:
 
     @contextlib.contextmanager
     def _open(self, name: str) -> Iterator[IO[bytes]]:
-        with _bad_zip(name):
-            # zipfile compares the local header's name with the central directory's here.
-            file = self._zip.open(self._entries[name])
-        with file:
+        # zipfile compares the local header's name with the central directory's on opening.
+        with _bad_zip(name), self._zip.open(self._entries[name]) as file:
             yield file
 
 

@@ -47,7 +47,7 @@ class OpenVinoSession:
     def _fix_shapes(self, model: Any) -> None:
         """Static shapes let the plug-in plan memory and choose kernels once, at load."""
         specs = self.signature.inputs
-        order = match(specs, [_name(p, i) for i, p in enumerate(model.inputs)], what=self._what)
+        order = match(specs, _names(model.inputs, specs), what=self._what)
         shapes = {}
         for spec, position in zip(specs, order, strict=True):
             port = model.inputs[position]
@@ -104,8 +104,14 @@ def _first(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _name(port: Any, index: int) -> str:
-    return str(port.get_any_name()) if port.get_names() else f"#{index}"
+def _names(ports: Sequence[Any], specs: Sequence[TensorSpec] = ()) -> list[str]:
+    """One name for each port: of its several names the signature's, else the first by sorting."""
+    wanted = {spec.name for spec in specs}
+    names = []
+    for index, port in enumerate(ports):
+        own = sorted(port.get_names(), key=lambda name: (name not in wanted, name))
+        names.append(own[0] if own else f"#{index}")
+    return names
 
 
 def _shape(port: Any) -> list[int]:
@@ -124,8 +130,8 @@ def _dtype(port: Any, what: str) -> Any:
 
 def _ports(specs: Sequence[TensorSpec], nodes: Sequence[Any], what: str) -> list[Port]:
     ports = []
-    names = [_name(node, i) for i, node in enumerate(nodes)]
-    for spec, position in zip(specs, match(specs, names, what=what), strict=True):
+    order = match(specs, _names(nodes, specs), what=what)
+    for spec, position in zip(specs, order, strict=True):
         check_static(spec, _shape(nodes[position]), what=what)
         ports.append(Port(spec, position, np.dtype(_dtype(nodes[position], what))))
     return ports
@@ -142,8 +148,8 @@ def read_signature(path: Path) -> Signature:
     what = f"{TARGET} {path.name}"
     inputs, outputs = (
         tuple(
-            stated_spec(_name(p, i), _shape(p), _dtype(p, what), what=what)
-            for i, p in enumerate(ports)
+            stated_spec(name, _shape(port), _dtype(port, what), what=what)
+            for name, port in zip(_names(ports), ports, strict=True)
         )
         for ports in (model.inputs, model.outputs)
     )

@@ -1,0 +1,373 @@
+"""Bundles: what a good one gives, and which manifests are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgekit.errors import BadData, TrustError, UnsupportedError, UsageError
+from edgekit.runtime.bundle import Bundle, canonical_json, directory_digest
+from edgekit.runtime.golden import check_golden, pack_golden, unpack_golden
+from edgekit.runtime.manifest import check_name, parse_manifest
+
+Contents = tuple[dict[str, bytes], dict[str, Any]]
+Writer = Callable[..., Path]
+
+
+def entry(path: str, data: bytes) -> dict[str, Any]:
+    """A file entry as the manifest has it."""
+    return {"path": path, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+@pytest.fixture(params=["directory", "zip"])
+def write(
+    request: pytest.FixtureRequest, tmp_path: Path, write_directory: Writer, write_zip: Writer
+) -> Callable[[dict[str, bytes], object], Path]:
+    """Writes a bundle in either form."""
+    writer = write_directory if request.param == "directory" else write_zip
+    return lambda files, manifest: writer(tmp_path / "written.bundle", files, manifest)
+
+
+# What a good bundle gives.
+
+
+def test_a_bundle_gives_its_artifacts_and_runs_them(
+    write: Callable[..., Path], bundle_contents: Contents
+) -> None:
+    with Bundle.open(write(*bundle_contents)) as bundle:
+        assert (bundle.name, bundle.version, bundle.labels) == ("chain", "1.0", tuple("abcd"))
+        assert bundle.preprocess() is None
+        assert [a.id for a in bundle.artifacts] == ["null-fp32", "null-w8a8"]
+        feeds, outputs = bundle.golden()
+        session = bundle.session(bundle.artifact(scheme="fp32"), threads=2)
+        assert session.threads == 2
+        got = session.run({"x": feeds["x"][2:3]})["y"]
+        np.testing.assert_allclose(got, outputs["y"][2:3], rtol=1e-5)
+        assert bundle.read("golden.npz") == bundle_contents[0]["golden.npz"]
+        session.close()
+
+
+def test_directory_and_zip_of_one_bundle_have_one_digest(
+    tmp_path: Path, write_directory: Writer, write_zip: Writer, bundle_contents: Contents
+) -> None:
+    digests = set()
+    for path in (
+        write_directory(tmp_path / "b", *bundle_contents),
+        write_zip(tmp_path / "b.zip", *bundle_contents),
+    ):
+        with Bundle.open(path) as bundle:
+            digests.add(bundle.digest)
+    assert len(digests) == 1
+
+
+def test_an_artifact_is_chosen_by_what_is_asked(null_bundle: Path) -> None:
+    with Bundle.open(null_bundle) as bundle:
+        assert bundle.artifact("null-w8a8").scheme == "w8a8"
+        assert bundle.artifact(target="null", scheme="int8").id == "null-w8a8"
+        assert bundle.artifact(device="pixel-8").id == "null-fp32"
+        with pytest.raises(UsageError, match=r"2 artifacts.*those: null-fp32, null-w8a8"):
+            bundle.artifact(target="null", device="raspberry-pi-5")
+        with pytest.raises(UsageError, match=r"0 artifacts.*target tflite; it has: null-fp32"):
+            bundle.artifact(target="tflite")
+        with pytest.raises(UsageError, match="unknown scheme"):
+            bundle.artifact(scheme="w3")
+
+
+def test_an_older_runtime_than_required_is_refused(
+    write: Callable[..., Path], bundle_contents: Contents
+) -> None:
+    bundle_contents[1]["artifacts"][0]["requires"]["min_version"] = "99.1"
+    with Bundle.open(write(*bundle_contents)) as bundle:
+        with pytest.raises(UnsupportedError, match=r"needs numpy 99\.1 or newer"):
+            bundle.session(bundle.artifact("null-fp32"))
+        bundle.session(bundle.artifact("null-w8a8")).close()
+
+
+def test_a_zip_is_unpacked_privately_and_removed(
+    tmp_path: Path, write_zip: Writer, bundle_contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    bundle = Bundle.open(write_zip(tmp_path / "b.zip", *bundle_contents))
+    assert list((tmp_path / "temporary").iterdir()) == []  # nothing before it is asked for
+    path = bundle.place(bundle.artifact("null-w8a8"))
+    assert path == bundle.place(bundle.artifact("null-w8a8"))
+    (root,) = (tmp_path / "temporary").iterdir()
+    assert stat.S_IMODE(root.stat().st_mode) == 0o700
+    assert [p.name for p in root.rglob("*") if p.is_file()] == ["w8a8.npz"]
+    bundle.close()
+    assert not root.exists()
+
+
+def test_preprocessing_is_built_from_the_manifest(
+    write: Callable[..., Path], bundle_contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle_contents[1]["preprocess"] = {"kind": "as the manifest has it"}
+    module = type("module", (), {"preprocess_from_json": staticmethod(lambda data: data["kind"])})
+    monkeypatch.setitem(__import__("sys").modules, "edgekit.runtime.preprocess", module)
+    with Bundle.open(write(*bundle_contents)) as bundle:
+        assert bundle.preprocess() == "as the manifest has it"
+
+
+# Golden vectors.
+
+
+def test_golden_vectors_pass_on_the_good_artifact_and_fail_on_a_broken_one(
+    write: Callable[..., Path], bundle_contents: Contents
+) -> None:
+    with Bundle.open(write(*bundle_contents)) as bundle:
+        session = bundle.session(bundle.artifact("null-w8a8"))
+        check = bundle.check_golden(session)
+        assert check.passed
+        assert (check.n, check.limit_db) == (5, 15.0)
+        assert 30 < check.sqnr_db["y"] < 60
+        feeds, outputs = bundle.golden()
+        swapped = {"y": outputs["y"][:, ::-1]}
+        assert not check_golden(session, feeds, swapped, scheme="w8a8").passed
+        poisoned = {"y": outputs["y"].copy()}
+        poisoned["y"][3, 1] = np.nan
+        assert not check_golden(session, feeds, poisoned, scheme="w8a8").passed
+        assert not check_golden(session, feeds, outputs, scheme="fp32").passed
+        with pytest.raises(BadData, match="do not fit"):
+            check_golden(session, feeds, {"z": outputs["y"]}, scheme="w8a8")
+        session.close()
+
+
+def test_golden_vectors_pack_to_the_same_bytes_and_back() -> None:
+    x, y = np.arange(6.0, dtype=np.float32).reshape(3, 2), np.arange(3)
+    data = pack_golden({"x": x}, {"input.y": y})
+    assert data == pack_golden({"x": x.copy()}, {"input.y": y.copy()})
+    feeds, outputs = unpack_golden(data)
+    assert list(feeds) == ["x"] and list(outputs) == ["input.y"]
+    np.testing.assert_array_equal(outputs["input.y"], y)
+    with pytest.raises(BadData, match="one number of samples"):
+        pack_golden({"x": x}, {"y": y[:2]})
+    with pytest.raises(BadData, match="cannot be read"):
+        unpack_golden(b"PK\x03\x04 no")
+
+
+def test_only_the_bundles_own_session_is_checked(null_bundle: Path) -> None:
+    with Bundle.open(null_bundle) as bundle, Bundle.open(null_bundle) as other:
+        session = other.session(other.artifact("null-fp32"))
+        with pytest.raises(UsageError, match="not opened by"):
+            bundle.check_golden(session)
+        session.close()
+
+
+# Canonical form and digests.
+
+
+def test_canonical_json_has_one_spelling() -> None:
+    assert canonical_json({"b": 1.5, "a": ["é", None]}) == '{"a":["é",null],"b":1.5}\n'.encode()
+    for bad in (float("nan"), float("inf"), {"a": object()}, "\ud800"):
+        with pytest.raises(BadData, match="not JSON"):
+            canonical_json({"x": bad})
+
+
+def test_directory_digest_is_sha256_over_sorted_lines() -> None:
+    pairs = [("b/c", "2" * 64), ("a", "1" * 64)]
+    text = f"a\0{'1' * 64}\nb/c\0{'2' * 64}\n".encode()
+    assert directory_digest(pairs) == hashlib.sha256(text).hexdigest()
+    for bad in ([("a", "1"), ("a", "2")], [("a\n", "1")], [("a\0", "1")]):
+        with pytest.raises(BadData):
+            directory_digest(bad)
+
+
+def test_what_is_not_there_or_no_bundle_is_bad_data(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text").write_text("hello")
+    os.mkfifo(tmp_path / "fifo")
+    for name, words in (
+        ("absent", "No such file"),
+        ("folder", "no manifest"),
+        ("text", "not a zip"),
+        ("fifo", "neither"),
+    ):
+        with pytest.raises(BadData, match=words):
+            Bundle.open(tmp_path / name)
+
+
+# Attacks on the manifest.
+
+
+def test_ota_27_every_mutated_byte_of_the_manifest_or_a_file_is_refused(
+    tmp_path: Path, write_directory: Writer, bundle_contents: Contents
+) -> None:
+    root = write_directory(tmp_path / "b", *bundle_contents)
+    good = (root / "null/fp32.npz").read_bytes()
+    for position in range(0, len(good), 97):
+        spoiled = bytearray(good)
+        spoiled[position] ^= 0x40
+        (root / "null/fp32.npz").write_bytes(spoiled)
+        with pytest.raises(TrustError, match="hash"):
+            Bundle.open(root)
+    (root / "null/fp32.npz").write_bytes(good)
+    manifest = (root / "manifest.json").read_bytes()
+    with Bundle.open(root) as bundle:
+        digest = bundle.digest
+    for position in range(len(manifest)):
+        spoiled = bytearray(manifest)
+        spoiled[position] ^= 0x01
+        (root / "manifest.json").write_bytes(spoiled)
+        try:
+            with Bundle.open(root) as bundle:
+                assert bundle.digest != digest  # another manifest, but it can't pass for this one
+        except (TrustError, BadData):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m.update(schema="edgekit.bundle/2"), "edgekit.bundle/2"),
+        (lambda m: m.pop("schema"), "schema"),
+        (lambda m: m.pop("artifacts"), "artifacts"),
+        (lambda m: m.update(files={}), "files"),
+        (lambda m: m.update(name=7), "name"),
+        (lambda m: m.update(signature={"inputs": 3}), "signature"),
+        (lambda m: m["signature"]["inputs"][0].update(dtype="float128"), "signature"),
+        (lambda m: m["files"][0].update(bytes=-1), "size or hash"),
+        (lambda m: m["files"][0].update(bytes=True), "not int"),
+        (lambda m: m["files"][0].update(sha256="../x"), "size or hash"),
+        (lambda m: m["files"][0].update(sha256="0" * 64), "listed|hash"),
+        (lambda m: m["artifacts"][0].update(sha256="0" * 64), "not that of its files"),
+        (lambda m: m["artifacts"][0].update(bytes=1), "not that of its files"),
+        (lambda m: m["artifacts"][0].update(path="golden.npz"), "none of its files"),
+        (lambda m: m["artifacts"][0].update(scheme="w9"), "no scheme"),
+        (lambda m: m["artifacts"][0].update(id="null-w8a8"), "two artifacts"),
+        (lambda m: m["artifacts"].append("x"), "not an object"),
+        (lambda m: m["artifacts"][0]["files"][0].update(bytes=1), "twice|not that"),
+        (lambda m: m["golden"].update(path="null/none.npz"), "golden"),
+        (lambda m: m["golden"].update(sha256="0" * 64), "golden"),
+    ],
+)
+def test_a_manifest_that_breaks_a_rule_is_refused(
+    write: Callable[..., Path],
+    bundle_contents: Contents,
+    change: Callable[[dict[str, Any]], object],
+    words: str,
+) -> None:
+    files, manifest = bundle_contents
+    change(manifest)
+    with pytest.raises(TrustError, match=words):
+        Bundle.open(write(files, manifest))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[]\n",
+        b'{"schema":"edgekit.bundle/1","schema":"edgekit.bundle/1"}\n',
+        b'{"schema": "edgekit.bundle/1"}\n',
+        b'{"schema":"edgekit.bundle/1"}',
+        b'{"schema":"edgekit.bundle/1","x":NaN}\n',
+        b'{"schema":"edgekit.bundle/1","x":1e999}\n',
+        b"[" * 100_000 + b"]" * 100_000 + b"\n",
+    ],
+)
+def test_a_manifest_not_in_canonical_form_is_refused(data: bytes) -> None:
+    with pytest.raises(TrustError):
+        parse_manifest(data)
+
+
+def test_a_manifest_that_is_too_large_is_refused() -> None:
+    with pytest.raises(TrustError, match="more than"):
+        parse_manifest(b" " * (16 * 2**20 + 1))
+
+
+OTA_21_NAMES = [
+    "",
+    ".",
+    "..",
+    "../x",
+    "a/../../x",
+    "/x",
+    "//x",
+    "a//b",
+    "a/",
+    "a%2e%2e/b",
+    "C:\\x",
+    "C:/x",
+    "a\\b",
+    "x\0y",
+    "x\ny",
+    "x\x7f",
+    "~/x",
+    "?",
+    "#",
+    "-rf",
+    "a/-rf",
+    "$(touch p)",
+    "a b",
+    "x.",
+    "caf\u00e9",
+    "cafe\u0301",
+    "\u202egnp",
+    "a" * 300,
+]
+
+
+@pytest.mark.parametrize("name", OTA_21_NAMES)
+def test_ota_21_hostile_names_are_refused(
+    write: Callable[..., Path], bundle_contents: Contents, name: str
+) -> None:
+    with pytest.raises(TrustError, match="not allowed"):
+        check_name(name)
+    files, manifest = bundle_contents
+    manifest["files"].append(entry(name, b"x"))
+    with pytest.raises(TrustError, match="not allowed"):
+        Bundle.open(write(files, manifest))
+
+
+def test_ota_21_names_that_bundles_use_are_accepted() -> None:
+    for name in ("a", "a/b.tflite", "tflite-w8a8_v1.2+x@y=z,1.npz", "m.mlpackage/Data/.keep"):
+        assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    ("twin", "words"),
+    [
+        ("null/FP32.npz", "one file where case"),
+        ("MANIFEST.json", "lists itself"),
+        ("manifest.json", "lists itself"),
+        ("manifest.json/x", "inside another"),
+        ("golden.npz/x", "inside another"),
+        ("GOLDEN.npz/deep/x", "inside another"),
+    ],
+)
+def test_ota_21_case_fold_twins_and_files_inside_files_are_refused(
+    write_directory: Writer, tmp_path: Path, bundle_contents: Contents, twin: str, words: str
+) -> None:
+    files, manifest = bundle_contents
+    manifest["files"].append(entry(twin, b"x"))
+    with pytest.raises(TrustError, match=words):
+        Bundle.open(write_directory(tmp_path / "b", files, manifest))
+
+
+def test_an_artifact_of_several_files_is_hashed_as_a_whole(
+    write: Callable[..., Path], bundle_contents: Contents
+) -> None:
+    files, manifest = bundle_contents
+    files["null/fp32.bin"] = b"weights"
+    parts = [entry(n, files[n]) for n in ("null/fp32.bin", "null/fp32.npz")]
+    whole = directory_digest((p["path"], p["sha256"]) for p in parts)
+    size = sum(p["bytes"] for p in parts)
+    manifest["files"].append(parts[0])
+    manifest["artifacts"][0].update(files=parts, sha256=whole, bytes=size)
+    with Bundle.open(write(files, manifest)) as bundle:
+        path = bundle.place(bundle.artifact("null-fp32"))
+        assert path.with_suffix(".bin").read_bytes() == b"weights"
+    manifest["artifacts"][0]["sha256"] = parts[1]["sha256"]
+    assert json.loads(canonical_json(manifest)) == manifest
+    with pytest.raises(TrustError, match="not that of its files"):
+        parse_manifest(canonical_json(manifest))
