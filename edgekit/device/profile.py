@@ -267,6 +267,15 @@ class Device(_Frozen):
                     found[f"{table}.{key}"] = value
         return found | {f"accelerators.{a.name}": a.kind for a in self.accelerators}
 
+    def source(self, figure: str) -> str:
+        """Where a figure comes from, by the narrowest key that covers it; empty if nowhere."""
+        keys = [key for key in self.sources if _covers(key, figure)]
+        return self.sources[max(keys, key=len)] if keys else ""
+
+    def doubted(self, figure: str) -> bool:
+        """Whether the profile itself says that a figure is unverified."""
+        return any(_covers(key, figure) for key in self.unverified)
+
     def to_json(self) -> dict[str, Any]:
         """The ``edgekit.device/1`` document."""
         return self.model_dump(mode="json", by_alias=True)
@@ -310,9 +319,7 @@ def _without_source(device: Device) -> list[str]:
     figures = device.figures()
     problems = []
     for figure in figures:
-        sourced = any(_covers(key, figure) for key in device.sources)
-        doubted = any(_covers(key, figure) for key in device.unverified)
-        if not sourced and not doubted:
+        if not device.source(figure) and not device.doubted(figure):
             problems.append(f"{figure}: figure without source; name it in sources or unverified")
         # A table may have a source and one of its figures be doubted, but not by the same name.
         if figure in device.sources and figure in device.unverified:

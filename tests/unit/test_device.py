@@ -1,0 +1,524 @@
+"""Device profiles: every figure has a source, unknown keys are refused, selection is exact."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+import edgekit
+from edgekit import device
+from edgekit.device import loader
+from edgekit.device.detect import Probe, detect
+from edgekit.errors import BadData, UnsupportedError, UsageError
+from edgekit.names import SCHEMES, TARGETS
+
+IDS = ["core-ultra", "galaxy-s24", "host", "pixel-8", "raspberry-pi-5", "x86-server"]
+PUBLISHED = [name for name in IDS if name != "host"]
+
+BOARD = """
+schema = "edgekit.device/1"
+id = "my-board"
+name = "My board"
+soc = "ABC1"
+os = "Linux"
+
+[cpu]
+clusters = [{ cores = 2, core = "Cortex-A53", ghz = 1.5 }]
+
+[isa]
+arch = "arm64"
+dotprod = false
+
+[memory]
+ram_gib = 1.0
+
+[[targets]]
+target = "tflite"
+schemes = ["w8a8", "fp32"]
+delegate = "xnnpack"
+
+[sources]
+soc = "data sheet"
+cpu = "data sheet"
+isa = "data sheet"
+"memory.ram_gib" = "data sheet"
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "board.toml"
+    path.write_text(text)
+    return path
+
+
+def problems(tmp_path: Path, text: str) -> list[str]:
+    return device.check(write(tmp_path, text))
+
+
+# -- packaged profiles ----------------------------------------------------------------------------
+
+
+def test_available_lists_the_packaged_profiles() -> None:
+    assert device.available() == IDS
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_packaged_profile_is_sound(name: str) -> None:
+    assert device.check(name) == []
+    profile = device.load(name)
+    assert profile.id == name
+    for entry in profile.targets:
+        assert entry.target in TARGETS
+        assert entry.schemes == ("w8a8", "fp32")
+        assert entry.delegate == {"tflite": "xnnpack"}.get(entry.target, "cpu")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_packaged_profile_says_where_each_figure_comes_from(name: str) -> None:
+    profile = device.load(name)
+    for figure in profile.figures():
+        assert profile.source(figure) or profile.doubted(figure), figure
+    for text in [*profile.sources.values(), *(a.source for a in profile.anchors)]:
+        assert not re.search(r"\.csv$|^/|reference/", text.replace("benchmark-data.csv", "")), text
+    tables = (profile.cpu, profile.isa, profile.memory)
+    assert not any(table.measured for table in tables), "published, not measured"
+
+
+def test_figures_that_nobody_verified_are_left_out_or_marked() -> None:
+    assert device.load("pixel-8").memory.bandwidth_gbs is None
+    assert device.load("galaxy-s24").memory.ram_gib is None
+    assert device.load("x86-server").memory.bandwidth_gbs is None
+    assert {c.ghz for c in device.load("core-ultra").cpu.clusters} == {None}
+    assert device.load("raspberry-pi-5").doubted("memory.bandwidth_gbs")
+    assert device.load("galaxy-s24").doubted("memory.bandwidth_gbs")
+
+
+def test_no_packaged_profile_invents_a_budget() -> None:
+    for name in IDS:
+        assert {value for _, value in device.load(name).budgets} == {None}
+
+
+def test_throughput_quotients_are_not_called_measured() -> None:
+    for anchor in device.load("x86-server").anchors:
+        assert anchor.measured == ("total throughput" not in anchor.note)
+
+
+@pytest.mark.parametrize(
+    ("name", "threads"),
+    [
+        ("pixel-8", 5),
+        ("galaxy-s24", 6),
+        ("raspberry-pi-5", 4),
+        ("core-ultra", 6),
+        ("x86-server", 4),
+    ],
+)
+def test_threads_default_to_the_big_cores(name: str, threads: int) -> None:
+    assert device.load(name).threads == threads
+
+
+def test_accelerators_are_unsupported_with_a_reason_and_a_way_out() -> None:
+    found = [a for name in PUBLISHED for a in device.load(name).accelerators]
+    assert {a.kind for a in found} == {"gpu", "npu", "tpu"}
+    assert all(a.status == "unsupported" and a.reason and a.advice for a in found)
+
+
+# -- reading and refusing -------------------------------------------------------------------------
+
+
+def test_a_path_is_a_device(tmp_path: Path) -> None:
+    profile = device.load(str(write(tmp_path, BOARD)))
+    assert (profile.id, profile.threads, profile.isa.dotprod) == ("my-board", 2, False)
+    assert profile.isa.i8mm is None
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_source_that_is_taken_away_is_missed(name: str, tmp_path: Path) -> None:
+    text = (loader._directory() / f"{name}.toml").read_text()
+    keys = list(tomllib.loads(text)["sources"])
+    for key in keys:
+        line = re.compile(rf'^"?{re.escape(key)}"? = .*$', re.MULTILINE)
+        head, table = text.split("[sources]")
+        found = problems(tmp_path, f"{head}[sources]{line.sub('', table, count=1)}")
+        assert found, key
+        assert all(p.startswith(key) and "figure without source" in p for p in found)
+
+
+def test_a_doubted_figure_needs_no_source(tmp_path: Path) -> None:
+    text = BOARD.replace('"memory.ram_gib" = "data sheet"\n', "")
+    assert problems(tmp_path, text) == [
+        "memory.ram_gib: figure without source; name it in sources or unverified"
+    ]
+    marked = text.replace('os = "Linux"', 'os = "Linux"\nunverified = ["memory"]')
+    assert problems(tmp_path, marked) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ('cpu = "data', 'cpus = "data', "sources: cpus names no figure of this profile"),
+        ("[cpu]", 'unverified = ["soc"]\n[cpu]', "soc: named in sources and in unverified"),
+        ("[cpu]", 'unverified = ["gpu"]\n[cpu]', "unverified: gpu names no figure"),
+        ("[cpu]", "[cpu]\nspeed = 3", "cpu.speed: unknown key"),
+        ("ghz = 1.5", "mhz = 1500", "cpu.clusters.0.mhz: unknown key"),
+        ('soc = "ABC1"\n', "", "soc: is missing"),
+        ("cores = 2", 'cores = "2"', "cpu.clusters.0.cores: "),
+        ("cores = 2", "cores = 0", "cpu.clusters.0.cores: "),
+        ("ram_gib = 1.0", "ram_gib = nan", "memory.ram_gib: "),
+        ("ram_gib = 1.0", "ram_gib = 2026-01-01", "memory.ram_gib: "),
+        ('"arm64"', '"riscv64"', "isa.arch: "),
+        ('"tflite"', '"tflit"', "unknown target 'tflit'. Did you mean 'tflite'?"),
+        ('"w8a8", ', '"int8", ', "unknown scheme 'int8'"),
+        ('"w8a8", ', '"fp32", ', "a scheme is listed twice"),
+        ("my-board", "My_Board", "id: "),
+        ("device/1", "device/2", "schema: "),
+        (
+            "[sources]",
+            '[[unsupported]]\ntarget = "tflite"\nreason = "no"\n[sources]',
+            "unsupported: tflite is listed in targets too",
+        ),
+        (
+            "[sources]",
+            '[[targets]]\ntarget = "tflite"\nschemes = ["fp32"]\ndelegate = "xnnpack"\n[sources]',
+            "targets: tflite with delegate xnnpack is listed twice",
+        ),
+        ("[sources]", "[budgets]\nlatency_p90_ms = 0\n[sources]", "budgets.latency_p90_ms: "),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, problem: str) -> None:
+    assert old in BOARD
+    found = problems(tmp_path, BOARD.replace(old, new, 1))
+    assert any(problem in line for line in found), found
+    with pytest.raises(BadData, match=re.escape("board.toml")):
+        device.load(tmp_path / "board.toml")
+
+
+def test_a_file_that_is_not_toml(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match=r"board\.toml is not TOML: .*line 2"):
+        device.load(write(tmp_path, "id = 1\nname == 2\n"))
+    (tmp_path / "board.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(BadData, match="is not TOML"):
+        device.load(tmp_path / "board.toml")
+
+
+def test_unknown_ids_and_missing_files() -> None:
+    with pytest.raises(UsageError, match=r"unknown device 'pixle-8'\. Did you mean 'pixel-8'"):
+        device.load("pixle-8")
+    with pytest.raises(UsageError, match="no device profile at"):
+        device.load("nowhere/board.toml")
+    with pytest.raises(UsageError, match=r"unknown device '\.\.'"):
+        device.load("..")
+
+
+def test_sources_may_be_written_without_quotes(tmp_path: Path) -> None:
+    plain = write(tmp_path, BOARD)
+    quoted = device.load(plain)
+    plain.write_text(BOARD.replace('"memory.ram_gib" =', "memory.ram_gib ="))
+    assert device.load(plain) == quoted
+
+
+def test_a_profile_is_frozen() -> None:
+    profile = device.load("pixel-8")
+    with pytest.raises(ValidationError, match="frozen"):
+        profile.name = "other"  # type: ignore[misc]
+
+
+def test_digest_is_of_the_content(tmp_path: Path) -> None:
+    first = device.load(write(tmp_path, BOARD))
+    reordered = BOARD.replace('soc = "ABC1"\nos = "Linux"', 'os = "Linux"\nsoc = "ABC1"')
+    assert device.load(write(tmp_path, f"# a comment\n{reordered}")).digest() == first.digest()
+    changed = device.load(write(tmp_path, BOARD.replace("ghz = 1.5", "ghz = 1.6")))
+    assert changed.digest() != first.digest()
+    assert re.fullmatch(r"[0-9a-f]{64}", first.digest())
+
+
+def test_little_cores_count_where_there_are_no_others(tmp_path: Path) -> None:
+    little = BOARD.replace("ghz = 1.5", 'ghz = 1.5, role = "little"')
+    assert device.load(write(tmp_path, little)).threads == 2
+
+
+def test_an_installed_wheel_finds_its_own_profiles(tmp_path: Path) -> None:
+    """The wheel's layout: profiles inside the package, and someone's `devices` beside it."""
+    package = Path(edgekit.__file__).parent
+    for name in ("__init__.py", "errors.py", "names.py"):
+        (tmp_path / "edgekit").mkdir(exist_ok=True)
+        shutil.copy(package / name, tmp_path / "edgekit" / name)
+    shutil.copytree(package / "device", tmp_path / "edgekit" / "device")
+    shutil.copytree(loader._directory(), tmp_path / "edgekit" / "_devices")
+    (tmp_path / "edgekit" / "_devices" / "pixel-8.toml").unlink()
+    (tmp_path / "devices").mkdir()
+    (tmp_path / "devices" / "host.toml").write_text("")
+    code = "import edgekit.device as d; print(d.__file__, *d.available(), d.load('host').id)"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    file, *names = done.stdout.split()
+    assert Path(file).is_relative_to(tmp_path.resolve())
+    assert names == [*(name for name in IDS if name != "pixel-8"), "host"]
+
+
+# -- this machine ---------------------------------------------------------------------------------
+
+
+def linux(tmp_path: Path, files: dict[str, str], machine: str, cpus: set[int]) -> dict[str, Any]:
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return detect(Probe("Linux", machine, tmp_path, frozenset(cpus), lambda _key: ""))
+
+
+def arm_cpuinfo(parts: list[int]) -> str:
+    features = "fp asimd aes crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
+    return "\n".join(
+        f"processor\t: {n}\nFeatures\t: {features}\n"
+        f"CPU implementer\t: 0x41\nCPU part\t: {part:#x}\n"
+        for n, part in enumerate(parts)
+    )
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="compares with /proc")
+def test_host_is_this_machine() -> None:
+    host = device.host()
+    assert host.id == "host"
+    assert host.cpu.measured and host.isa.measured
+    assert 1 <= host.cpu.cores <= len(os.sched_getaffinity(0))
+    assert 1 <= host.threads <= host.cpu.cores
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    if host.isa.arch == "x86_64":
+        assert host.isa.avx512_vnni == bool(re.search(r"^flags.*\bavx512_vnni\b", cpuinfo, re.M))
+        assert host.isa.dotprod is None
+    else:
+        assert host.isa.dotprod == bool(re.search(r"^Features.*\basimddp\b", cpuinfo, re.M))
+    total = re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())
+    assert total and host.memory.ram_gib == pytest.approx(int(total[1]) / 2**20, abs=0.01)
+    assert all(host.source(figure) for figure in host.figures())
+    assert [t.target for t in host.targets] == list(TARGETS)
+
+
+def test_a_raspberry_pi(tmp_path: Path) -> None:
+    files = {
+        "proc/cpuinfo": arm_cpuinfo([0xD0B] * 4),
+        "proc/device-tree/model": "Raspberry Pi 5 Model B Rev 1.0\0",
+        "proc/meminfo": "MemTotal:        8245920 kB\nMemFree: 1 kB\n",
+        "etc/os-release": 'NAME="Debian"\nPRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\n',
+    }
+    for cpu in range(4):
+        files[f"sys/devices/system/cpu/cpu{cpu}/cpufreq/cpuinfo_max_freq"] = "2400000\n"
+        files[f"sys/devices/system/cpu/cpu{cpu}/cpu_capacity"] = "1024\n"
+        files[f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"] = f"{cpu}\n"
+    facts = linux(tmp_path, files, "aarch64", {0, 1, 2, 3})
+    assert facts["soc"] == "Raspberry Pi 5 Model B Rev 1.0"
+    assert facts["os"] == "Debian GNU/Linux 12 (bookworm)"
+    assert facts["cpu"]["clusters"] == [
+        {"cores": 4, "core": "Cortex-A76", "role": "big", "ghz": 2.4}
+    ]
+    assert facts["isa"] == {
+        "arch": "arm64", "fp16": True, "dotprod": True, "i8mm": False, "measured": True
+    }  # fmt: skip
+    assert facts["memory"]["ram_gib"] == 7.86
+
+
+def test_big_and_little_cores_are_told_apart_by_capacity(tmp_path: Path) -> None:
+    files = {"proc/cpuinfo": arm_cpuinfo([0xD46] * 4 + [0xD4D] * 4 + [0xD4E])}
+    for cpu in range(9):
+        capacity = 180 if cpu < 4 else 800 if cpu < 8 else 1024
+        files[f"sys/devices/system/cpu/cpu{cpu}/cpu_capacity"] = str(capacity)
+    facts = linux(tmp_path, files, "aarch64", set(range(9)))
+    found = [(c["cores"], c["core"], c["role"]) for c in facts["cpu"]["clusters"]]
+    assert found == [
+        (1, "Cortex-X3", "big"),
+        (4, "Cortex-A715", "big"),
+        (4, "Cortex-A510", "little"),
+    ]
+
+
+def test_hybrid_x86_counts_cores_not_threads_and_only_its_own(tmp_path: Path) -> None:
+    block = "model name\t: Core Ultra\nflags\t\t: fpu avx2 avx_vnni\n"
+    files = {
+        "proc/cpuinfo": "\n".join(f"processor\t: {n}\n{block}" for n in range(8)),
+        "sys/devices/cpu_atom/cpus": "4-7\n",
+    }
+    for cpu in range(8):
+        siblings = f"{cpu & ~1}-{cpu | 1}" if cpu < 4 else str(cpu)
+        files[f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"] = siblings
+    facts = linux(tmp_path, files, "x86_64", {0, 1, 2, 3, 5, 6})
+    assert [(c["cores"], c["role"]) for c in facts["cpu"]["clusters"]] == [
+        (2, "big"),
+        (2, "little"),
+    ]
+    assert facts["isa"]["avx_vnni"] is True
+    assert facts["isa"]["avx512_vnni"] is False
+    assert "memory" not in facts["sources"], "nothing was read, so nothing is claimed"
+
+
+@pytest.mark.parametrize(
+    ("quota", "threads"), [("max 100000", None), ("250000 100000", 2), ("50000 100000", 1)]
+)
+def test_a_containers_quota_limits_the_threads(
+    tmp_path: Path, quota: str, threads: int | None
+) -> None:
+    files = {"proc/cpuinfo": arm_cpuinfo([0xD0C] * 8), "sys/fs/cgroup/cpu.max": f"{quota}\n"}
+    facts = linux(tmp_path, files, "aarch64", set(range(8)))
+    assert facts["bench"].get("threads") == threads
+
+
+def test_unknown_stays_unknown_where_nothing_can_be_read(tmp_path: Path) -> None:
+    facts = linux(tmp_path, {}, "x86_64", {0, 1})
+    assert facts["isa"] == {"arch": "x86_64", "measured": True}
+    assert facts["cpu"]["clusters"] == [{"cores": 2, "core": "CPU", "role": "big"}]
+    assert facts["os"] == "Linux"
+
+
+def test_an_apple_machine(tmp_path: Path) -> None:
+    values = {
+        "machdep.cpu.brand_string": "Apple M2",
+        "hw.nperflevels": "2",
+        "hw.perflevel0.name": "Performance",
+        "hw.perflevel0.physicalcpu": "4",
+        "hw.perflevel1.name": "Efficiency",
+        "hw.perflevel1.physicalcpu": "4",
+        "hw.optional.arm.FEAT_FP16": "1",
+        "hw.optional.arm.FEAT_DotProd": "1",
+        "hw.optional.arm.FEAT_I8MM": "0",
+        "hw.memsize": str(16 * 2**30),
+        "kern.osproductversion": "15.1",
+    }
+    probe = Probe("Darwin", "arm64", tmp_path, frozenset(range(8)), lambda k: values.get(k, ""))
+    path = loader._directory() / "host.toml"
+    host = loader._device(path, probe)
+    assert (host.soc, host.os, host.memory.ram_gib) == ("Apple M2", "macOS 15.1", 16.0)
+    assert (host.threads, host.cpu.cores) == (4, 8)
+    assert (host.isa.fp16, host.isa.i8mm, host.isa.avx2) == (True, False, None)
+
+
+def test_what_cannot_be_described_is_refused(tmp_path: Path) -> None:
+    for system, machine in (("Windows", "AMD64"), ("Linux", "armv7l")):
+        with pytest.raises(UnsupportedError, match=machine):
+            detect(Probe(system, machine, tmp_path, frozenset({0}), lambda _key: ""))
+
+
+def test_a_host_profile_of_ones_own_keeps_its_settings(tmp_path: Path) -> None:
+    text = (loader._directory() / "host.toml").read_text()
+    own = device.load(write(tmp_path, f"{text}\n[bench]\nthreads = 1\n[budgets]\nmax_bytes = 9\n"))
+    assert (own.id, own.threads, own.budgets.max_bytes) == ("host", 1, 9)
+    assert own.cpu == device.host().cpu
+
+
+# -- which artifacts to make ----------------------------------------------------------------------
+
+
+def jobs(*names: str, targets: tuple[str, ...] = (), schemes: tuple[str, ...] = ()) -> list[Any]:
+    made = device.plan_targets([device.load(name) for name in names], targets, schemes)
+    return [(j.target, j.scheme, j.delegate, j.devices, j.threads) for j in made]
+
+
+def test_without_names_each_target_gets_its_preferred_scheme() -> None:
+    assert jobs("pixel-8") == [
+        ("tflite", "w8a8", "xnnpack", ("pixel-8",), 5),
+        ("onnxruntime", "w8a8", "cpu", ("pixel-8",), 5),
+    ]
+
+
+def test_devices_share_jobs() -> None:
+    assert jobs("core-ultra", "raspberry-pi-5", "pixel-8", schemes=("fp32", "int8", "w8a8")) == [
+        ("tflite", "fp32", "xnnpack", ("core-ultra", "raspberry-pi-5", "pixel-8"), 4),
+        ("tflite", "w8a8", "xnnpack", ("core-ultra", "raspberry-pi-5", "pixel-8"), 4),
+        ("openvino", "fp32", "cpu", ("core-ultra", "raspberry-pi-5"), 4),
+        ("openvino", "w8a8", "cpu", ("core-ultra", "raspberry-pi-5"), 4),
+        ("onnxruntime", "fp32", "cpu", ("core-ultra", "raspberry-pi-5", "pixel-8"), 4),
+        ("onnxruntime", "w8a8", "cpu", ("core-ultra", "raspberry-pi-5", "pixel-8"), 4),
+    ]
+
+
+def test_a_device_named_twice_counts_once() -> None:
+    assert jobs("pixel-8", "pixel-8", targets=("tflite", "tflite")) == [
+        ("tflite", "w8a8", "xnnpack", ("pixel-8",), 5)
+    ]
+
+
+def test_a_target_needs_one_of_the_devices_only() -> None:
+    made = jobs("pixel-8", "core-ultra", targets=("openvino", "tflite"))
+    assert [(target, devices) for target, _, _, devices, _ in made] == [
+        ("tflite", ("pixel-8", "core-ultra")),
+        ("openvino", ("core-ultra",)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("targets", "schemes", "error", "message"),
+    [
+        (
+            ("openvino",),
+            (),
+            UnsupportedError,
+            "cannot run target openvino.*no ready-made",
+        ),
+        (
+            ("tflite", "openvino"),
+            (),
+            UnsupportedError,
+            "devices runs target 'openvino'",
+        ),
+        ((), ("w4",), UnsupportedError, "'pixel-8' cannot run scheme w4"),
+        ((), ("w8a8", "w4"), UnsupportedError, "carries scheme 'w4'"),
+        (("coreml",), (), UnsupportedError, "'coreml' is reserved"),
+        (("tflit",), (), UsageError, "unknown target 'tflit'. Did you mean 'tflite'"),
+        ((), ("int9",), UsageError, "unknown scheme 'int9'. Did you mean 'int8'"),
+    ],
+)
+def test_what_was_named_is_never_passed_over(
+    targets: tuple[str, ...], schemes: tuple[str, ...], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as raised:
+        jobs("pixel-8", targets=targets, schemes=schemes)
+    if error is UnsupportedError and targets != ("coreml",):
+        assert "pixel-8 runs tflite (w8a8, fp32), onnxruntime (w8a8, fp32)" in str(raised.value)
+
+
+def test_a_device_that_gets_nothing_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="'pixel-8' cannot run target openvino"):
+        jobs("core-ultra", "pixel-8", targets=("openvino",))
+    with pytest.raises(UsageError, match="no device"):
+        device.plan_targets([])
+
+
+def test_two_profiles_of_one_id_are_refused(tmp_path: Path) -> None:
+    first = device.load(write(tmp_path, BOARD))
+    other = device.load(write(tmp_path, BOARD.replace("cores = 2", "cores = 4")))
+    with pytest.raises(UsageError, match="two different device profiles have the id 'my-board'"):
+        device.plan_targets([first, other])
+
+
+def test_planned_targets_in_a_profile_wait_and_the_null_target_works(tmp_path: Path) -> None:
+    planned = '[[targets]]\ntarget = "{}"\nschemes = ["fp32"]\ndelegate = "cpu"\n[sources]'
+    text = BOARD.replace("[sources]", planned.format("executorch"))
+    made = device.plan_targets([device.load(write(tmp_path, text))])
+    assert [job.target for job in made] == ["tflite"]
+    null = BOARD.replace("[sources]", planned.format("null"))
+    made = device.plan_targets([device.load(write(tmp_path, null))], ["null"], ["fp32"])
+    assert [(job.target, job.scheme) for job in made] == [("null", "fp32")]
+
+
+def test_json_form_reads_back() -> None:
+    profile = device.load("galaxy-s24")
+    document = json.loads(json.dumps(profile.to_json(), allow_nan=False))
+    assert document["schema"] == "edgekit.device/1"
+    assert device.Device.model_validate_json(json.dumps(document), strict=True) == profile
+    assert all(set(t["schemes"]) <= set(SCHEMES) for t in document["targets"])

@@ -1,0 +1,383 @@
+"""The JSON Schemas: sound, equal to the tables of names, and strict where they should be."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from pydantic import BaseModel
+
+from edgekit import device, names, schemas
+from edgekit.compress.plan import Edge, QuantPlan
+from edgekit.errors import BadData, MissingDependency, TrustError, UsageError
+from edgekit.runtime.manifest import check_name
+from edgekit.signature import DTYPES, Signature, TensorSpec
+
+STEMS = sorted(schemas.DOCUMENTS.values())
+
+# Objects whose keys are someone else's to choose: facts of a machine, counts by operator, the
+# settings of a run. Everything else is closed.
+OPEN = {
+    "bench": {"facts"},
+    "doctor": {"facts", "extras"},
+    "device": {"sources"},
+    "export": {"bytes_by_dtype"},
+    "inspect": {"counts"},
+    "manifest": {
+        *("model", "preprocess", "reference_statistics", "policy", "lineage", "evidence"),
+        *("verify", "placement", "bench", "accuracy"),
+    },
+    "plan": {"overrides"},
+    "run": {"settings"},
+    "telemetry": {"counters", "histograms"},
+    "verify": {"self_test"},
+}
+
+SHA = "0" * 64
+
+
+def walk(schema: Any, name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every subschema with the property or definition it stands under."""
+    if not isinstance(schema, dict):
+        return
+    yield name, schema
+    for key in ("properties", "$defs"):
+        for child, value in schema.get(key, {}).items():
+            yield from walk(value, child)
+    for key in ("items", "additionalProperties", "then", "else"):
+        yield from walk(schema.get(key), name)
+    for key in ("anyOf", "allOf", "oneOf"):
+        for value in schema.get(key, []):
+            yield from walk(value, name)
+
+
+def examples() -> dict[str, dict[str, Any]]:
+    """One full document of each kind."""
+    placement = {
+        "ops": 7, "float_ops": 1, "undelegated_ops": None, "first_fallback": "Softmax: no kernel",
+        "bytes_by_dtype": {"int8": 1000},
+    }  # fmt: skip
+    artifact = {
+        "id": "tflite-w8a8", "target": "tflite", "delegate": "xnnpack", "scheme": "w8a8",
+        "io": "float32", "variant": None, "devices": ["pixel-8"], "path": "tflite/w8a8.tflite",
+        "bytes": 1200, "status": "ok", "reason": None, "verification": "runtime", "value": 0.77,
+        "drop_points": 0.4, "drop_ci95": [-0.1, 0.9],
+        "parity": {"against": "plan", "sqnr_db": 41.5, "agreement": 1.0, "worst_sample_db": 33.0,
+                   "n": 64, "identical": False},
+        "placement": placement,
+        "latency_ms": {"p50": 4.1, "p90": 4.4, "p99": 5.0, "n": 200, "threads": 4,
+                       "where": "local"},
+        "load_ms": 12.5, "peak_memory_mib": 40.0,
+        "float": {"latency_p50_ms": 8.2, "bytes": 4800},
+    }  # fmt: skip
+    failed = dict.fromkeys(artifact) | {
+        "id": "onnxruntime-w8a8", "target": "onnxruntime", "delegate": "cpu", "scheme": "w8a8",
+        "devices": ["pixel-8"], "status": "failed", "reason": "no int8 kernel",
+        "verification": "none",
+    }  # fmt: skip
+    edge = Edge("features.0.0/relu6", "relu6", "activation", "int8", (0.02,), (-128,), None,
+                -128, 127, None)  # fmt: skip
+    plan = QuantPlan(
+        "w8a8", "d" * 64, (edge,), (("softmax", "no int8 kernel"),),
+        {"source": "a.npz", "digest": SHA, "n": 128, "observer": "histogram"},
+    )  # fmt: skip
+    signature = Signature(
+        (TensorSpec("image", (1, 3, 8, 8), layout="NCHW"),),
+        (TensorSpec("logits", (1, 2), labels=("cat", "dog")),),
+    )
+    file = {"path": "tflite/w8a8.tflite", "bytes": 1200, "sha256": SHA}
+    return {
+        "export": {
+            "schema": "edgekit.export/1", "model": "torchvision:mobilenet_v2", "bundle": "out",
+            "devices": ["pixel-8"], "metric": "top1",
+            "reference": {"kind": "float", "value": 0.78, "n": 872},
+            "artifacts": [artifact, failed],
+            "gates": [{"artifact": "tflite-w8a8", "name": "max-drop", "limit": 1.0, "value": 0.4,
+                       "passed": True}],
+            "wall_s": 31.0,
+        },
+        "plan": plan.to_json(),
+        "verify": {
+            "schema": "edgekit.verify/1", "artifact": "a.tflite", "against": "plan",
+            "checks": [{"name": "sqnr", "passed": True, "value": None, "limit": 35.0,
+                        "detail": "identical", "flag": "inf"}],
+            "outputs": [{"name": "logits", "sqnr_db": 41.0, "agreement": 1.0,
+                         "worst_sample_db": 33.0, "max_abs_error": 0.1, "within_2_steps": 1.0,
+                         "n": 64}],
+            "first_bad_layer": None, "self_test": {"passed": True}, "passed": True,
+        },
+        "bench": {
+            "schema": "edgekit.bench/1", "where": "local", "facts": {"cpu": "x"},
+            "results": [{
+                "artifact": "a.tflite", "target": "tflite", "scheme": "w8a8",
+                "delegate": "xnnpack", "threads": 1, "load_ms": 3.0, "first_ms": 5.0,
+                "latency_ms": {"p50": 4.1, "p90": 4.4, "p99": None, "mad": 0.1, "n": 20},
+                "samples_ms": [4.1, 4.2], "peak_memory_mib": 40.0, "added_memory_mib": 9.0,
+                "bytes": 1200, "notes": [],
+            }],
+            "comparisons": [{"a": "x", "b": "y", "metric": "latency", "ratio": 0.9,
+                             "ci95": [0.8, 0.95], "verdict": "faster"}],
+        },
+        "inspect": {
+            "schema": "edgekit.inspect/1", "path": "a.tflite", "target": "tflite", "bytes": 1200,
+            "inputs": [{"name": "x", "shape": [1, 8], "dtype": "float32"}],
+            "outputs": [{"name": "y", "shape": [1, 2], "dtype": "int8", "scale": 0.1,
+                         "zero_point": 3}],
+            "placement": placement | {"ops": {"CONV_2D": 7}, "boundary_ops": 2, "waste": {}},
+        },
+        "manifest": {
+            "schema": "edgekit.bundle/1", "name": "m", "version": "1", "edgekit": "0.1.0",
+            "signature": signature.to_json(), "labels": ["cat", "dog"], "preprocess": None,
+            "golden": {"path": "golden.npz", "sha256": SHA, "n": 4},
+            "artifacts": [{
+                "id": "tflite-w8a8", "target": "tflite", "delegate": "xnnpack", "scheme": "w8a8",
+                "io": "float32", "variant": None, "devices": [], "path": file["path"],
+                "bytes": 1200, "sha256": SHA, "files": [file],
+                "requires": {"runtime": "ai-edge-litert", "min_version": "2.0", "isa": []},
+                "verification": "runtime", "evidence": {"placement": placement},
+            }],
+            "files": [dict(file), {"path": "golden.npz", "bytes": 9, "sha256": SHA}],
+            "lineage": {"source": "torchvision:mobilenet_v2"}, "licence": None,
+        },
+        "device": device.load("galaxy-s24").to_json(),
+        "devices": {"schema": "edgekit.devices/1", "devices": [
+            {"id": "a", "name": "A", "soc": "S", "arch": "arm64", "targets": ["tflite"],
+             "threads": 4}]},
+        "device_check": {"schema": "edgekit.device-check/1", "passed": False, "profiles": [
+            {"file": "a.toml", "id": None, "passed": False, "problems": ["x"], "unverified": []}]},
+        "targets": {"schema": "edgekit.targets/1", "targets": [
+            {"id": "tflite", "suffix": ".tflite", "extra": "tflite", "schemes": ["w8a8"],
+             "delegates": ["xnnpack"], "installed": True, "version": "x 1", "install": None}]},
+        "run": {"schema": "edgekit.run/1", "recipe": "mobilenet", "wall_s": 1.0, "stages": [
+            {"name": "train", "status": "ok", "cached": True, "fingerprint": SHA, "wall_s": 0.1}]},
+        "doctor": {
+            "schema": "edgekit.doctor/1", "edgekit": "0.1.0", "python": "3.11.2", "facts": {},
+            "checks": [{"name": "core", "passed": True, "detail": "numpy 2", "hint": None}],
+            "extras": {"core": {"complete": True, "packages": [
+                {"name": "numpy", "wanted": ">=2", "version": "2.0", "ok": True}]}},
+            "targets": [{"id": "tflite", "installed": True,
+                         "round_trip": {"ok": True, "detail": "", "seconds": 1.0}}],
+            "missing": [], "install": None, "passed": True,
+        },
+        "policy": {"schema": "edgekit.policy/1", "temperature": 1.2, "min_confidence": 0.6,
+                   "otherwise": "cloud", "timeout_ms": 500},
+        "telemetry": {
+            "schema": "edgekit.telemetry/1", "bundle": SHA, "artifact": "tflite-w8a8",
+            "window": {"start_s": 0, "end_s": 60}, "counters": {"calls": 3},
+            "histograms": {"latency_ms": {"edges": [0, 1, 2], "counts": [1, 2]}},
+        },
+        "error": {"schema": "edgekit.error/1", "error": {
+            "kind": "UsageError", "message": "no", "hint": "", "exit_code": 2}},
+    }  # fmt: skip
+
+
+# -- the schemas themselves -----------------------------------------------------------------------
+
+
+def test_every_file_is_a_document_and_every_document_a_file() -> None:
+    directory = Path(schemas.__file__).parent
+    assert sorted(path.stem for path in directory.glob("*.json")) == STEMS
+    for name, stem in schemas.DOCUMENTS.items():
+        assert schemas.load(name)["properties"]["schema"] == {"const": name}
+        assert schemas.load(stem) == schemas.load(name)
+    assert set(examples()) == set(STEMS)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_schema_is_sound(stem: str) -> None:
+    schema = schemas.load(stem)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    kind, version = schema["properties"]["schema"]["const"].removeprefix("edgekit.").split("/")
+    assert schema["$id"] == f"urn:edgekit:schema:{kind}:{version}"
+    assert "schema" in schema["required"]
+    for _, part in walk(schema):
+        if "properties" in part:
+            assert set(part.get("required", [])) <= set(part["properties"])
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_objects_are_closed_unless_listed(stem: str) -> None:
+    found = set()
+    for name, part in walk(schemas.load(stem)):
+        kind = part.get("type", "")
+        is_object = "object" in ([kind] if isinstance(kind, str) else kind)
+        if is_object and part.get("additionalProperties") is not False:
+            found.add(name)
+    assert found == OPEN.get(stem, set())
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_enumerations_are_the_tables_of_names(stem: str) -> None:
+    artifacts = [*names.TARGETS, names.TEST_TARGET]
+    profiles = [*names.TARGETS, *names.PLANNED_TARGETS, names.TEST_TARGET]
+    tables: dict[str, list[Any]] = {
+        "target": profiles if stem in ("device", "devices") else artifacts,
+        "scheme": list(names.SCHEMES),
+        "schemes": list(names.SCHEMES),
+        "status": list(names.STATUSES),
+        "verification": list(names.VERIFICATIONS),
+        "exit_code": [code for code in names.EXIT_CODES if code],
+    }
+    if stem == "devices":
+        tables["targets"] = profiles
+    if stem == "device":
+        del tables["status"]  # of an accelerator: another word
+    for name, part in walk(schemas.load(stem)):
+        if name in tables and "enum" in part:
+            assert [value for value in part["enum"] if value is not None] == tables[name], name
+        if stem == "manifest" and name == "dtype":
+            assert part["enum"] == list(DTYPES)
+    if stem in ("export", "manifest"):
+        found = {n for n, p in walk(schemas.load(stem)) if "enum" in p}
+        assert {"target", "scheme", "verification"} <= found
+
+
+def test_the_device_schema_is_the_device_model() -> None:
+    schema = schemas.load("device")
+
+    def compare(model: type[BaseModel], part: dict[str, Any]) -> None:
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
+        assert set(part["properties"]) == set(fields), model
+        needed = {name for name, field in fields.items() if field.is_required()}
+        assert set(part.get("required", ())) - {"schema"} == needed, model
+
+    compare(device.Device, schema)
+    properties, parts = schema["properties"], schema["$defs"]
+    compare(device.Cpu, properties["cpu"])
+    compare(device.Isa, properties["isa"])
+    compare(device.Memory, properties["memory"])
+    compare(device.Budgets, properties["budgets"])
+    compare(device.Bench, properties["bench"])
+    compare(device.UnsupportedTarget, properties["unsupported"]["items"])
+    compare(device.Cluster, parts["cluster"])
+    compare(device.Accelerator, parts["accelerator"])
+    compare(device.TargetSupport, parts["support"])
+    compare(device.Anchor, parts["anchor"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.tflite", "a/b_c@1+2=3,4.bin", "model.mlpackage/Data/weights.bin", "", "/a", "a/", "a//b",
+        ".", "..", "a/../b", "a/.", "-rf", "a/-b", "a.", "a b", "a\\b", "c:d", "a\n", "a\0", "é",
+        "a" * 240, "a" * 241,
+    ],
+)  # fmt: skip
+def test_the_manifest_allows_the_names_that_its_reader_allows(name: str) -> None:
+    part = schemas.load("manifest")["$defs"]["path"]
+    try:
+        check_name(name)
+        allowed = True
+    except TrustError:
+        allowed = False
+    assert jsonschema.Draft202012Validator(part).is_valid(name) == allowed
+
+
+# -- validate -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_a_full_document_passes(stem: str) -> None:
+    schemas.validate(examples()[stem])
+    schemas.validate(json.loads(json.dumps(examples()[stem])))
+
+
+@pytest.mark.parametrize("name", device.available())
+def test_every_profile_passes(name: str) -> None:
+    schemas.validate(device.load(name).to_json())
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_every_required_key_is_missed_and_a_new_one_refused(stem: str) -> None:
+    document = examples()[stem]
+    for key in schemas.load(stem)["required"]:
+        less = {k: v for k, v in document.items() if k != key}
+        with pytest.raises(BadData, match=key):
+            schemas.validate(less)
+    with pytest.raises(BadData, match="surplus"):
+        schemas.validate(document | {"surplus": 1})
+
+
+@pytest.mark.parametrize(
+    ("stem", "path", "value", "where"),
+    [
+        ("export", "artifacts.0.status", "fine", r"$.artifacts[0].status"),
+        ("export", "artifacts.0.target", "coreml", r"$.artifacts[0].target"),
+        ("export", "artifacts.0.drop_ci95", [1.0], r"$.artifacts[0].drop_ci95"),
+        ("export", "artifacts.0.path", None, r"$.artifacts[0].path"),
+        ("export", "artifacts.1.reason", None, r"$.artifacts[1].reason"),
+        ("export", "artifacts.0.parity.agreement", 1.5, r"$.artifacts[0].parity.agreement"),
+        ("export", "gates.0.passed", "yes", r"$.gates[0].passed"),
+        ("plan", "edges.0.scale", [0.0], r"$.edges[0].scale[0]"),
+        ("plan", "edges.0.scale", [], r"$.edges[0].scale"),
+        ("plan", "calibration", {"source": "x"}, r"$.calibration"),
+        ("bench", "results.0.latency_ms.p50", 0, r"$.results[0].latency_ms.p50"),
+        ("bench", "comparisons.0.verdict", "better", r"$.comparisons[0].verdict"),
+        ("manifest", "files.0.path", "../x", r"$.files[0].path"),
+        ("manifest", "artifacts.0.sha256", SHA.upper() + "A", r"$.artifacts[0].sha256"),
+        ("device", "isa.arch", "riscv64", r"$.isa.arch"),
+        ("error", "error.exit_code", 0, r"$.error.exit_code"),
+        ("verify", "passed", None, r"$.passed"),
+    ],
+)
+def test_the_first_misfit_is_named_by_its_path(
+    stem: str, path: str, value: object, where: str
+) -> None:
+    document = copy.deepcopy(examples()[stem])
+    *parents, last = [int(p) if p.isdigit() else p for p in path.split(".")]
+    part: Any = document
+    for key in parents:
+        part = part[key]
+    assert part[last] != value
+    part[last] = value
+    with pytest.raises(BadData) as raised:
+        schemas.validate(document)
+    assert f"{document['schema']}: {where}: " in raised.value.message
+
+
+def test_numbers_that_json_lacks_are_refused() -> None:
+    document = examples()["export"]
+    for value in (float("nan"), float("inf"), float("-inf")):
+        document["artifacts"][0]["load_ms"] = value
+        with pytest.raises(BadData, match=r"\$\.artifacts\[0\]\.load_ms is -?(nan|inf)"):
+            schemas.validate(document)
+
+
+def test_the_schema_field_decides() -> None:
+    with pytest.raises(BadData, match=r"\$\.schema is missing"):
+        schemas.validate({})
+    with pytest.raises(BadData, match=r"\$\.schema is 'edgekit.export/2'"):
+        schemas.validate({"schema": "edgekit.export/2"})
+    with pytest.raises(BadData, match=r"\$\.schema is \['a'\]"):
+        schemas.validate({"schema": ["a"]})
+    with pytest.raises(UsageError, match=r"unknown schema 'exprot'\. Did you mean 'export'"):
+        schemas.load("exprot")
+
+
+def test_a_long_value_is_not_quoted_in_full() -> None:
+    document = examples()["bench"]
+    document["results"][0]["samples_ms"] = "9" * 100_000
+    with pytest.raises(BadData) as raised:
+        schemas.validate(document)
+    assert len(raised.value.message) < 400
+
+
+def test_without_jsonschema_the_message_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    schemas._validator.cache_clear()
+    monkeypatch.setitem(sys.modules, "jsonschema", None)
+    with pytest.raises(MissingDependency, match="pip install jsonschema"):
+        schemas.validate(examples()["error"])
+    monkeypatch.undo()
+    schemas.validate(examples()["error"])
+
+
+def test_load_gives_a_fresh_copy() -> None:
+    schemas.load("export")["title"] = "changed"
+    assert schemas.load("export")["title"] != "changed"
