@@ -1,0 +1,141 @@
+"""Exact rewritings of ONNX files: none of them changes a value that the model computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+_OFFSET = 128
+
+
+def strip(model: Any) -> None:
+    """Drops source locations and exporter notes: they differ between machines and hold paths."""
+    del model.metadata_props[:]
+    model.doc_string = ""
+    graph = model.graph
+    graph.name = "edgekit"
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    del graph.value_info[:]
+    for item in (*graph.node, *graph.input, *graph.output, *graph.initializer):
+        item.doc_string = ""
+        del item.metadata_props[:]
+    for node in graph.node:
+        # The zero point's type says it; the runtime's own rewriting trips over saying it twice.
+        kept = [a for a in node.attribute if a.name != "output_dtype"]
+        if node.op_type == "QuantizeLinear" and len(kept) != len(node.attribute):
+            del node.attribute[:]
+            node.attribute.extend(kept)
+
+
+def unsigned_activations(model: Any) -> None:
+    """int8 activations with zero point z become uint8 with z + 128: the same real values.
+
+    Constants (weights) and biases keep their type.
+    """
+    from onnx import numpy_helper
+
+    graph = model.graph
+    values = {i.name: i for i in graph.initializer}
+    quantized = {n.output[0] for n in graph.node if n.op_type == "QuantizeLinear"}
+    carried = set(quantized)
+    for node in graph.node:
+        if node.op_type != "DequantizeLinear" and node.op_type != "QuantizeLinear":
+            carried.update(node.output if set(node.input) & carried else ())
+    made: dict[str, str] = {}
+    for node in graph.node:
+        activation = node.op_type == "QuantizeLinear" or (
+            node.op_type == "DequantizeLinear" and node.input[0] in carried
+        )
+        if not activation or len(node.input) < 3:
+            continue
+        name = node.input[2]
+        if name not in made:
+            zero = numpy_helper.to_array(values[name])
+            if zero.dtype != np.int8:
+                continue
+            moved = (zero.astype(np.int16) + _OFFSET).astype(np.uint8)
+            made[name] = f"{name}_u8"
+            graph.initializer.append(numpy_helper.from_array(moved, made[name]))
+        node.input[2] = made[name]
+
+
+def integer_biases(model: Any) -> None:
+    """Float biases of quantized layers become int32 with a dequantize operator.
+
+    The plan has rounded them to ``scale_input * scale_weight`` already, so nothing changes; with the
+    integer form the runtime fuses the layer into one integer kernel.
+    """
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    values = {i.name: i for i in graph.initializer}
+    maker = {o: n for n in graph.node for o in n.output}
+    nodes = []
+    for node in graph.node:
+        bias = node.input[2] if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(
+            node.input
+        ) > 2 else ""
+        scale = _bias_scale(node, maker, values) if bias in values else None
+        if scale is not None:
+            real = numpy_helper.to_array(values[bias])
+            stored = np.rint(real.astype(np.float64) / scale.astype(np.float64)).astype(np.int32)
+            names = [f"{node.name}_bias{s}" for s in ("_int32", "_scale", "_zero_point", "_float")]
+            arrays = (stored, scale, np.zeros(stored.shape, np.int32))
+            for array, name in zip(arrays, names[:3], strict=True):
+                graph.initializer.append(numpy_helper.from_array(array, name))
+            nodes.append(
+                helper.make_node("DequantizeLinear", names[:3], [names[3]], names[3], axis=0)
+            )
+            node.input[2] = names[3]
+        nodes.append(node)
+    # Copies, because clearing the list below empties nodes that live in it.
+    copied = [type(n).FromString(n.SerializeToString()) for n in nodes]
+    del graph.node[:]
+    graph.node.extend(copied)
+
+
+def global_pooling(model: Any) -> None:
+    """A mean over both spatial axes that keeps them becomes ``GlobalAveragePool``.
+
+    They are the same by definition; the runtime has an integer kernel for the latter only.
+    """
+    from onnx import numpy_helper
+
+    values = {i.name: i for i in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in values:
+            continue
+        axes = sorted(int(a) for a in numpy_helper.to_array(values[node.input[1]]).reshape(-1))
+        keep = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
+        if axes in ([-2, -1], [2, 3]) and keep == 1:
+            node.op_type = "GlobalAveragePool"
+            del node.input[1:]
+            del node.attribute[:]
+
+
+def prune(model: Any) -> None:
+    """Drops initializers that no operator uses."""
+    graph = model.graph
+    used = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
+    kept = [i for i in graph.initializer if i.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def _bias_scale(node: Any, maker: dict[str, Any], values: dict[str, Any]) -> Any:
+    """``scale_input * scale_weight`` of a layer whose input and weight are both dequantized."""
+    from onnx import numpy_helper
+
+    scales = []
+    for name in node.input[:2]:
+        source = maker.get(name)
+        if source is not None and source.op_type == "Transpose":
+            source = maker.get(source.input[0])
+        if source is None or source.op_type != "DequantizeLinear":
+            return None
+        scales.append(numpy_helper.to_array(values[source.input[1]]).astype(np.float32))
+    if scales[1].ndim != 1:
+        return None
+    return (scales[1] * scales[0].reshape(())).astype(np.float32)

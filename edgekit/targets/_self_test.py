@@ -1,0 +1,72 @@
+"""A one-layer round trip through a target: quantize, convert, load, run, compare."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+
+def self_test(name: str) -> dict[str, Any]:
+    """Converts one convolution (or one linear layer for ``null``), runs it, compares with torch.
+
+    Returns:
+        ``{"ok", "detail", "seconds"}``; never raises.
+    """
+    start = time.perf_counter()
+    try:
+        detail = _round_trip(name)
+        ok = True
+    except Exception as error:
+        ok, detail = False, f"{type(error).__name__}: {error}"
+    return {"ok": ok, "detail": detail, "seconds": round(time.perf_counter() - start, 2)}
+
+
+def _round_trip(name: str) -> str:
+    import numpy as np
+    import torch
+
+    from edgekit.compress.graph import canonical, program_digest
+    from edgekit.compress.plan import QuantPlan
+    from edgekit.compress.quantize import quantize
+    from edgekit.compress.render import render
+    from edgekit.runtime.session import open_session
+    from edgekit.signature import Signature, TensorSpec
+    from edgekit.targets import find, require_installed
+
+    target = find(name)
+    require_installed(target)
+    torch.manual_seed(0)
+    layer: torch.nn.Module
+    if name == "null":
+        layer, shape = torch.nn.Linear(8, 4), (1, 8)
+    else:
+        layer = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU())
+        shape = (1, 3, 8, 8)
+    x = torch.randn(shape)
+    with torch.no_grad():
+        program = canonical(torch.export.export(layer.eval(), (x,), strict=False))
+        y = layer(x)
+    signature = Signature((TensorSpec("x", tuple(shape)),), (TensorSpec("y", tuple(y.shape)),))
+    worst = []
+    for scheme in target.schemes:
+        plan = (
+            quantize(program, [(x,)])
+            if scheme == "w8a8"
+            else QuantPlan("fp32", program_digest(program))
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / f"one{target.suffix}"
+            target.convert(program, plan, signature, out)
+            session = open_session(name, out, signature)
+            got = session.run({"x": x.numpy()})["y"]
+            session.close()
+        with torch.no_grad():
+            want = render(program, plan, "fake")(x).numpy()
+        limit = 1e-4 if scheme == "fp32" else 2.01 * plan.edges[-3].scale[0]
+        error = float(np.abs(got - want).max())
+        if not error <= limit:
+            raise ValueError(f"{scheme}: off by {error:.3g}, allowed {limit:.3g}")
+        worst.append(f"{scheme} within {error:.1e}")
+    return ", ".join(worst)

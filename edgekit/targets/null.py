@@ -1,0 +1,74 @@
+"""The null target: a chain of linear layers in plain numpy. It tests the house without a runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekit.errors import UnsupportedError
+from edgekit.signature import Signature
+from edgekit.targets import Placement, Stored
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgekit.compress.plan import QuantPlan
+
+_FREE = ("view", "flatten", "reshape", "relu")
+
+
+class Null:
+    """Float multi-layer perceptrons only: flatten, linear, ReLU between."""
+
+    id = "null"
+    suffix = ".npz"
+    extra = ""
+    packages = ("numpy",)
+    schemes = ("fp32",)
+    delegates = ("cpu",)
+
+    def convert(
+        self,
+        program: torch.export.ExportedProgram,
+        plan: QuantPlan,
+        signature: Signature,
+        out: Path,
+    ) -> list[Path]:
+        """See `edgekit.targets.Target.convert`."""
+        from edgekit.compress.graph import graph_module, tensor_of
+
+        if plan.edges:
+            raise UnsupportedError("null: carries only fp32", hint="use --scheme fp32")
+        module = graph_module(program)
+        arrays: dict[str, np.ndarray[Any, Any]] = {}
+        for node in module.graph.nodes:
+            if node.op != "call_function":
+                continue
+            name = str(node.target)
+            if name == "aten.linear.default":
+                weight, bias = (tensor_of(module, a) for a in node.args[1:3])
+                assert weight is not None
+                index = len(arrays) // 2
+                arrays[f"w{index}"] = weight.numpy().T.copy()
+                zero = np.zeros(weight.shape[0], np.float32)
+                arrays[f"b{index}"] = zero if bias is None else bias.numpy().copy()
+            elif not any(free in name for free in _FREE):
+                raise UnsupportedError(f"null: no operator {name}", hint="use a real target")
+        np.savez(out, **arrays)  # type: ignore[arg-type]
+        return [out]
+
+    def inspect(self, path: Path) -> Placement:
+        """One float operator per layer."""
+        with np.load(path, allow_pickle=False) as data:
+            layers = sum(name.startswith("w") for name in data.files)
+            size = sum(int(data[name].nbytes) for name in data.files)
+        return Placement({"Linear": layers}, layers, bytes_by_dtype={"float32": size})
+
+    def stored(self, path: Path) -> list[Stored]:
+        """Nothing: the null target quantizes nothing."""
+        return []
+
+
+TARGET = Null()

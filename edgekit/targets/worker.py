@@ -1,0 +1,260 @@
+"""The worker process of one target: conversion, first load and inference happen here.
+
+``run`` starts ``python -m edgekit.targets.worker REQUEST`` with a list of tasks and reads their
+results. What the converter prints goes to a log file, never to the caller's terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgekit import errors
+from edgekit.errors import BadData, EdgekitError, WorkerCrashed
+
+TIMEOUT_S = 1800.0
+_TAIL = 12
+
+Task = dict[str, Any]
+Result = dict[str, Any]
+
+
+def run(
+    target: str,
+    tasks: Sequence[Task],
+    *,
+    timeout: float = TIMEOUT_S,
+    on_done: Callable[[int], None] | None = None,
+) -> list[Result]:
+    """Runs ``tasks`` for one target in a process of its own.
+
+    Args:
+        target: a target id or ``module:attribute``.
+        tasks: see the functions named ``_task_*``; paths as strings.
+        timeout: seconds for all of them together.
+        on_done: called with the number of tasks finished so far, while they run.
+
+    Returns:
+        One result per task; ``{"error": EdgekitError}`` for a task that was refused.
+
+    Raises:
+        WorkerCrashed: the process died or ran out of time; the message carries its last lines.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgekit-worker-") as folder:
+        request, log = Path(folder) / "request.json", Path(folder) / "log.txt"
+        results = Path(folder) / "results.jsonl"
+        request.write_text(
+            json.dumps(
+                {
+                    "target": target,
+                    "tasks": list(tasks),
+                    "results": str(results),
+                    "path": [p for p in sys.path if p],
+                }
+            )
+        )
+        code = _supervise(request, log, results, timeout, on_done)
+        done = _read(results)
+        if code != 0 or len(done) < len(tasks):
+            raise WorkerCrashed(
+                f"{target}: the worker process {_cause(code, timeout)} "
+                f"at task {min(len(done) + 1, len(tasks))} of {len(tasks)} "
+                f"({tasks[min(len(done), len(tasks) - 1)]['op']})\n{_tail(log)}",
+                hint="run `edgekit doctor` to test this runtime by itself",
+            )
+    return [_decode(r) for r in done]
+
+
+def _supervise(
+    request: Path,
+    log: Path,
+    results: Path,
+    timeout: float,
+    on_done: Callable[[int], None] | None,
+) -> int | None:
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "edgekit.targets.worker", str(request)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+        deadline = time.monotonic() + timeout
+        seen = 0
+        try:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return process.wait(timeout=0.05)
+                if on_done is not None and (count := len(_read(results))) > seen:
+                    seen = count
+                    on_done(count)
+                if time.monotonic() > deadline:
+                    return None
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def _read(results: Path) -> list[Result]:
+    if not results.exists():
+        return []
+    return [json.loads(line) for line in results.read_text().splitlines() if line.endswith("}")]
+
+
+def _cause(code: int | None, timeout: float) -> str:
+    if code is None:
+        return f"ran over its {timeout:.0f} s"
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"exited with {code}"
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()[-_TAIL:]
+    return "\n".join(f"  | {line[:300]}" for line in lines)
+
+
+def _decode(result: Result) -> Result:
+    if "error" not in result:
+        return result
+    error = result["error"]
+    kind = getattr(errors, error["kind"], EdgekitError)
+    return {"error": kind(error["message"], hint=error["hint"])}
+
+
+# What follows runs in the worker process.
+
+
+def _task_convert(target: Any, task: Task) -> Result:
+    """Converts; ``{"program", "plan", "signature", "out"}`` -> ``{"files"}``."""
+    import torch
+
+    from edgekit.compress.plan import QuantPlan
+    from edgekit.signature import Signature
+
+    torch.manual_seed(0)
+    program = torch.export.load(task["program"])
+    plan = QuantPlan.from_json(json.loads(Path(task["plan"]).read_text()))
+    signature = Signature.from_json(task["signature"])
+    out = Path(task["out"])
+    files = target.convert(program, plan, signature, out)
+    return {"files": [str(f) for f in files]}
+
+
+def _task_infer(target: Any, task: Task) -> Result:
+    """Runs samples; ``{"artifact", "signature", "feeds", "outputs", "threads", "repeats"}``.
+
+    ``feeds`` and ``outputs`` are ``.npz`` files with the samples along the first axis. The first
+    sample is run ``repeats`` more times; ``{"distinct"}`` counts the different answers.
+    """
+    import numpy as np
+
+    from edgekit.runtime.session import open_session
+    from edgekit.signature import Signature
+
+    signature = Signature.from_json(task["signature"])
+    opener = getattr(target, "open_session", None)
+    path = Path(task["artifact"])
+    threads = int(task.get("threads", 1))
+    if opener is not None:
+        session = opener(path, signature, threads)
+    else:
+        session = open_session(target.id, path, signature, threads=threads)
+    with np.load(task["feeds"], allow_pickle=False) as data:
+        feeds = {name: data[name] for name in data.files}
+    count = len(next(iter(feeds.values())))
+    rows: dict[str, list[Any]] = {}
+    for i in range(count):
+        for name, value in session.run({k: v[i] for k, v in feeds.items()}).items():
+            rows.setdefault(name, []).append(value)
+    if count == 0:
+        raise BadData("inference got no samples")
+    answers = set()
+    for _ in range(int(task.get("repeats", 0))):
+        again = session.run({k: v[0] for k, v in feeds.items()})
+        answers.add(b"".join(np.ascontiguousarray(again[k]).tobytes() for k in sorted(again)))
+    outputs = {name: np.stack(values) for name, values in rows.items()}
+    np.savez(task["outputs"], **outputs)
+    version = session.runtime_version
+    session.close()
+    return {"runtime": version, "n": count, "distinct": len(answers), "order": list(rows)}
+
+
+def _task_inspect(target: Any, task: Task) -> Result:
+    """``{"artifact"}`` -> ``{"placement"}``."""
+    return {"placement": target.inspect(Path(task["artifact"])).to_json()}
+
+
+def _task_stored(target: Any, task: Task) -> Result:
+    """``{"artifact"}`` -> ``{"stored"}``: every quantized tensor in the file."""
+    from dataclasses import asdict
+
+    return {"stored": [asdict(s) for s in target.stored(Path(task["artifact"]))]}
+
+
+_TASKS: dict[str, Callable[[Any, Task], Result]] = {
+    "convert": _task_convert,
+    "infer": _task_infer,
+    "inspect": _task_inspect,
+    "stored": _task_stored,
+}
+
+
+def _serve(request_path: str) -> int:
+    from edgekit.targets import find, require_installed
+
+    request = json.loads(Path(request_path).read_text())
+    sys.path.extend(p for p in request["path"] if p not in sys.path)
+    results = Path(request["results"])
+    for task in request["tasks"]:
+        try:
+            target = find(request["target"])
+            require_installed(target)
+            result = _TASKS[task["op"]](target, task)
+        except EdgekitError as error:
+            kind = type(error).__name__
+            result = {"error": {"kind": kind, "message": error.message, "hint": error.hint}}
+        except OSError as error:
+            from edgekit.artifact import storage_error
+
+            wrapped = storage_error(Path(task.get("out", ".")), error)
+            result = {
+                "error": {
+                    "kind": "StorageError",
+                    "message": wrapped.message,
+                    "hint": wrapped.hint,
+                }
+            }
+        with results.open("a") as file:
+            file.write(json.dumps(result) + "\n")
+    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """``REQUEST`` serves a request; ``--self-test TARGET`` makes a one-layer round trip."""
+    if list(argv[:1]) == ["--self-test"]:
+        from edgekit.targets._self_test import self_test
+
+        print(json.dumps(self_test(argv[1])))
+        return 0
+    return _serve(argv[0])
+
+
+if __name__ == "__main__":
+    # Leave without running native libraries' exit handlers: two runtimes in one process may clash.
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
