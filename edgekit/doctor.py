@@ -376,12 +376,7 @@ def _check(name: str, passed: bool | None, detail: str, hint: str | None) -> dic
 
 
 def _describe(found: Sequence[Package]) -> str:
-    parts = []
-    for p in found:
-        if p.version is None:
-            parts.append(f"{p.name} is not installed")
-        elif p.ok:
-            parts.append(f"{p.name} {p.version}")
-        else:
-            parts.append(f"{p.name} {p.version} is not {p.wanted}")
-    return ", ".join(parts)
+    here = [p for p in found if p.version is not None]
+    parts = [f"{p.name} {p.version}" + ("" if p.ok else f" is not {p.wanted}") for p in here]
+    absent = ", ".join(p.name for p in found if p.version is None)
+    return "; ".join(filter(None, [", ".join(parts), absent and f"not installed: {absent}"]))

@@ -61,9 +61,13 @@ def _text(report: dict[str, Any]) -> str:
     ]
     failed = [c for c in report["checks"] if c["passed"] is False and c["hint"]]
     lines += [""] * bool(failed) + [f"to mend {c['name']}: {c['hint']}" for c in failed]
-    reserved = [e for e, extra in report["extras"].items() if not extra["complete"]]
-    if reserved:
-        lines += ["", f"extras not installed: {', '.join(reserved)}"]
+    absent = [
+        name
+        for name, extra in report["extras"].items()
+        if not extra["complete"] and name not in ("core", "all", "dev")
+    ]
+    if absent:
+        lines += ["", f"extras not installed: {', '.join(absent)}"]
     if report["install"]:
         lines += ["", f"to install what is missing: {report['install']}"]
     return "\n".join(lines)

@@ -215,7 +215,7 @@ def test_an_extra_that_is_absent_is_no_fault_unless_asked_for(installed: set[str
     assert report["install"] == "pip install 'edgekit[openvino]'"
     [check] = [c for c in report["checks"] if c["name"] == "extra openvino"]
     assert check["passed"] is None
-    assert check["detail"] == "openvino is not installed"
+    assert check["detail"] == "not installed: openvino"
 
     asked = doctor.diagnose(["openvino"], run=passes)
     assert not asked["passed"]
