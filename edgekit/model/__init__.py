@@ -199,6 +199,7 @@ def _check_fits(
     preprocess: ImagePreprocess | TextPreprocess, signature: Signature, name: str
 ) -> None:
     """Refuses preprocessing whose result is no input of the model, batch size aside."""
+    made: list[tuple[tuple[int, ...], str]]
     if isinstance(preprocess, ImagePreprocess):
         made = [(preprocess.shape[1:], "a picture")]
         found = [spec.shape[1:] for spec in signature.inputs]
@@ -302,6 +303,8 @@ def _example(spec: TensorSpec, generator: torch.Generator) -> torch.Tensor:
 
 class _EmbeddingWatch(TorchDispatchMode):
     """Learns which inputs index an embedding, and how many rows that embedding has."""
+
+    supports_higher_order_operators = True  # they are run as they are
 
     def __init__(self, inputs: Sequence[torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

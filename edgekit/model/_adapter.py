@@ -195,8 +195,8 @@ def _annotated_fields(module: torch.nn.Module) -> tuple[str, ...]:
         annotation = typing.get_type_hints(module.forward).get("return")
     except (NameError, TypeError, AttributeError):
         return ()
-    if hasattr(annotation, "_fields"):
-        return tuple(annotation._fields)
+    if isinstance(annotation, type) and issubclass(annotation, tuple):
+        return tuple(getattr(annotation, "_fields", ()))
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return tuple(field.name for field in dataclasses.fields(annotation))
     if typing.is_typeddict(annotation):
