@@ -63,6 +63,7 @@ class Session(Protocol):
 
         Raises:
             BadData: a feed or an output does not fit the signature.
+            UnsupportedError: the runtime gave up.
             UsageError: the session is closed.
         """
         ...
@@ -296,6 +297,13 @@ def stated_spec(name: str, shape: Sequence[int], dtype: Any, *, what: str) -> Te
         return TensorSpec(name=name, shape=tuple(fixed), dtype=np.dtype(dtype).name)
     except (BadData, TypeError) as error:
         raise UnsupportedError(f"{what}: {name!r} has dtype {dtype}: not supported") from error
+
+
+def failed(what: str, error: Exception) -> UnsupportedError:
+    """The error for a call in which the runtime itself gave up."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[-1] if lines else type(error).__name__
+    return UnsupportedError(f"{what}: the runtime could not run the model: {reason}")
 
 
 def closed(what: str) -> UsageError:

@@ -14,6 +14,7 @@ from edgekit.runtime.session import (
     Port,
     check_static,
     closed,
+    failed,
     match,
     require,
     stated_spec,
@@ -56,7 +57,10 @@ class OnnxRuntimeSession:
             raise closed(self._what)
         self.signature.check_inputs(feeds, what=self._what)
         encoded = {port.key: port.encode(feeds[port.spec.name]) for port in self._inputs}
-        values = self._session.run(self._output_names, encoded)
+        try:
+            values = self._session.run(self._output_names, encoded)
+        except Exception as error:  # see _load
+            raise failed(self._what, error) from error
         return {
             port.spec.name: port.decode(value, what=self._what)
             for port, value in zip(self._outputs, values, strict=True)

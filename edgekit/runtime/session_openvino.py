@@ -14,6 +14,7 @@ from edgekit.runtime.session import (
     Port,
     check_static,
     closed,
+    failed,
     match,
     require,
     stated_spec,
@@ -64,7 +65,10 @@ class OpenVinoSession:
         self.signature.check_inputs(feeds, what=self._what)
         encoded = {port.key: port.encode(feeds[port.spec.name]) for port in self._inputs}
         # Inputs are read in place for this one call; outputs are copied out of the request.
-        values = self._request.infer(encoded, share_inputs=True, share_outputs=False)
+        try:
+            values = self._request.infer(encoded, share_inputs=True, share_outputs=False)
+        except RuntimeError as error:
+            raise failed(self._what, error) from error
         return {
             port.spec.name: port.decode(np.asarray(values[port.key]), what=self._what)
             for port in self._outputs

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgekit.errors import BadData, EdgekitError, UnsupportedError
+from edgekit.errors import BadData, UnsupportedError
 from edgekit.runtime.session import (
     Array,
     Port,
     check_static,
     closed,
+    failed,
     match,
     natural_key,
     require,
@@ -43,19 +45,14 @@ class TfliteSession:
         self.threads = threads
         self._what = f"{TARGET} {path.name}"
         self._interpreter: Any
-        self._interpreter, self.runtime_version = _load(path, threads)
-        inputs, outputs = _border(self._interpreter, path)
-        self._inputs = _ports(signature.inputs, inputs, self._what)
-        self._outputs = _ports(signature.outputs, outputs, self._what)
-        self._allocate(path)
-
-    def _allocate(self, path: Path) -> None:
-        try:
+        with _refusing(path):
+            self._interpreter, self.runtime_version = _load(path, threads)
+            inputs, outputs = _border(self._interpreter, path)
+            self._inputs = _ports(signature.inputs, inputs, self._what)
+            self._outputs = _ports(signature.outputs, outputs, self._what)
             for port in self._inputs:
                 self._interpreter.resize_tensor_input(port.key, port.spec.shape, strict=True)
             self._interpreter.allocate_tensors()
-        except (RuntimeError, ValueError) as error:
-            raise _refusal(path, error) from error
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `edgekit.runtime.session.Session.run`."""
@@ -64,7 +61,10 @@ class TfliteSession:
         self.signature.check_inputs(feeds, what=self._what)
         for port in self._inputs:
             self._interpreter.set_tensor(port.key, port.encode(feeds[port.spec.name]))
-        self._interpreter.invoke()
+        try:
+            self._interpreter.invoke()
+        except (RuntimeError, ValueError) as error:
+            raise failed(self._what, error) from error
         # get_tensor copies, so the arrays outlive the next call.
         return {
             port.spec.name: port.decode(self._interpreter.get_tensor(port.key), what=self._what)
@@ -86,10 +86,7 @@ def _runtime() -> tuple[Any, str]:
 def _load(path: Path, threads: int) -> tuple[Any, str]:
     interpreter, distribution = _runtime()
     _check_identifier(path)
-    try:
-        return interpreter(model_path=str(path), num_threads=threads), version_of(distribution)
-    except (RuntimeError, ValueError) as error:
-        raise _refusal(path, error) from error
+    return interpreter(model_path=str(path), num_threads=threads), version_of(distribution)
 
 
 def _check_identifier(path: Path) -> None:
@@ -100,11 +97,17 @@ def _check_identifier(path: Path) -> None:
         raise BadData(f"{TARGET} {path.name} is not a TFLite file: its identifier is not TFL3")
 
 
-def _refusal(path: Path, error: Exception) -> EdgekitError:
-    message = f"{TARGET} cannot load {path.name}: {error}"
-    if "custom op" in str(error) or "Didn't find op" in str(error):
-        return UnsupportedError(message, hint="the file needs an operator this runtime lacks")
-    return BadData(message)
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """LiteRT answers a damaged file with whatever its C++ or its own Python raises first."""
+    try:
+        yield
+    except (RuntimeError, ValueError, LookupError) as error:
+        message = f"{TARGET} cannot load {path.name}: {error}"
+        if "custom op" in str(error) or "Didn't find op" in str(error):
+            hint = "the file needs an operator this runtime lacks"
+            raise UnsupportedError(message, hint=hint) from error
+        raise BadData(message) from error
 
 
 _Details = dict[str, dict[str, Any]]
@@ -159,12 +162,13 @@ def open(path: Path, signature: Signature, threads: int) -> TfliteSession:
 
 def read_signature(path: Path) -> Signature:
     """The names, shapes and dtypes of its SignatureDef, or else of its main subgraph."""
-    interpreter, _ = _load(path, 1)
     what = f"{TARGET} {path.name}"
-    inputs, outputs = (
-        tuple(stated_spec(n, _shape(d), d["dtype"], what=what) for n, d in details.items())
-        for details in _border(interpreter, path)
-    )
+    with _refusing(path):
+        interpreter, _ = _load(path, 1)
+        inputs, outputs = (
+            tuple(stated_spec(n, _shape(d), d["dtype"], what=what) for n, d in details.items())
+            for details in _border(interpreter, path)
+        )
     return Signature(inputs=inputs, outputs=outputs)
 
 

@@ -1,0 +1,94 @@
+"""What can be measured: the artifacts of a bundle, or one bare file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from edgekit.bench.measure import BenchRequest, stated_signature
+from edgekit.errors import BadData, UsageError
+from edgekit.names import unknown
+from edgekit.runtime.bundle import Bundle
+from edgekit.runtime.session import Array
+
+__all__ = ["SUFFIXES", "bundle_requests", "file_request"]
+
+SUFFIXES = {
+    ".tflite": "tflite",
+    ".xml": "openvino",
+    ".onnx": "onnxruntime",
+    ".npz": "null",
+}
+"""Which runtime a bare file belongs to."""
+
+
+def bundle_requests(bundle: Bundle, ids: tuple[str, ...] = ()) -> list[BenchRequest]:
+    """Requests for a bundle's artifacts; the bundle must stay open while they are measured.
+
+    They are fed with the first golden vectors, where the bundle carries some: a text model's
+    padding, say, is then as it is in use.
+
+    Args:
+        bundle: an open bundle.
+        ids: which artifacts; all of them if empty.
+
+    Raises:
+        UsageError: the bundle has no such artifact, or none at all.
+        TrustError, UnsupportedError: as `edgekit.runtime.bundle.Bundle.place`.
+    """
+    known = [artifact.id for artifact in bundle.artifacts]
+    for wrong in (id for id in ids if id not in known):
+        raise UsageError(unknown(f"artifact of bundle {bundle.name!r}", wrong, known))
+    feeds = _golden_feeds(bundle)
+    return [
+        BenchRequest(
+            artifact=artifact.id,
+            target=artifact.target,
+            path=bundle.place(artifact),
+            signature=bundle.signature,
+            scheme=artifact.scheme,
+            delegate=artifact.delegate,
+            bytes=artifact.bytes,
+            feeds=feeds,
+        )
+        for artifact in bundle.artifacts
+        if not ids or artifact.id in ids
+    ]
+
+
+def _golden_feeds(bundle: Bundle) -> Mapping[str, Array] | None:
+    if bundle.manifest.get("golden") is None:
+        return None
+    feeds, _ = bundle.golden()
+    first = {
+        spec.name: feeds[spec.name][: spec.shape[0]]
+        for spec in bundle.signature.inputs
+        if spec.name in feeds and spec.shape
+    }
+    full = all(s.name in first and first[s.name].shape == s.shape for s in bundle.signature.inputs)
+    return first if full else None  # fewer golden vectors than one batch
+
+
+def file_request(path: Path) -> BenchRequest:
+    """A request for one file outside a bundle; the runtime reads its signature from it.
+
+    Raises:
+        UsageError: its suffix belongs to no runtime.
+        BadData: it is not there.
+        WorkerCrashed: the runtime died over it.
+    """
+    target = SUFFIXES.get(path.suffix.lower())
+    if target is None:
+        raise UsageError(
+            f"{path} is neither a bundle nor an artifact; artifacts end in {', '.join(SUFFIXES)}"
+        )
+    if not path.is_file():
+        raise BadData(f"artifact {path} is not a file")
+    parts = [path, path.with_suffix(".bin")] if target == "openvino" else [path]
+    return BenchRequest(
+        artifact=path.name,
+        target=target,
+        path=path,
+        signature=stated_signature(target, path),
+        bytes=sum(part.stat().st_size for part in parts if part.is_file()),
+    )
