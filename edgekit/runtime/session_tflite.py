@@ -78,8 +78,8 @@ class TfliteSession:
 
 def _runtime() -> tuple[Any, str]:
     """The `Interpreter` class of the first wheel that is installed, and that wheel's name."""
-    found = [r for r in _RUNTIMES if importlib.util.find_spec(r[0]) is not None]
-    _, module, distribution = (found or _RUNTIMES)[0]
+    found = (r for r in _RUNTIMES if importlib.util.find_spec(r[0]) is not None)
+    _, module, distribution = next(found, _RUNTIMES[0])
     return require(module, distribution).Interpreter, distribution
 
 
