@@ -6,7 +6,6 @@ The manifest's rules stand in `edgekit.runtime.manifest`, reading from disk in
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import re
 import weakref
@@ -28,6 +27,7 @@ from edgekit.runtime.manifest import (
     directory_digest,
     parse_manifest,
 )
+from edgekit.runtime.preprocess import Preprocess, preprocess_from_json
 from edgekit.runtime.session import Array, Session, open_session
 from edgekit.signature import Signature
 
@@ -169,16 +169,18 @@ class Bundle:
         _check_version(artifact)
         return self._container.place(artifact.files) / artifact.path
 
-    def preprocess(self) -> Any:
+    def preprocess(self) -> Preprocess | None:
         """The preprocessing that the model was trained with, or None if it takes raw arrays.
 
-        Returns:
-            What `edgekit.runtime.preprocess.preprocess_from_json` makes of the manifest's entry.
+        Raises:
+            BadData: the manifest's entry is none that this edgekit knows.
         """
         data = self.manifest.get("preprocess")
         if data is None:
             return None
-        return importlib.import_module("edgekit.runtime.preprocess").preprocess_from_json(data)
+        if not isinstance(data, dict):
+            raise BadData(f"bundle {self.name!r}: its preprocessing is not an object")
+        return preprocess_from_json(data)
 
     def golden(self) -> tuple[dict[str, Array], dict[str, Array]]:
         """The golden vectors: feeds and the float model's outputs, by name, arrays [n, ...].

@@ -169,10 +169,10 @@ def parse_manifest(data: bytes) -> Manifest:
         )
     for key in ("name", "version"):
         _take(obj, key, str, "the manifest")
-    try:
-        signature = Signature.from_json(_take(obj, "signature", dict, "the manifest"))
-    except (BadData, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise TrustError(f"the manifest's signature is not one: {error!r}") from error
+    labels = _take(obj, "labels", list, "the manifest") if obj.get("labels") is not None else []
+    if not all(isinstance(label, str) for label in labels):
+        raise TrustError("the manifest's labels are not all text")
+    signature = _signature(_take(obj, "signature", dict, "the manifest"))
     listed = _entries(obj, "files", "the manifest")
     artifacts = tuple(_artifact(a, listed) for a in _take(obj, "artifacts", list, "the manifest"))
     ids = [artifact.id for artifact in artifacts]
@@ -201,6 +201,25 @@ def _canonical_object(data: bytes) -> dict[str, Any]:
             hint="a bundle is immutable; build a new one",
         )
     return obj
+
+
+def _signature(obj: dict[str, Any]) -> Signature:
+    try:
+        signature = Signature.from_json(obj)
+        sides = (obj["inputs"], signature.inputs), (obj["outputs"], signature.outputs)
+        for stated, read in sides:
+            for tensor, spec in zip(stated, read, strict=True):
+                texts = (spec.name, spec.layout, *spec.labels)
+                if not all(isinstance(text, str) for text in texts):
+                    raise BadData(
+                        f"tensor {spec.name!r} has a name, layout or label that is no text"
+                    )
+                whole = list(spec.shape) == tensor["shape"] and min(spec.shape, default=1) > 0
+                if not whole or not isinstance(spec.high, int | None):
+                    raise BadData(f"tensor {spec.name!r}: its shape or its limit is none")
+    except (BadData, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise TrustError(f"the manifest's signature is not one: {error!r}") from error
+    return signature
 
 
 def _take(obj: Mapping[str, Any], key: str, kind: type, where: str, default: Any = None) -> Any:

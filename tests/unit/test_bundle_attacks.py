@@ -16,6 +16,7 @@ import pytest
 
 from edgekit.errors import BadData, TrustError
 from edgekit.runtime.bundle import Bundle, canonical_json
+from edgekit.runtime.manifest import check_name
 
 Contents = tuple[dict[str, bytes], dict[str, Any]]
 Writer = Callable[..., Path]
@@ -33,6 +34,78 @@ def write(
     """Writes a bundle in either form."""
     writer = write_directory if request.param == "directory" else write_zip
     return lambda files, manifest: writer(tmp_path / "written.bundle", files, manifest)
+
+
+# Attacks by name.
+
+
+OTA_21_NAMES = [
+    "",
+    ".",
+    "..",
+    "../x",
+    "a/../../x",
+    "/x",
+    "//x",
+    "a//b",
+    "a/",
+    "a%2e%2e/b",
+    "C:\\x",
+    "C:/x",
+    "a\\b",
+    "x\0y",
+    "x\ny",
+    "x\x7f",
+    "~/x",
+    "?",
+    "#",
+    "-rf",
+    "a/-rf",
+    "$(touch p)",
+    "a b",
+    "x.",
+    "caf\u00e9",
+    "cafe\u0301",
+    "\u202egnp",
+    "a" * 300,
+]
+
+
+@pytest.mark.parametrize("name", OTA_21_NAMES)
+def test_ota_21_hostile_names_are_refused(
+    write: Callable[..., Path], bundle_contents: Contents, name: str
+) -> None:
+    with pytest.raises(TrustError, match="not allowed"):
+        check_name(name)
+    files, manifest = bundle_contents
+    manifest["files"].append(entry(name, b"x"))
+    with pytest.raises(TrustError, match="not allowed"):
+        Bundle.open(write(files, manifest))
+
+
+def test_ota_21_names_that_bundles_use_are_accepted() -> None:
+    for name in ("a", "a/b.tflite", "tflite-w8a8_v1.2+x@y=z,1.npz", "m.mlpackage/Data/.keep"):
+        assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    ("twin", "words"),
+    [
+        ("null/FP32.npz", "one file where case"),
+        ("MANIFEST.json", "lists itself"),
+        ("manifest.json", "lists itself"),
+        ("manifest.json/x", "inside another"),
+        ("golden.npz/x", "inside another"),
+        ("GOLDEN.npz/deep/x", "inside another"),
+    ],
+)
+def test_ota_21_case_fold_twins_and_files_inside_files_are_refused(
+    write_directory: Writer, tmp_path: Path, bundle_contents: Contents, twin: str, words: str
+) -> None:
+    files, manifest = bundle_contents
+    manifest["files"].append(entry(twin, b"x"))
+    with pytest.raises(TrustError, match=words):
+        Bundle.open(write_directory(tmp_path / "b", files, manifest))
 
 
 # Attacks on the files.
