@@ -48,13 +48,14 @@ def read_file(path: Path) -> bytes:
         raise StorageError(f"no permission to read {path}") from error
     except OSError as error:
         raise BadData(f"cannot open {path}: {error.strerror}") from error
+    about = os.fstat(descriptor)
+    if not stat.S_ISREG(about.st_mode):
+        os.close(descriptor)
+        raise BadData(f"{path} is no regular file")
     with os.fdopen(descriptor, "rb") as file:
-        about = os.fstat(descriptor)
-        if not stat.S_ISREG(about.st_mode):
-            raise BadData(f"{path} is no regular file")
-        if not about.st_size:
-            raise BadData(f"{path} is empty")
         data = file.read(about.st_size + 1)
+    if not data:
+        raise BadData(f"{path} is empty")
     if len(data) != about.st_size:
         raise BadData(f"{path} changed while it was read")
     return data

@@ -9,7 +9,6 @@ graph. Layout: torch/export/pt2_archive of torch 2.13.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import re
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.export.pt2_archive._package import load_pt2 as load_archive
 
 from edgekit.errors import BadData, EdgekitError, TrustError, UnsupportedError
 from edgekit.model import Model
@@ -74,8 +74,9 @@ def load_pt2(path: Path) -> Model:
     """
     clean, program = rebuild(read_file(path), path.name)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            module = torch.export.load(io.BytesIO(clean)).module(check_guards=False)
+        # What torch.export.load calls first; when that fails, it goes on to try an older format.
+        contents = load_archive(io.BytesIO(clean))
+        module = contents.exported_programs["model"].module(check_guards=False)
     except Exception as error:
         raise UnsupportedError(
             f"torch {torch.__version__} cannot load {path.name}: {_last_line(error)}",
