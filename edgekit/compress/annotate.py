@@ -27,9 +27,10 @@ from torchao.quantization.pt2e.quantizer import (
     SharedQuantizationSpec,
 )
 
-from edgekit.compress.graph import COMPUTE, aten, tensor_of
+from edgekit.compress.graph import COMPUTE, aten, channel_axis, groups, tensor_of
 
 _FUSED = (aten.relu.default,)
+_FUSED_LIMITS = ((0.0, 6.0), (-1.0, 1.0))
 _ELEMENTWISE = (
     aten.add.Tensor,
     aten.mul.Tensor,
@@ -53,7 +54,10 @@ _PASS_THROUGH = (
     aten.avg_pool2d.default,
 )
 
-_FLAT = {aten.hardswish.default: (-3.0, None), aten.hardsigmoid.default: (-3.0, 3.0)}
+_FLAT: dict[Any, tuple[float | None, float | None]] = {
+    aten.hardswish.default: (-3.0, None),
+    aten.hardsigmoid.default: (-3.0, 3.0),
+}
 
 _EPS = float(torch.finfo(torch.float32).tiny)
 ACTIVATION = QuantizationSpec(
@@ -67,22 +71,21 @@ ACTIVATION = QuantizationSpec(
 
 def weight_spec(node: fx.Node) -> QuantizationSpec:
     """Symmetric int8 per output channel, -127..127, as every runtime's kernels take it."""
-    axis = 1 if node.target is aten.conv_transpose2d.input else 0
     return QuantizationSpec(
         dtype=torch.int8,
         quant_min=-127,
         quant_max=127,
         qscheme=torch.per_channel_symmetric,
-        ch_axis=axis,
+        ch_axis=channel_axis(node),
         observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=_EPS),
     )
 
 
 def is_fused_activation(node: fx.Node) -> bool:
-    """ReLU, ReLU6 or a clamp to [-1, 1] or [0, 1] that integer kernels apply while requantizing."""
+    """ReLU, ReLU6 or a clamp to [-1, 1], which integer kernels apply while requantizing."""
     if node.target in _FUSED:
         return True
-    return node.target is aten.hardtanh.default and tuple(_limits(node)) in {(0.0, 6.0), (-1.0, 1.0)}
+    return node.target is aten.hardtanh.default and _limits(node) in _FUSED_LIMITS
 
 
 def _limits(node: fx.Node) -> tuple[float, float]:
@@ -97,20 +100,18 @@ def flat_range(node: fx.Node) -> tuple[float | None, float | None]:
     ``hardswish(x) = 0`` for ``x <= -3`` and ``hardsigmoid`` is flat outside ``[-3, 3]``, so a
     quantizer of their input may saturate there without any error.
     """
-    low: float | None = None
-    high: float | None = None
-    users = [u for u in node.users]
-    if not users or any(u.target not in _FLAT for u in users):
+    if not node.users or any(user.target not in _FLAT for user in node.users):
         return None, None
-    lows = [_FLAT[u.target][0] for u in users]
-    highs = [_FLAT[u.target][1] for u in users]
-    low = min(lows)
-    known = [h for h in highs if h is not None]
-    high = max(known) if len(known) == len(highs) else None
-    return low, high
+    limits = [_FLAT[user.target] for user in node.users]
+    lows = [low for low, _ in limits if low is not None]
+    highs = [high for _, high in limits if high is not None]
+    return (
+        min(lows) if len(lows) == len(limits) else None,
+        max(highs) if len(highs) == len(limits) else None,
+    )
 
 
-class Placement(Quantizer):
+class Placement(Quantizer):  # type: ignore[misc]
     """The placement rules above, as an annotator for `torchao`'s ``prepare_pt2e``.
 
     Attributes:
@@ -138,7 +139,9 @@ class Placement(Quantizer):
             elif node.target in _ELEMENTWISE:
                 self._elementwise(node)
             elif _is_float(node):
-                self.kept_float.append((node.name, f"no integer form of {node.target} in the rules"))
+                self.kept_float.append(
+                    (node.name, f"no integer form of {node.target} in the rules")
+                )
         return model
 
     def validate(self, model: fx.GraphModule) -> None:
@@ -148,6 +151,11 @@ class Placement(Quantizer):
         source, weight = node.args[0], node.args[1]
         if tensor_of(self._module, weight) is None:
             self.kept_float.append((node.name, "its weight is not a constant"))
+            return
+        if channel_axis(node) == 1 and groups(node) != 1:
+            self.kept_float.append(
+                (node.name, "no integer form of a grouped transposed convolution")
+            )
             return
         assert isinstance(source, fx.Node) and isinstance(weight, fx.Node)
         self._mark(node, {source: ACTIVATION, weight: weight_spec(node)})

@@ -53,12 +53,14 @@ class Edge:
         """Rounds ``real`` half to even onto this edge's integers (dtype `dtype`)."""
         scale, zero = self._broadcast(real.ndim)
         steps = np.rint(real.astype(np.float64) / scale) + zero
-        return np.clip(steps, self.quant_min, self.quant_max).astype(self.dtype)
+        stored: np.ndarray[Any, Any] = np.clip(steps, self.quant_min, self.quant_max)
+        return stored.astype(self.dtype)
 
     def dequantize(self, stored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The float32 values that stored integers stand for."""
         scale, zero = self._broadcast(stored.ndim)
-        return ((stored.astype(np.float64) - zero) * scale).astype(np.float32)
+        real: np.ndarray[Any, Any] = (stored.astype(np.float64) - zero) * scale
+        return real.astype(np.float32)
 
     def _broadcast(self, ndim: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         shape = [1] * ndim

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 from edgekit.compress.annotate import Placement, flat_range
 from edgekit.compress.graph import (
-    COMPUTE,
+    channel_axis,
+    compute_nodes,
     graph_module,
     layer_of,
     program_digest,
@@ -96,9 +97,19 @@ def _read_edges(prepared: fx.GraphModule, module: fx.GraphModule) -> list[Edge]:
         edge = _activation_edge(node, observer, [by_name[m] for m in members])
         activations[node.name] = edge
         edges.append(edge)
-    for node in module.graph.nodes:
-        if node.op == "call_function" and node.target in COMPUTE and node.args[1].name in observers:
-            edges.extend(_constant_edges(node, module, observers, activations))
+    layers = [n for n in compute_nodes(module) if _weight_node(n).name in observers]
+    scales = _weight_scales(layers, module, observers, activations)
+    done: set[fx.Node] = set()
+    for layer in layers:
+        weight, bias = _weight_node(layer), layer.args[2] if len(layer.args) > 2 else None
+        if weight not in done:
+            edges.append(_constant_edge(weight, "weight", scales[weight], channel_axis(layer)))
+            done.add(weight)
+        if tensor_of(module, bias) is not None:
+            assert isinstance(bias, fx.Node)
+            step = np.float32(_source_edge(layer, activations).scale[0])
+            product = (scales[weight] * step).astype(np.float32)
+            edges.append(_constant_edge(bias, "bias", product, 0))
     return edges
 
 
@@ -140,57 +151,60 @@ def affine_int8(low: float, high: float) -> tuple[float, int]:
     return float(scale), zero
 
 
-def _constant_edges(
-    node: fx.Node,
+def _weight_scales(
+    layers: Iterable[fx.Node],
     module: fx.GraphModule,
     observers: Mapping[str, tuple[str, Any]],
     activations: Mapping[str, Edge],
-) -> list[Edge]:
-    weight_node = node.args[1]
-    assert isinstance(weight_node, fx.Node)
-    observer = observers[weight_node.name][1]
-    axis = int(observer.ch_axis)
-    weight = tensor_of(module, weight_node)
-    assert weight is not None
-    source = activations[node.args[0].name]  # type: ignore[union-attr]
-    reach = torch.maximum(observer.max_val.abs(), observer.min_val.abs()).double().numpy()
-    if not np.isfinite(reach).all():
-        raise BadData(f"the weight of {layer_of(node)} holds NaN or infinity")
-    scale = reach / 127.0
-    bias_node = node.args[2] if len(node.args) > 2 else None
-    bias = tensor_of(module, bias_node)
-    if bias is not None:
-        # A channel of (nearly) zero weights would need a bias beyond int32: widen its scale.
-        scale = np.maximum(scale, np.abs(bias.double().numpy()) / (source.scale[0] * INT32_ROOM))
-    scale = np.where(scale > np.finfo(np.float32).tiny, scale, 1.0).astype(np.float32)
-    count = len(scale)
-    edges = [
-        Edge(
-            edge=str(weight_node.target),
-            node=weight_node.name,
-            kind="weight",
-            dtype="int8",
-            scale=tuple(float(s) for s in scale),
-            zero_point=(0,) * count,
-            axis=axis,
-            quant_min=-127,
-            quant_max=127,
-        )
-    ]
-    if bias is not None:
-        assert isinstance(bias_node, fx.Node)
-        product = (scale.astype(np.float32) * np.float32(source.scale[0])).astype(np.float32)
-        edges.append(
-            Edge(
-                edge=str(bias_node.target),
-                node=bias_node.name,
-                kind="bias",
-                dtype="int32",
-                scale=tuple(float(s) for s in product),
-                zero_point=(0,) * count,
-                axis=0,
-                quant_min=-(2**31),
-                quant_max=2**31 - 1,
-            )
-        )
-    return edges
+) -> dict[fx.Node, np.ndarray[Any, Any]]:
+    """Float32 scales of every weight, one per channel, wide enough for all layers that use it."""
+    widest: dict[fx.Node, np.ndarray[Any, Any]] = {}
+    finest: dict[fx.Node, float] = {}
+    for layer in layers:
+        weight = _weight_node(layer)
+        observer = observers[weight.name][1]
+        reach = torch.maximum(observer.max_val.abs(), observer.min_val.abs()).double().numpy()
+        if not np.isfinite(reach).all():
+            raise BadData(f"the weight of {layer_of(layer)} holds NaN or infinity")
+        scale = reach / 127.0
+        step = _source_edge(layer, activations).scale[0]
+        bias = tensor_of(module, layer.args[2]) if len(layer.args) > 2 else None
+        if bias is not None:
+            # A channel of (nearly) zero weights would need a bias beyond int32: widen its scale.
+            scale = np.maximum(scale, np.abs(bias.double().numpy()) / (step * INT32_ROOM))
+        widest[weight] = np.maximum(scale, widest.get(weight, 0.0))
+        finest[weight] = min(step, finest.get(weight, 1.0))
+    tiny = np.finfo(np.float32).tiny
+    return {  # where even the bias rounds to nothing, any scale does
+        weight: np.where(scale * finest[weight] > tiny, scale, 1.0).astype(np.float32)
+        for weight, scale in widest.items()
+    }
+
+
+def _weight_node(layer: fx.Node) -> fx.Node:
+    weight = layer.args[1]
+    assert isinstance(weight, fx.Node)
+    return weight
+
+
+def _source_edge(layer: fx.Node, activations: Mapping[str, Edge]) -> Edge:
+    source = layer.args[0]
+    assert isinstance(source, fx.Node)
+    return activations[source.name]
+
+
+def _constant_edge(
+    node: fx.Node, kind: Literal["weight", "bias"], scale: np.ndarray[Any, Any], axis: int
+) -> Edge:
+    weight = kind == "weight"
+    return Edge(
+        edge=str(node.target),
+        node=node.name,
+        kind=kind,
+        dtype="int8" if weight else "int32",
+        scale=tuple(float(s) for s in scale),
+        zero_point=(0,) * len(scale),
+        axis=axis,
+        quant_min=-127 if weight else -(2**31),
+        quant_max=127 if weight else 2**31 - 1,
+    )

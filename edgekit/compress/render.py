@@ -2,8 +2,8 @@
 
 Three forms of the same arithmetic:
 
-- ``fake``: fused fake-quantize operators on activations, weights and biases already rounded. This is
-  the plan's own evaluation in torch, against which every artifact is proven.
+- ``fake``: fused fake-quantize operators on activations, weights and biases already rounded. This
+  is the plan's own evaluation in torch, against which every artifact is proven.
 - ``qdq``: quantize and dequantize operators around float weights.
 - ``qdq-folded``: the same, with weights and biases stored as integers and dequantized in the graph.
 """
