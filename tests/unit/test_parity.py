@@ -317,7 +317,7 @@ def test_num_04_outputs_missing_extra_reordered_zeroed_or_swapped() -> None:
         for i in range(5):
             outs = {"left": quantized(i, (1, 30)), "right": quantized(50 + i, (1, 30))}
             accumulator.add(outs, change(outs))
-        return accumulator.report()
+        return accumulator.report(self_testing=False)
 
     assert report(dict).passed
     missing = report(lambda o: {"left": o["left"]})
