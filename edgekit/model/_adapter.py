@@ -19,7 +19,7 @@ import torch
 from edgekit.errors import UnsupportedError, UsageError
 from edgekit.names import unknown
 
-__all__ = ["adapt", "adapt_output", "flatten", "output_names"]
+__all__ = ["adapt", "adapt_output", "flatten", "output_names", "unwrap"]
 
 
 def adapt(
@@ -64,6 +64,11 @@ def adapt_output(module: torch.nn.Module, order: Sequence[str], output: Any) -> 
     return _wrapper(module, tuple(order), len(order), flat=True)
 
 
+def unwrap(module: torch.nn.Module) -> torch.nn.Module:
+    """The user's own module, whether or not `adapt` or `adapt_output` wrapped it."""
+    return module.inner if isinstance(module, _Wrapper) else module
+
+
 def flatten(output: Any) -> list[tuple[str, torch.Tensor]]:
     """The tensors of a module's output with their paths (``""`` for a bare tensor).
 
@@ -77,7 +82,7 @@ def flatten(output: Any) -> list[tuple[str, torch.Tensor]]:
 
 def output_names(module: torch.nn.Module, output: Any) -> tuple[str, ...]:
     """A name for every tensor of `output`: its key or field, else ``output`` or ``output_<i>``."""
-    module = module.inner if isinstance(module, _Wrapper) else module
+    module = unwrap(module)
     paths = [path for path, _ in flatten(output)]
     if paths in ([""], ["0"]):
         return ("output",)

@@ -12,6 +12,7 @@ import io
 import json
 import re
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,9 @@ def export_module(
         UnsupportedError: the module cannot be exported, or its graph is refused; the message names
             the operator or the line in the user's code.
     """
-    # torch prints the half-made graph to stderr before it raises.
-    with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
+    # torch warns of LSTM's own bookkeeping, and prints the half-made graph before it raises.
+    with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
         try:
             program = torch.export.export(module, inputs, strict=False)
         except Exception as error:

@@ -14,6 +14,7 @@ import torch
 
 from edgekit.errors import EdgekitError, UsageError
 from edgekit.model import Model
+from edgekit.model._adapter import unwrap
 from edgekit.names import unknown
 from edgekit.sources.weights import apply_weights, load_weights
 
@@ -83,7 +84,7 @@ def user_code(spec: str) -> Iterator[None]:
 def _model(given: Any, spec: str, name: str, weights: Path | None) -> Model:
     if isinstance(given, Model):
         if weights is not None:
-            apply_weights(given.module, load_weights(weights), weights.name)
+            apply_weights(unwrap(given.module), load_weights(weights), weights.name)
         return given
     if not isinstance(given, tuple) or len(given) != 2:
         raise UsageError(f"{spec} gives {_kind(given)}; wanted: {_TAKEN}")

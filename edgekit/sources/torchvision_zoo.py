@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import pickle
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -154,6 +155,12 @@ def _from_network(zoo: ModuleType, name: str, entry: Any) -> torch.nn.Module:
             f"the weights {entry} cannot be fetched from {entry.url}: {error}",
             hint="offline: convert the file elsewhere to .safetensors and give it with --weights, "
             f"or put it into {torch.hub.get_dir()}/checkpoints",
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise TrustError(
+            f"the file of the weights {entry} in {torch.hub.get_dir()}/checkpoints is no set of "
+            "tensors: opening it would run code",
+            hint="delete it, and it is fetched anew",
         ) from error
     except RuntimeError as error:
         if "hash" not in str(error):
