@@ -1,0 +1,142 @@
+"""Evaluating a graph in torch over many samples: the reference that artifacts are held against."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import fx
+
+from edgekit.compress.graph import aten
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+BATCH = 32
+_SHAPED = (aten.view.default, aten.reshape.default)
+# Operators that treat the samples of a batch apart from each other, whatever their arguments here.
+_BATCHED = (
+    aten.conv2d.default,
+    aten.linear.default,
+    aten.relu.default,
+    aten.hardtanh.default,
+    aten.hardswish.default,
+    aten.hardsigmoid.default,
+    aten.sigmoid.default,
+    aten.silu.default,
+    aten.gelu.default,
+    aten.max_pool2d.default,
+    aten.avg_pool2d.default,
+    aten.adaptive_avg_pool2d.default,
+    aten.fake_quantize_per_tensor_affine.default,
+)
+_POINTWISE = (aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor, aten.div.Tensor)
+
+
+def evaluate(
+    module: fx.GraphModule,
+    feeds: Mapping[str, npt.NDArray[Any]],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Arrays:
+    """Runs a rendered graph on every sample.
+
+    Samples go through in batches where every operator is known to treat them apart. Graphs are
+    exported for one batch size and may have it written into their shapes; those are widened in a
+    copy. In any other graph (one that builds a mask for its one sample, say) each goes alone.
+
+    Args:
+        module: a graph whose inputs have the signature's shapes.
+        feeds: arrays [n, *input shape] by input name.
+        inputs: input names in the graph's order.
+        outputs: names for the outputs, in the graph's order.
+        progress: called with the number of samples newly done.
+
+    Returns:
+        Arrays [n, *output shape] by output name.
+    """
+    tell = progress or (lambda _: None)
+    arrays = [feeds[name] for name in inputs]
+    count = len(arrays[0])
+    size = min(BATCH, count)
+    with torch.no_grad():
+        wide = _widened(module, size) if size > 2 and all(a.shape[1] == 1 for a in arrays) else None
+        parts: list[list[npt.NDArray[Any]]] = []
+        if wide is not None and _agrees(wide, module, arrays, size):
+            for start in range(0, count, size):
+                rows = [np.take(a, range(start, start + size), 0, mode="clip") for a in arrays]
+                answers = _call(wide, [r[:, 0] for r in rows])
+                done = min(size, count - start)
+                parts.append([a[:done, None] for a in answers])
+                tell(done)
+        else:
+            for i in range(count):
+                parts.append([a[None] for a in _call(module, [a[i] for a in arrays])])
+                tell(1)
+    columns = zip(*parts, strict=True)
+    return {name: np.concatenate(col) for name, col in zip(outputs, columns, strict=True)}
+
+
+def _call(module: fx.GraphModule, arrays: Sequence[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    result = module(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
+    tensors = result if isinstance(result, tuple | list) else (result,)
+    return [t.numpy() for t in tensors]
+
+
+def _widened(module: fx.GraphModule, size: int) -> fx.GraphModule | None:
+    """A copy for ``size`` samples at once, or None where samples might mix."""
+    wide = copy.deepcopy(module)
+    batched = {n for n in wide.graph.nodes if n.op == "placeholder"}
+    for node in wide.graph.nodes:
+        if node.op != "call_function":
+            continue
+        sources = [n for n in node.all_input_nodes if n.op != "get_attr"]
+        if not sources or any(n not in batched for n in sources):
+            return None
+        if node.target in _SHAPED:
+            shape = list(node.args[1])
+            if not shape or shape[0] != 1:
+                return None
+            node.args = (node.args[0], [size, *shape[1:]])
+        elif node.target in _POINTWISE:
+            if len({n.meta["val"].dim() for n in sources if "val" in n.meta}) > 1:
+                return None
+        elif node.target is aten.cat.default:
+            if node.args[1:] in ((), (0,)):
+                return None
+        elif node.target is aten.mean.dim:
+            dims = list(node.args[1])
+            if 0 in dims or any(d < 0 and -d >= node.args[0].meta["val"].dim() for d in dims):
+                return None
+        elif node.target not in _BATCHED:
+            return None
+        batched.add(node)
+    wide.recompile()
+    return wide
+
+
+def _agrees(
+    wide: fx.GraphModule,
+    module: fx.GraphModule,
+    arrays: Sequence[npt.NDArray[Any]],
+    size: int,
+) -> bool:
+    """Whether the widened copy gives the graph's own answers for the first and last sample."""
+    together = _call(wide, [a[:size, 0] for a in arrays])
+    for i in (0, size - 1):
+        alone = _call(module, [a[i] for a in arrays])
+        for one, many in zip(alone, together, strict=True):
+            if many.ndim == 0 or len(many) != size or one.shape != (1, *many.shape[1:]):
+                return False
+            if one.dtype != many.dtype or one.size == 0:
+                return False
+            # A batch may sum in another order and so move a quantized tensor by a step.
+            reach = float(np.abs(one).max()) or 1.0
+            if not np.abs(one[0].astype(float) - many[i].astype(float)).max() <= 0.05 * reach:
+                return False
+    return True

@@ -1,0 +1,411 @@
+"""Verification: an artifact, run by its real runtime, against the plan's own evaluation in torch.
+
+What is demanded stands in `edgekit.parity` and is the same for every runtime. The artifact runs in
+a process of its own, started fresh, which sees nothing but the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from edgekit.compress.evaluate import evaluate
+from edgekit.compress.graph import (
+    COMPUTE,
+    example_args,
+    graph_module,
+    layer_of,
+    program_digest,
+    tensor_of,
+)
+from edgekit.compress.plan import QuantPlan
+from edgekit.compress.render import render
+from edgekit.errors import EdgekitError
+from edgekit.metrics import passes, sqnr_db
+from edgekit.parity import TOLERANCES, Check, ParityAccumulator, ParityReport
+from edgekit.signature import Signature, TensorSpec
+from edgekit.targets import worker
+from edgekit.targets._common import channel_digest
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+SCHEMA = "edgekit.verify/1"
+
+REL = 1e-5
+"""A stored scale may differ from the plan's by this much: float32 rounding of a stored range."""
+
+__all__ = ["Reference", "Verdict", "compare_stored", "first_bad_layer", "judge", "output_steps"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What an artifact is held against.
+
+    Attributes:
+        scheme: whose tolerance applies.
+        feeds: arrays [n, *shape] by input name; the last ``probes`` samples are extreme inputs.
+        outputs: arrays [n, *shape] by output name, from the plan's evaluation in torch.
+        steps: quantization step of each output, None where it is float.
+        probes: how many of the samples are probes.
+    """
+
+    scheme: str
+    feeds: Arrays
+    outputs: Arrays
+    steps: Mapping[str, float | None]
+    probes: int = 0
+
+    @property
+    def n(self) -> int:
+        """Samples without the probes."""
+        return len(next(iter(self.feeds.values()))) - self.probes
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found on one artifact.
+
+    Attributes:
+        report: parity on the samples.
+        checks: every check made, those of the report first.
+        first_bad_layer: where the answers first go wrong, if they do and it could be found.
+        runtime: the runtime's name and version.
+    """
+
+    report: ParityReport
+    checks: tuple[Check, ...]
+    first_bad_layer: str | None
+    runtime: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed."""
+        return all(c.passed is not False for c in self.checks)
+
+    @property
+    def reason(self) -> str | None:
+        """Why it failed, in one line; None if it passed."""
+        failed = [c for c in self.checks if c.passed is False]
+        if not failed:
+            return None
+        first = failed[0]
+        where = f"; first bad layer: {self.first_bad_layer}" if self.first_bad_layer else ""
+        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        value = first.to_json()["value"]
+        return f"{first.name} is {value}, limit {first.limit} ({first.detail}){more}{where}"
+
+    def document(self, artifact: str) -> dict[str, Any]:
+        """The `edgekit.verify/1` document."""
+        tests = [c for c in self.checks if c.name.endswith("self-test")]
+        return {
+            "schema": SCHEMA,
+            "artifact": artifact,
+            "against": "plan",
+            "checks": [c.to_json() for c in self.checks],
+            "outputs": [_output_json(s) for s in self.report.outputs],
+            "first_bad_layer": self.first_bad_layer,
+            "self_test": {c.name: c.passed for c in tests},
+            "passed": self.passed,
+        }
+
+
+def judge(
+    reference: Reference,
+    signature: Signature,
+    outputs: Arrays,
+    order: Sequence[str],
+    distinct: int,
+    *,
+    stored_faults: Sequence[str] | None,
+    runtime: str,
+) -> Verdict:
+    """Judges what an artifact answered.
+
+    Args:
+        reference: what it should have answered.
+        signature: of the model.
+        outputs: what it answered, arrays [n, *shape] in the order and types it gave them.
+        order: names of its outputs in the order it gave them.
+        distinct: number of different answers to one input run many times; 0 if that was not done.
+        stored_faults: differences between its stored quantization and the plan's; None if its
+            runtime's format could not be read.
+        runtime: the runtime's name and version.
+    """
+    tolerance = TOLERANCES[reference.scheme]
+    total = reference.n + reference.probes
+    report = _parity(reference, signature, outputs, order, range(reference.n))
+    checks = list(report.checks)
+    if reference.probes:
+        probed = _parity(reference, signature, outputs, order, range(reference.n, total))
+        checks += [_about_probes(c, reference.scheme) for c in probed.checks]
+    repeats = tolerance.repeats
+    checks.append(
+        Check(
+            "repeatable",
+            None if distinct == 0 else distinct == 1,
+            distinct,
+            1,
+            f"distinct outputs in {repeats} runs of one input",
+        )
+    )
+    if stored_faults is not None:
+        detail = "; ".join(stored_faults[:3]) or "stored scales, zero points and weights: the plan's"
+        checks.append(Check("stored-plan", not stored_faults, len(stored_faults), 0, detail))
+    return Verdict(report, tuple(checks), None, runtime)
+
+
+def output_steps(
+    program: torch.export.ExportedProgram, plan: QuantPlan, names: Sequence[str]
+) -> dict[str, float | None]:
+    """The quantization step of every output: the scale of the edge it is, None for a float one."""
+    module = graph_module(program)
+    last = next(n for n in reversed(module.graph.nodes) if n.op == "output")
+    results = last.args[0]
+    nodes = list(results) if isinstance(results, list | tuple) else [results]
+    edges = plan.activations()
+    return {
+        name: edges[node.name].scale[0] if node.name in edges else None
+        for name, node in zip(names, nodes, strict=True)
+    }
+
+
+def compare_stored(
+    program: torch.export.ExportedProgram, plan: QuantPlan, stored: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Differences between what an artifact stores and what the plan says; empty if there are none.
+
+    Activations are compared as sets of (scale, zero point) in both directions, since runtimes name,
+    merge and repeat tensors as they like; weights by scales and by the integers of each channel.
+    """
+    module = graph_module(program)
+    weights: dict[tuple[Any, ...], str] = {}
+    acts: dict[tuple[Any, ...], str] = {}
+    constants = plan.constants()
+    for edge in plan.edges:
+        if edge.kind == "activation":
+            acts[_key(edge.scale, edge.zero_point)] = edge.edge
+    for node in module.graph.nodes:
+        edge_ = constants.get(node.name)
+        value = tensor_of(module, node)
+        if edge_ is None or edge_.kind != "weight" or value is None or edge_.axis is None:
+            continue
+        digest = channel_digest(edge_.quantize(value.numpy()), edge_.axis)
+        weights[(*_key(edge_.scale, edge_.zero_point), digest)] = edge_.edge
+    faults = []
+    seen_acts: set[tuple[Any, ...]] = set()
+    seen_weights: set[tuple[Any, ...]] = set()
+    for item in stored:
+        key = _key(item["scale"], item["zero_point"])
+        if item["kind"] == "activation":
+            seen_acts.add(key)
+            if not _among(key, acts):
+                faults.append(f"{item['name']} stores a scale that the plan does not have")
+        elif item["kind"] == "weight":
+            full = (*key, item["digest"])
+            seen_weights.add(full)
+            if not _among(full, weights):
+                faults.append(f"{item['name']} stores integers or scales that are not the plan's")
+    faults += [f"{n} is not in the artifact" for k, n in acts.items() if not _among(k, seen_acts)]
+    faults += [
+        f"{n} is not in the artifact" for k, n in weights.items() if not _among(k, seen_weights)
+    ]
+    return faults
+
+
+def first_bad_layer(
+    target: str,
+    program: torch.export.ExportedProgram,
+    plan: QuantPlan,
+    signature: Signature,
+    feeds: Arrays,
+    *,
+    samples: int = 4,
+) -> str | None:
+    """The first layer whose output differs from the plan's, by converting with every layer tapped.
+
+    The same target converts the same program again with the layers' outputs as results of their
+    own, so that its own runtime tells what it computed there.
+
+    Args:
+        target: target id.
+        program: the canonical program.
+        plan: its quantization.
+        signature: of the model.
+        feeds: arrays [n, *shape]; the first ``samples`` are used.
+        samples: how many samples.
+
+    Returns:
+        ``layer (node)``, or None where all taps agree or the tapped program does not convert: then
+        the fault lies at the outputs themselves, or in a fusion that taps break up.
+    """
+    tapped, tapped_plan, taps = _tap(program, plan)
+    few = {k: v[:samples] for k, v in feeds.items()}
+    names = [spec.name for spec in signature.inputs]
+    module = render(tapped, tapped_plan, "fake")
+    want = evaluate(module, few, names, [t for t, _ in taps])
+    specs = tuple(TensorSpec(t, want[t].shape[1:], str(want[t].dtype)) for t, _ in taps)
+    try:
+        got = _convert_and_run(target, tapped, tapped_plan, Signature(signature.inputs, specs), few)
+    except EdgekitError:
+        return None
+    tolerance = TOLERANCES[plan.scheme]
+    for name, layer in taps:
+        answer = got.get(name)
+        if answer is None or answer.shape != want[name].shape:
+            return layer
+        ratio = sqnr_db(want[name], answer, atol=tolerance.atol)
+        if not passes(ratio, tolerance.sqnr_db):
+            return layer
+    return None
+
+
+def _convert_and_run(
+    target: str,
+    program: torch.export.ExportedProgram,
+    plan: QuantPlan,
+    signature: Signature,
+    feeds: Arrays,
+) -> dict[str, npt.NDArray[Any]]:
+    from edgekit.targets import find
+
+    with tempfile.TemporaryDirectory(prefix="edgekit-taps-") as folder:
+        base = Path(folder)
+        torch.export.save(program, base / "program.pt2")
+        (base / "plan.json").write_text(json.dumps(plan.to_json()))
+        np.savez(base / "feeds.npz", **feeds)  # type: ignore[arg-type]
+        out = base / f"tapped{find(target).suffix}"
+        common = {"signature": signature.to_json()}
+        results = worker.run(
+            target,
+            [
+                {
+                    "op": "convert",
+                    "program": str(base / "program.pt2"),
+                    "plan": str(base / "plan.json"),
+                    "out": str(out),
+                    **common,
+                },
+                {
+                    "op": "infer",
+                    "artifact": str(out),
+                    "feeds": str(base / "feeds.npz"),
+                    "outputs": str(base / "outputs.npz"),
+                    **common,
+                },
+            ],
+        )
+        for result in results:
+            if "error" in result:
+                raise result["error"]
+        with np.load(base / "outputs.npz", allow_pickle=False) as data:
+            return {name: data[name] for name in data.files}
+
+
+def _tap(
+    program: torch.export.ExportedProgram, plan: QuantPlan
+) -> tuple[torch.export.ExportedProgram, QuantPlan, list[tuple[str, str]]]:
+    """The program with layer outputs as results, its plan, and (output name, layer) pairs."""
+    module = graph_module(program)
+    edges = plan.activations()
+    nodes = [
+        n
+        for n in module.graph.nodes
+        if n.op == "call_function"
+        and isinstance(n.meta.get("val"), torch.Tensor)
+        and n.meta["val"].is_floating_point()
+        and (n.name in edges if edges else n.target in COMPUTE or len(n.all_input_nodes) > 1)
+    ]
+    last = next(n for n in reversed(module.graph.nodes) if n.op == "output")
+    last.args = (tuple(nodes),)
+    # The pytree that the module was exported with describes the old outputs.
+    module.graph.set_codegen(torch.fx.graph.CodeGen())
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    before = _stable_names(module)
+    with torch.no_grad():
+        tapped = torch.export.export(module, example_args(program), strict=False)
+    after = {key: name for name, key in _stable_names(graph_module(tapped)).items()}
+    renamed = {name: after.get(key) for name, key in before.items()}
+    edges_ = tuple(
+        dataclasses.replace(e, node=str(renamed[e.node])) for e in plan.edges if renamed.get(e.node)
+    )
+    taps = [(f"tap_{i}_{n.name}", f"{layer_of(n)} ({n.name})") for i, n in enumerate(nodes)]
+    moved = dataclasses.replace(plan, edges=edges_, program_digest=program_digest(tapped))
+    return tapped, moved, taps
+
+
+def _stable_names(module: torch.fx.GraphModule) -> dict[str, str]:
+    """Node name to something that exporting again keeps: a constant's path, an operator's place."""
+    keys: dict[str, str] = {}
+    for place, node in enumerate(n for n in module.graph.nodes if n.op == "call_function"):
+        keys[node.name] = f"{place}:{node.target}"
+    for node in module.graph.nodes:
+        if node.op in ("get_attr", "placeholder"):
+            keys[node.name] = str(node.target)
+    return keys
+
+
+def _parity(
+    reference: Reference,
+    signature: Signature,
+    outputs: Arrays,
+    order: Sequence[str],
+    samples: range,
+) -> ParityReport:
+    accumulator = ParityAccumulator(
+        signature.outputs, TOLERANCES[reference.scheme], dict(reference.steps)
+    )
+    for i in samples:
+        accumulator.add(
+            {k: v[i] for k, v in reference.outputs.items()},
+            {k: outputs[k][i] for k in order},
+        )
+    return accumulator.report()
+
+
+def _about_probes(check: Check, scheme: str) -> Check:
+    return dataclasses.replace(check, name=f"probes/{check.name}")
+
+
+def _output_json(stats: Any) -> dict[str, Any]:
+    data = stats.to_json()
+    return {
+        "name": data["name"],
+        "sqnr_db": data["sqnr_db"],
+        "agreement": data["agreement"],
+        "worst_sample_db": data["worst_sample_db"],
+        "max_abs_error": data["max_error"],
+        "within_2_steps": data["within_fraction"],
+        "identical": data["identical"],
+        "elements": data["elements"],
+        "n_decisive": data["n_decisive"],
+        "cosine": data["cosine"],
+        "worst_sample": data["worst_sample"],
+        "worst_channel_db": data["worst_channel_db"],
+        "worst_channel": data["worst_channel"],
+        "n": data["samples"],
+    }
+
+
+def _key(scale: Sequence[float], zero: Sequence[int]) -> tuple[Any, ...]:
+    return (tuple(float(s) for s in scale), tuple(int(z) for z in zero))
+
+
+def _among(key: tuple[Any, ...], known: Any) -> bool:
+    if key in known:
+        return True
+    scale = np.asarray(key[0])
+    return any(
+        other[1:] == key[1:]
+        and len(other[0]) == len(key[0])
+        and bool(np.allclose(scale, other[0], rtol=REL, atol=0))
+        for other in known
+    )
