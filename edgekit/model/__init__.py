@@ -92,17 +92,7 @@ class Model:
         module, order = adapt(_in_eval_mode(module), _checked(examples, name))
         inputs = tuple(examples[n].detach().clone() for n in order)
         watch = _EmbeddingWatch(inputs)
-        try:
-            with torch.no_grad(), watch:
-                output = module(*inputs)
-            tensors = [tensor for _, tensor in flatten(output)]
-        except EdgekitError:
-            raise
-        except Exception as error:
-            raise BadData(
-                f"model {name!r} does not run on its example inputs{user_line(error)}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+        output, tensors = _learn(module, inputs, watch, name)
         specs = [
             _input_spec(n, examples[n], _layout(n, examples[n], input_layout), watch.high(i))
             for i, n in enumerate(order)
@@ -176,6 +166,23 @@ class Model:
                 value[..., -(value.shape[-1] // 4 or 1) :] = 0
             inputs.append(-3 * value - 1 if value.is_floating_point() else value)
         return tuple(inputs)
+
+
+def _learn(
+    module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], watch: _EmbeddingWatch, name: str
+) -> tuple[Any, list[torch.Tensor]]:
+    """What the module gives for its examples, as it is and as a flat list."""
+    try:
+        with torch.no_grad(), watch:
+            output = module(*inputs)
+        return output, [tensor for _, tensor in flatten(output)]
+    except EdgekitError:
+        raise
+    except Exception as error:
+        raise BadData(
+            f"model {name!r} does not run on its example inputs{user_line(error)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _in_eval_mode(module: torch.nn.Module) -> torch.nn.Module:
