@@ -31,7 +31,7 @@ from edgekit.compress.plan import QuantPlan
 from edgekit.compress.render import render
 from edgekit.errors import EdgekitError
 from edgekit.metrics import passes, sqnr_db
-from edgekit.parity import TOLERANCES, Check, ParityAccumulator, ParityReport
+from edgekit.parity import TOLERANCES, Check, ParityAccumulator, ParityReport, Tolerance
 from edgekit.signature import Signature, TensorSpec
 from edgekit.targets import worker
 from edgekit.targets._common import channel_digest
@@ -39,10 +39,27 @@ from edgekit.targets._common import channel_digest
 Arrays = Mapping[str, npt.NDArray[Any]]
 SCHEMA = "edgekit.verify/1"
 
+FLOOR_MARGIN_DB = 3.0
+"""A runtime rounds differently from torch by more than noise: integer pooling, fixed-point scales."""
+
+FLOOR_FACTOR = 4.0
+"""For the same reason, so many times more elements may be off by over two steps."""
+
+LOWEST_DB = 20.0
+"""A plan whose own evaluation moves by more than this is refused: nothing can be proven of it."""
+
 REL = 1e-5
 """A stored scale may differ from the plan's by this much: float32 rounding of a stored range."""
 
-__all__ = ["Reference", "Verdict", "compare_stored", "first_bad_layer", "judge", "output_steps"]
+__all__ = [
+    "Reference",
+    "Verdict",
+    "compare_stored",
+    "first_bad_layer",
+    "judge",
+    "output_steps",
+    "rounding_floor",
+]
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,7 @@ class Reference:
         outputs: arrays [n, *shape] by output name, from the plan's evaluation in torch.
         steps: quantization step of each output, None where it is float.
         probes: how many of the samples are probes.
+        floor: see `rounding_floor`; None for schemes without rounding.
     """
 
     scheme: str
@@ -62,6 +80,7 @@ class Reference:
     outputs: Arrays
     steps: Mapping[str, float | None]
     probes: int = 0
+    floor: Mapping[str, Any] | None = None
 
     @property
     def n(self) -> int:
@@ -139,10 +158,10 @@ def judge(
             runtime's format could not be read.
         runtime: the runtime's name and version.
     """
-    tolerance = TOLERANCES[reference.scheme]
+    tolerance, floor_checks = _tolerance(reference)
     total = reference.n + reference.probes
     report = _parity(reference, signature, outputs, order, range(reference.n))
-    checks = list(report.checks)
+    checks = [*report.checks, *floor_checks]
     if reference.probes:
         probed = _parity(reference, signature, outputs, order, range(reference.n, total))
         checks += [_about_probes(c, reference.scheme) for c in probed.checks]
@@ -157,9 +176,66 @@ def judge(
         )
     )
     if stored_faults is not None:
-        detail = "; ".join(stored_faults[:3]) or "stored scales, zero points and weights: the plan's"
+        detail = (
+            "; ".join(stored_faults[:3]) or "stored scales, zero points and weights: the plan's"
+        )
         checks.append(Check("stored-plan", not stored_faults, len(stored_faults), 0, detail))
     return Verdict(report, tuple(checks), None, runtime)
+
+
+def rounding_floor(
+    signature: Signature, reference: Arrays, disturbed: Arrays, steps: Mapping[str, float | None]
+) -> dict[str, Any]:
+    """How far the plan's own evaluation moves under rounding noise.
+
+    Args:
+        signature: of the model.
+        reference: the plan's outputs, [n, *shape] by name.
+        disturbed: the same with `edgekit.compress.evaluate.with_rounding_noise`.
+        steps: quantization step of each output.
+
+    Returns:
+        ``{"sqnr_db", "within_fraction"}``: the lowest over the outputs, None where nothing moved.
+    """
+    accumulator = ParityAccumulator(signature.outputs, TOLERANCES["w8a8"], dict(steps))
+    count = len(next(iter(disturbed.values())))
+    for i in range(count):
+        accumulator.add(
+            {k: v[i] for k, v in reference.items()}, {k: v[i] for k, v in disturbed.items()}
+        )
+    stats = accumulator.report(self_testing=False).outputs
+    ratios = [s.sqnr_db for s in stats if s.sqnr_db is not None and np.isfinite(s.sqnr_db)]
+    within = [s.within_fraction for s in stats if s.within_fraction is not None]
+    return {"sqnr_db": min(ratios, default=None), "within_fraction": min(within, default=None)}
+
+
+def _tolerance(reference: Reference) -> tuple[Tolerance, list[Check]]:
+    """The scheme's figures, or the plan's own floor where the figures lie beyond it.
+
+    In a deep graph a rounding that falls the other way in an early layer moves many elements later
+    on. Where the plan's evaluation itself moves by more than the scheme's figure allows, that
+    figure can't tell a right runtime from a wrong one. Then the limit is `FLOOR_MARGIN_DB` under
+    what the plan itself reaches, never under `LOWEST_DB`, and a check of its own says so.
+    """
+    tolerance = TOLERANCES[reference.scheme]
+    floor = reference.floor or {}
+    sqnr, within = floor.get("sqnr_db"), floor.get("within_fraction")
+    if sqnr is None or sqnr - FLOOR_MARGIN_DB >= tolerance.sqnr_db:
+        return tolerance, []
+    limit = max(sqnr - FLOOR_MARGIN_DB, LOWEST_DB)
+    wrong = 0.0 if within is None else 1 - within
+    adapted = dataclasses.replace(
+        tolerance,
+        sqnr_db=limit,
+        worst_sample_db=limit - (tolerance.sqnr_db - tolerance.worst_sample_db),
+        within_fraction=min(tolerance.within_fraction, 1 - FLOOR_FACTOR * wrong),
+    )
+    detail = (
+        f"dB: under rounding noise of 1e-6 the plan's own evaluation moves that far, so the limit "
+        f"is {limit:.1f} dB instead of {tolerance.sqnr_db:g}"
+    )
+    stable = sqnr >= LOWEST_DB
+    return adapted, [Check("plan-floor", stable, sqnr, LOWEST_DB, detail)]
 
 
 def output_steps(
@@ -360,9 +436,8 @@ def _parity(
     order: Sequence[str],
     samples: range,
 ) -> ParityReport:
-    accumulator = ParityAccumulator(
-        signature.outputs, TOLERANCES[reference.scheme], dict(reference.steps)
-    )
+    tolerance, _ = _tolerance(reference)
+    accumulator = ParityAccumulator(signature.outputs, tolerance, dict(reference.steps))
     for i in samples:
         accumulator.add(
             {k: v[i] for k, v in reference.outputs.items()},

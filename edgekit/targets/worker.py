@@ -24,6 +24,8 @@ from edgekit.errors import BadData, EdgekitError, WorkerCrashed
 TIMEOUT_S = 1800.0
 _TAIL = 12
 
+_running: set[subprocess.Popen[bytes]] = set()
+
 Task = dict[str, Any]
 Result = dict[str, Any]
 
@@ -92,6 +94,7 @@ def _supervise(
         )
         deadline = time.monotonic() + timeout
         seen = 0
+        _running.add(process)
         try:
             while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -102,9 +105,16 @@ def _supervise(
                 if time.monotonic() > deadline:
                     return None
         finally:
+            _running.discard(process)
             if process.poll() is None:
                 process.kill()
                 process.wait()
+
+
+def stop() -> None:
+    """Kills every worker of this process; for a caller that was interrupted."""
+    for process in list(_running):
+        process.kill()
 
 
 def _read(results: Path) -> list[Result]:

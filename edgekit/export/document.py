@@ -1,0 +1,204 @@
+"""The ``edgekit.export/1`` document: one row per artifact, and the gates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekit.artifact import Artifact
+from edgekit.device import Job
+from edgekit.export.request import ExportRequest
+from edgekit.export.stages import Proof
+from edgekit.model import Model
+from edgekit.targets import find
+
+SCHEMA = "edgekit.export/1"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One artifact's way through the export.
+
+    Attributes:
+        job: what was asked for.
+        artifact: what was made; None where the target refused.
+        twin: the float artifact of the same target.
+        status: ``ok`` or ``failed``.
+        reason: why it failed.
+        placement: operators and bytes, as the target's `inspect` gives them.
+        proof: its verification.
+        bench: the ``edgekit.bench/1`` document it is part of.
+        value: accuracy in percent.
+        drop: percentage points lost against the float model.
+        drop_ci: 95 % interval of the drop.
+    """
+
+    job: Job
+    artifact: Artifact | None = None
+    twin: Artifact | None = None
+    status: str = "ok"
+    reason: str | None = None
+    placement: Mapping[str, Any] | None = None
+    proof: Proof | None = None
+    bench: Mapping[str, Any] | None = None
+    value: float | None = None
+    drop: float | None = None
+    drop_ci: tuple[float, float] | None = None
+
+    @property
+    def id(self) -> str:
+        """The artifact's id."""
+        return f"{self.job.target}-{self.job.scheme}"
+
+    @property
+    def verification(self) -> str:
+        """``runtime`` once its real runtime gave the right answers."""
+        return "runtime" if self.proof is not None and self.proof.document["passed"] else "none"
+
+    def measured(self) -> Mapping[str, Any] | None:
+        """Its own entry of the bench document."""
+        return _result(self.bench, self.id)
+
+    def to_json(self) -> dict[str, Any]:
+        """The export document's artifact entry."""
+        made, mine = self.artifact, self.measured()
+        ok = self.status == "ok" and made is not None
+        return {
+            "id": self.id,
+            "target": self.job.target,
+            "delegate": self.job.delegate,
+            "scheme": self.job.scheme,
+            "io": None if made is None else made.io,
+            "variant": None if made is None else made.variant,
+            "devices": list(self.job.devices),
+            "path": f"artifacts/{made.id}/{made.files[0].path}" if ok and made else None,
+            "bytes": None if made is None else made.bytes,
+            "status": self.status,
+            "reason": self.reason,
+            "verification": self.verification,
+            "value": self.value,
+            "drop_points": self.drop,
+            "drop_ci95": None if self.drop_ci is None else list(self.drop_ci),
+            "parity": self._parity(),
+            "placement": self._placement(),
+            "latency_ms": _latency(mine),
+            "load_ms": None if mine is None else mine["load_ms"],
+            "peak_memory_mib": None if mine is None else mine["peak_memory_mib"],
+            "float": self._float(),
+        }
+
+    def _parity(self) -> dict[str, Any] | None:
+        if self.proof is None:
+            return None
+        outputs = self.proof.document["outputs"]
+        return {
+            "against": "plan",
+            "sqnr_db": _least(o["sqnr_db"] for o in outputs),
+            "agreement": _least(o["agreement"] for o in outputs),
+            "worst_sample_db": _least(o["worst_sample_db"] for o in outputs),
+            "n": outputs[0]["n"] if outputs else 0,
+            "identical": all(o["identical"] for o in outputs),
+        }
+
+    def _placement(self) -> dict[str, Any] | None:
+        if self.placement is None:
+            return None
+        return {
+            "ops": sum(self.placement["ops"].values()),
+            "float_ops": self.placement["float_ops"],
+            "undelegated_ops": self.placement["undelegated_ops"],
+            "first_fallback": self.placement["first_fallback"],
+            "bytes_by_dtype": dict(self.placement["bytes_by_dtype"]),
+        }
+
+    def _float(self) -> dict[str, Any] | None:
+        if self.twin is None:
+            return None
+        beside = _result(self.bench, self.twin.id)
+        p50 = None if beside is None else beside["latency_ms"]["p50"]
+        return {"latency_p50_ms": p50, "bytes": self.twin.bytes}
+
+
+def gates_of(rows: Sequence[Row], request: ExportRequest) -> list[dict[str, Any]]:
+    """Every gate with its verdict; None where it could not be judged here."""
+    gates: list[dict[str, Any]] = []
+
+    def gate(artifact: str | None, name: str, limit: Any, value: Any, passed: bool | None) -> None:
+        gates.append(
+            {"artifact": artifact, "name": name, "limit": limit, "value": value, "passed": passed}
+        )
+
+    for row in rows:
+        passed = None if row.proof is None else bool(row.proof.document["passed"])
+        gate(row.id, "parity", "plan", row.verification, passed)
+        if request.require_verified:
+            gate(row.id, "verified", "runtime", row.verification, row.verification == "runtime")
+        if request.max_drop is not None:
+            held = None if row.drop is None else row.drop <= request.max_drop
+            if held is None and request.require_verified:
+                held = False
+            gate(row.id, "max-drop", request.max_drop, row.drop, held)
+        if request.max_float_ops is not None and row.job.scheme != "fp32":
+            count = None if row.placement is None else row.placement["float_ops"]
+            held = None if count is None else count <= request.max_float_ops
+            gate(row.id, "max-float-ops", request.max_float_ops, count, held)
+    return gates
+
+
+def build(
+    model: Model,
+    request: ExportRequest,
+    rows: Sequence[Row],
+    gates: Sequence[Mapping[str, Any]],
+    bundle: Path | None,
+    score: tuple[float, int] | None,
+    wall_s: float,
+) -> dict[str, Any]:
+    """The whole document."""
+    devices = list(dict.fromkeys(d for r in rows for d in r.job.devices))
+    return {
+        "schema": SCHEMA,
+        "model": model.name,
+        "bundle": None if bundle is None else str(bundle),
+        "devices": devices,
+        "metric": None if score is None else "top1",
+        "reference": None if score is None else {"kind": "float", "value": score[0], "n": score[1]},
+        "artifacts": [row.to_json() for row in rows],
+        "gates": list(gates),
+        "wall_s": round(wall_s, 3),
+    }
+
+
+def requirements(row: Row) -> dict[str, Any]:
+    """What a device must have to run an artifact: its runtime, at the version it was proven in."""
+    target = find(row.job.target)
+    runtime = {"tflite": "ai-edge-litert"}.get(target.id, target.id)
+    proven = None if row.proof is None else row.proof.runtime.rpartition(" ")[2]
+    return {"runtime": runtime, "min_version": proven}
+
+
+def _latency(result: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if result is None:
+        return None
+    figures = result["latency_ms"]
+    return {
+        "p50": figures["p50"],
+        "p90": figures["p90"],
+        "p99": figures["p99"],
+        "n": figures["n"],
+        "threads": result["threads"],
+        "where": "this machine",
+    }
+
+
+def _result(document: Mapping[str, Any] | None, artifact: str) -> Mapping[str, Any] | None:
+    if document is None:
+        return None
+    return next((r for r in document["results"] if r["artifact"] == artifact), None)
+
+
+def _least(values: Any) -> float | None:
+    known = [v for v in values if v is not None]
+    return min(known, default=None)

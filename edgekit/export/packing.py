@@ -1,0 +1,170 @@
+"""What goes into the bundle beside the artifacts: golden vectors, plan, evidence, lineage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.data import Samples
+from edgekit.export import stages
+from edgekit.export.document import Row, requirements
+from edgekit.export.request import ExportRequest
+from edgekit.export.stages import Planned, Referenced
+from edgekit.model import Model
+from edgekit.pack import BundleContent, PackedArtifact, pack
+from edgekit.runtime.golden import pack_golden
+
+
+def pack_result(
+    model: Model,
+    request: ExportRequest,
+    rows: Sequence[Row],
+    planned: Planned,
+    reference: Referenced,
+    evaluation: Samples | None,
+    calib: Samples | None,
+    out: Path,
+) -> Path:
+    """Packs the proven artifacts with everything a device or a reader needs beside them."""
+    schemes = list(dict.fromkeys(r.job.scheme for r in rows))
+    documents, count = _documents(model, planned, reference, schemes)
+    content = BundleContent(
+        name=request.name or model.name,
+        version=request.version,
+        model={
+            "name": model.name,
+            "digest": model.digest(),
+            "parameters": sum(p.numel() for p in model.module.parameters()),
+            "notes": list(model.notes),
+        },
+        signature=model.signature,
+        artifacts=[_packed(r) for r in rows if r.artifact is not None],
+        preprocess=None if model.preprocess is None else model.preprocess.to_json(),
+        documents=documents,
+        golden_n=count,
+        statistics=_statistics(model, reference),
+        lineage=_lineage(calib, evaluation, planned, schemes),
+        licence=model.license,
+    )
+    return pack(content, out)
+
+
+def _packed(row: Row) -> PackedArtifact:
+    assert row.artifact is not None
+    bench = row.measured()
+    accuracy = None
+    if row.value is not None:
+        accuracy = {"metric": "top1", "value": row.value, "drop_points": row.drop}
+        accuracy["drop_ci95"] = None if row.drop_ci is None else list(row.drop_ci)  # type: ignore[assignment]
+    return PackedArtifact(
+        artifact=row.artifact,
+        devices=row.job.devices,
+        requires=requirements(row),
+        verification=row.verification,
+        evidence={
+            "verification": row.verification,
+            "verify": None if row.proof is None else dict(row.proof.document),
+            "placement": None if row.placement is None else dict(row.placement),
+            "bench": None if bench is None else {k: v for k, v in bench.items() if k != "samples_ms"},
+            "accuracy": accuracy,
+        },
+    )
+
+
+def _documents(
+    model: Model, planned: Planned, reference: Referenced, schemes: Sequence[str]
+) -> tuple[dict[str, bytes], int]:
+    count = min(stages.GOLDEN_SAMPLES, reference.n)
+    batch = model.signature.inputs[0].shape[0]
+    feeds, _ = stages.gather(model, _First(reference.samples, count) if reference.samples else None)
+    flat = {k: v[:count].reshape(count * batch, *v.shape[2:]) for k, v in feeds.items()}
+
+    def answers(scheme: str) -> dict[str, Any]:
+        arrays = stages.load_arrays(reference.path / f"outputs-{scheme}.npz")
+        return {k: v[:count].reshape(count * v.shape[1], *v.shape[2:]) for k, v in arrays.items()}
+
+    documents = {"golden.npz": pack_golden(flat, answers("fp32"))}
+    for scheme in schemes:
+        if scheme == "fp32":
+            continue
+        # What the plan itself answers: a device can tell a wrong kernel from quantization.
+        documents[f"golden-{scheme}.npz"] = pack_golden(flat, answers(scheme))
+        name = "plan.json" if scheme == schemes[0] else f"plan-{scheme}.json"
+        documents[name] = planned.plan(scheme).read_bytes()
+    return documents, count * batch
+
+
+class _First:
+    """The first few of some samples."""
+
+    def __init__(self, samples: Samples, count: int) -> None:
+        self._samples, self._count = samples, count
+        self.source, self.digest = samples.source, samples.digest
+
+    def __len__(self) -> int:
+        return self._count
+
+    def feed(self, i: int) -> dict[str, Any]:
+        return self._samples.feed(i)
+
+    def label(self, i: int) -> int | None:
+        return self._samples.label(i)
+
+
+def _statistics(model: Model, reference: Referenced) -> dict[str, Any]:
+    """Counts of predicted classes and moments of inputs, from the evaluation data, for drift."""
+    inputs: dict[str, Any] = {}
+    if reference.samples is not None:
+        count = min(reference.n, 256)
+        for spec in model.signature.inputs:
+            if not spec.dtype.startswith("float"):
+                continue
+            rows = [reference.samples.feed(i)[spec.name] for i in range(count)]
+            inputs[spec.name] = {
+                "n": count,
+                "mean": float(np.mean([r.mean() for r in rows])),
+                "std": float(np.sqrt(np.mean([r.var() for r in rows]))),
+                "min": float(min(r.min() for r in rows)),
+                "max": float(max(r.max() for r in rows)),
+            }
+    predictions: dict[str, Any] = {}
+    for spec in model.signature.outputs:
+        if len(spec.shape) != 2 or not spec.dtype.startswith("float"):
+            continue
+        arrays = stages.load_arrays(reference.path / "outputs-fp32.npz")[spec.name]
+        scores = arrays[: reference.n].reshape(-1, spec.shape[-1])
+        classes = np.bincount(scores.argmax(1), minlength=spec.shape[-1])
+        predictions[spec.name] = {"n": len(scores), "classes": classes.tolist()}
+    return {"inputs": inputs, "predictions": predictions}
+
+
+def _lineage(
+    calib: Samples | None, evaluation: Samples | None, planned: Planned, schemes: Sequence[str]
+) -> dict[str, Any]:
+    def about(samples: Samples | None) -> dict[str, Any] | None:
+        if samples is None:
+            return None
+        return {
+            "source": Path(samples.source).name,
+            "digest": samples.digest,
+            "n": len(samples),
+        }
+
+    plans = {
+        s: json.loads(planned.plan(s).read_text())["program_digest"]
+        for s in schemes
+        if planned.plan(s).exists()
+    }
+    return {
+        "calibration": about(calib),
+        "evaluation": about(evaluation),
+        "programs": plans,
+        "tools": stages._versions(
+            "torch", "torchao", "litert-torch", "openvino", "onnx", "onnxruntime"
+        ),
+        "parent": None,
+    }

@@ -1,0 +1,89 @@
+"""What an export is asked for, and how it tells what it does."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from edgekit.data import Samples
+
+__all__ = ["ExportRequest", "Listener", "Silent"]
+
+CALIB_LIMIT = 512
+EVAL_LIMIT = 2000
+MIN_CALIB = 16
+
+
+class Listener(Protocol):
+    """Hears what an export does; the command line shows it as notes and progress bars."""
+
+    def note(self, message: str) -> None:
+        """One line about a step."""
+
+    def progress(
+        self, description: str, total: int | None = None
+    ) -> AbstractContextManager[Callable[[int], None]]:
+        """A bar; the callable advances it."""
+        ...
+
+
+class Silent:
+    """A listener that says nothing."""
+
+    def note(self, message: str) -> None:
+        """Nothing."""
+
+    @contextlib.contextmanager
+    def progress(
+        self, description: str, total: int | None = None
+    ) -> Iterator[Callable[[int], None]]:
+        """Nothing."""
+        yield lambda _: None
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What to make, and what it must hold to.
+
+    Attributes:
+        devices: device ids or profile paths.
+        targets: target ids; empty means all that the devices run.
+        schemes: schemes; empty means each target's preferred one.
+        calib: calibration data, as `edgekit.data` takes it; needed for quantized schemes.
+        evaluation: labelled evaluation data; without it no accuracy is measured.
+        out: where the bundle goes, a directory or a ``.zip``; None packs nothing.
+        name: the bundle's name; the model's own if None.
+        version: the bundle's version.
+        max_drop: gate: accuracy lost against the float model, percentage points at most.
+        max_float_ops: gate: operators left in float per quantized artifact, at most.
+        require_verified: gate: every artifact must have run in its real runtime.
+        keep_going: a target that fails does not end the export.
+        bench: whether latency and memory are measured.
+        calib_limit: calibration samples at most.
+        eval_limit: evaluation samples at most.
+        threads: CPU threads to measure with; None takes the device's figure, within this machine.
+    """
+
+    devices: tuple[str, ...] = ("host",)
+    targets: tuple[str, ...] = ()
+    schemes: tuple[str, ...] = ()
+    calib: str | Path | Samples | None = None
+    evaluation: str | Path | Samples | None = None
+    out: Path | None = None
+    name: str | None = None
+    version: str = "1"
+    max_drop: float | None = None
+    max_float_ops: int | None = None
+    require_verified: bool = False
+    keep_going: bool = False
+    bench: bool = True
+    calib_limit: int = CALIB_LIMIT
+    eval_limit: int = EVAL_LIMIT
+    threads: int | None = None
+    bench_runs: int = 200
+    bench_seconds: float = 3.0
+    listener: Listener = field(default_factory=Silent, repr=False)

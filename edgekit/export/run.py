@@ -1,0 +1,413 @@
+"""The road: request in, bundle and document out."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit import device as devices_
+from edgekit.artifact import Artifact, Store, fingerprint
+from edgekit.bench.measure import BenchRequest, bench
+from edgekit.data import Samples, load_pair
+from edgekit.device import Job, plan_targets
+from edgekit.errors import EdgekitError, Locked, UsageError, WorkerCrashed
+from edgekit.export import stages
+from edgekit.export.document import Row, build, gates_of
+from edgekit.export.packing import pack_result
+from edgekit.export.request import MIN_CALIB, ExportRequest
+from edgekit.export.stages import Planned, Proof, Referenced
+from edgekit.metrics import top1, top1_correct
+from edgekit.model import Model
+from edgekit.pack import check_destination
+from edgekit.paired import paired_difference
+from edgekit.targets import find, require_installed, worker
+
+__all__ = ["ExportResult", "export_bundle"]
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export did.
+
+    Attributes:
+        document: the ``edgekit.export/1`` document.
+        failed: ids of artifacts that failed, or gates that did not hold; empty if all is well.
+        conversions: how many artifacts were converted anew rather than taken from the store.
+    """
+
+    document: Mapping[str, Any]
+    failed: tuple[str, ...]
+    conversions: int
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 1 if anything failed."""
+        return 1 if self.failed else 0
+
+
+def export_bundle(
+    model: Model, request: ExportRequest, *, store: Store | None = None
+) -> ExportResult:
+    """Makes, proves, measures and packs what ``request`` asks for.
+
+    Without ``keep_going`` the first target that can't be made ends the export with its error, and
+    an artifact or gate that fails leaves ``request.out`` as it was.
+
+    Raises:
+        UsageError: unknown device or target, or a destination that holds something else.
+        UnsupportedError: a target refused the model.
+        BadData: calibration or evaluation data do not fit.
+        Locked: another export writes to the same place.
+        StorageError: no space or no permission.
+        MissingDependency: a target's packages are not installed.
+    """
+    start = time.perf_counter()
+    store = store or Store()
+    profiles = [devices_.load(d) for d in request.devices]
+    jobs = plan_targets(profiles, request.targets, request.schemes)
+    for job in jobs:
+        require_installed(find(job.target))
+    if request.out is not None:
+        check_destination(request.out)
+    try:
+        with _lock(store, request.out):
+            return _export(model, request, jobs, store, start)
+    except BaseException:
+        worker.stop()
+        raise
+
+
+def _export(
+    model: Model, request: ExportRequest, jobs: Sequence[Job], store: Store, start: float
+) -> ExportResult:
+    listener = request.listener
+    calib, evaluation = _samples(model, request, jobs)
+    # The float twin of every artifact is made too: it is what latency is compared with.
+    schemes = list(dict.fromkeys([*(j.scheme for j in jobs), "fp32"]))
+    planned = stages.make_plan(model, calib, schemes, store, listener)
+    held = evaluation if evaluation is not None else calib
+    reference = stages.refer(model, planned, held, schemes, store, listener)
+    with tempfile.TemporaryDirectory(prefix="edgekit-feeds-") as folder:
+        feeds = _Feeds(model, held, Path(folder))
+        rows = _make(model, jobs, planned, reference, feeds, store, request)
+        if request.bench:
+            rows = _measure(model, rows, feeds, store, request)
+    rows = _score(model, rows, reference, evaluation, store)
+    gates = gates_of(rows, request)
+    failed = [r.id for r in rows if r.status != "ok"]
+    failed += [f"{g['artifact']}: {g['name']}" for g in gates if g["passed"] is False]
+    conversions = sum(w.startswith("convert") for w in store.misses)
+    packable = [r for r in rows if r.status == "ok" and r.artifact is not None]
+    bundle = None
+    if request.out is not None and packable and (not failed or request.keep_going):
+        bundle = pack_result(
+            model, request, packable, planned, reference, evaluation, calib, request.out
+        )
+    score = _reference_score(model, reference, evaluation)
+    wall = time.perf_counter() - start
+    document = build(model, request, rows, gates, bundle, score, wall)
+    return ExportResult(document, tuple(failed), conversions)
+
+
+class _Feeds:
+    """The inputs of all samples and probes as a file, written when first asked for."""
+
+    def __init__(self, model: Model, samples: Samples | None, folder: Path) -> None:
+        self._model, self._samples, self._path = model, samples, folder / "feeds.npz"
+
+    def file(self) -> Path:
+        if not self._path.exists():
+            feeds, _ = stages.gather(self._model, self._samples)
+            aside = self._path.with_name(f"aside-{os.getpid()}-{id(feeds)}.npz")
+            np.savez(aside, **feeds)  # type: ignore[arg-type]
+            aside.replace(self._path)
+        return self._path
+
+    def first(self) -> dict[str, Any]:
+        """The first sample, as one call takes it."""
+        if self._samples is not None:
+            return self._samples.feed(0)
+        inputs = self._model.example_inputs()
+        return {
+            s.name: t.numpy() for s, t in zip(self._model.signature.inputs, inputs, strict=True)
+        }
+
+
+def _samples(
+    model: Model, request: ExportRequest, jobs: Sequence[Job]
+) -> tuple[Samples | None, Samples | None]:
+    quantized = [j.scheme for j in jobs if j.scheme != "fp32"]
+    if quantized and request.calib is None:
+        raise UsageError(
+            f"scheme {quantized[0]} needs calibration data",
+            hint="give --calib DATA (a .npz, a folder of pictures, file.py:function), "
+            "or --scheme fp32",
+        )
+    calib, evaluation = request.calib, request.evaluation
+    if _is_samples(calib) or _is_samples(evaluation):
+        return calib, evaluation  # type: ignore[return-value]
+    if calib is None and evaluation is None:
+        return None, None
+    # Calibration data may still be named where nothing is quantized; it then only gives inputs.
+    return load_pair(
+        calib,  # type: ignore[arg-type]
+        evaluation,  # type: ignore[arg-type]
+        signature=model.signature,
+        preprocess=model.preprocess,
+        limit_calib=request.calib_limit,
+        limit_eval=request.eval_limit,
+        min_calib=MIN_CALIB if quantized else 1,
+    )
+
+
+def _is_samples(value: object) -> bool:
+    return value is not None and not isinstance(value, str | Path)
+
+
+def _make(
+    model: Model,
+    jobs: Sequence[Job],
+    planned: Planned,
+    reference: Referenced,
+    feeds: _Feeds,
+    store: Store,
+    request: ExportRequest,
+) -> list[Row]:
+    """Converts and proves, target by target; two targets at a time where there are two cores."""
+    targets = list(dict.fromkeys(j.target for j in jobs))
+
+    def one(target: str) -> list[Row]:
+        mine = [j for j in jobs if j.target == target]
+        return _make_target(model, mine, planned, reference, feeds, store, request)
+
+    made: list[Row] = []
+    with (
+        request.listener.progress("converting and proving", len(targets)) as advance,
+        ThreadPoolExecutor(max_workers=min(len(targets), os.cpu_count() or 1, 3)) as pool,
+    ):
+        for rows in pool.map(one, targets):
+            made.extend(rows)
+            advance(1)
+    return made
+
+
+def _make_target(
+    model: Model,
+    jobs: Sequence[Job],
+    planned: Planned,
+    reference: Referenced,
+    feeds: _Feeds,
+    store: Store,
+    request: ExportRequest,
+) -> list[Row]:
+    target = jobs[0].target
+    wanted = list(dict.fromkeys([*(j.scheme for j in jobs), "fp32"]))
+    try:
+        made = stages.convert(
+            target, wanted, planned, model.signature, store, request.listener
+        )
+    except WorkerCrashed as error:
+        if not request.keep_going:
+            raise
+        made = {s: error for s in wanted}
+    twin = made["fp32"]
+    rows = []
+    for job in jobs:
+        artifact = made[job.scheme]
+        row = Row(
+            job=job,
+            artifact=artifact if isinstance(artifact, Artifact) else None,
+            twin=twin if isinstance(twin, Artifact) else None,
+        )
+        if isinstance(artifact, EdgekitError):
+            if not request.keep_going:
+                raise artifact
+            rows.append(replace(row, status="failed", reason=artifact.message))
+            continue
+        rows.append(_prove(row, artifact, planned, reference, model, feeds, store, request))
+    return rows
+
+
+def _prove(
+    row: Row,
+    artifact: Artifact,
+    planned: Planned,
+    reference: Referenced,
+    model: Model,
+    feeds: _Feeds,
+    store: Store,
+    request: ExportRequest,
+) -> Row:
+    row = replace(row, placement=stages.placement(artifact))
+    try:
+        proof: Proof = stages.prove(
+            row.job.target, artifact, planned, reference, model, feeds.file, store, request.listener
+        )
+    except EdgekitError as error:
+        if not request.keep_going and not isinstance(error, WorkerCrashed):
+            raise
+        return replace(row, status="failed", reason=error.message)
+    row = replace(row, proof=proof)
+    if not proof.document["passed"]:
+        return replace(row, status="failed", reason=proof.reason)
+    return row
+
+
+def _measure(
+    model: Model, rows: Sequence[Row], feeds: _Feeds, store: Store, request: ExportRequest
+) -> list[Row]:
+    """Latency and memory of every artifact beside its float twin, one target after the other."""
+    measured = list(rows)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    for target in dict.fromkeys(r.job.target for r in rows):
+        mine = [i for i, r in enumerate(rows) if r.job.target == target and r.artifact is not None]
+        if not mine:
+            continue
+        threads = request.threads or min(usable, min(rows[i].job.threads for i in mine))
+        subjects = {rows[i].artifact.id: rows[i].artifact for i in mine if rows[i].artifact}
+        twin = rows[mine[0]].twin
+        if twin is not None:
+            subjects.setdefault(twin.id, twin)
+        document = _bench(target, list(subjects.values()), model, feeds, threads, store, request)
+        for i in mine:
+            measured[i] = replace(rows[i], bench=document)
+    return measured
+
+
+def _bench(
+    target: str,
+    artifacts: Sequence[Artifact | None],
+    model: Model,
+    feeds: _Feeds,
+    threads: int,
+    store: Store,
+    request: ExportRequest,
+) -> dict[str, Any]:
+    import json
+
+    known = [a for a in artifacts if a is not None]
+    key = fingerprint(
+        stage="bench",
+        artifacts=[a.digest for a in known],
+        threads=threads,
+        runs=request.bench_runs,
+        seconds=request.bench_seconds,
+        code=stages._code("bench", "runtime"),
+        isa=stages._isa(),
+    )
+
+    def fill(folder: Path) -> None:
+        rounds = 10
+        with request.listener.progress(f"measuring {target}", rounds * len(known)) as advance:
+            document = bench(
+                [
+                    BenchRequest(
+                        artifact=a.id,
+                        target=target,
+                        path=a.path,
+                        signature=model.signature,
+                        scheme=a.scheme,
+                        delegate=a.delegate,
+                        bytes=a.bytes,
+                        feeds=feeds.first(),
+                    )
+                    for a in known
+                ],
+                threads=threads,
+                runs=request.bench_runs,
+                max_seconds=request.bench_seconds,
+                rounds=rounds,
+                progress=advance,
+            )
+        (folder / "bench.json").write_text(json.dumps(document))
+
+    path = store.make(key, fill, what=f"bench {target}")
+    loaded: dict[str, Any] = json.loads((path / "bench.json").read_text())
+    return loaded
+
+
+def _score(
+    model: Model,
+    rows: Sequence[Row],
+    reference: Referenced,
+    evaluation: Samples | None,
+    store: Store,
+) -> list[Row]:
+    """Accuracy of every proven artifact, and its paired difference from the float model."""
+    labels = reference.labels() if evaluation is not None else None
+    if labels is None:
+        return list(rows)
+    name, n = model.signature.outputs[0].name, reference.n
+    float_ = _rows2d(stages.load_arrays(reference.path / "outputs-fp32.npz")[name][:n])
+    right = top1_correct(float_, labels)
+    scored = []
+    for row in rows:
+        if row.proof is None:
+            scored.append(row)
+            continue
+        answers = stages.load_arrays(row.proof.path / "outputs.npz").get(name)
+        if answers is None or _rows2d(answers[:n]).shape != float_.shape:
+            scored.append(row)
+            continue
+        mine = top1_correct(_rows2d(answers[:n]), labels)
+        found = paired_difference(right, mine)
+        scored.append(
+            replace(
+                row,
+                value=float(mine.mean()) * 100,
+                drop=-100 * found.difference,
+                drop_ci=(-100 * found.high, -100 * found.low),
+            )
+        )
+    return scored
+
+
+def _reference_score(
+    model: Model, reference: Referenced, evaluation: Samples | None
+) -> tuple[float, int] | None:
+    labels = reference.labels() if evaluation is not None else None
+    if labels is None:
+        return None
+    name = model.signature.outputs[0].name
+    answers = stages.load_arrays(reference.path / "outputs-fp32.npz")[name]
+    return top1(_rows2d(answers[: reference.n]), labels) * 100, reference.n
+
+
+def _rows2d(outputs: Any) -> Any:
+    """[n, 1, classes] to [n, classes]."""
+    return outputs.reshape(len(outputs), -1)
+
+
+@contextmanager
+def _lock(store: Store, out: Path | None) -> Iterator[None]:
+    """One export at a time per destination; the kernel frees the lock of a process that died."""
+    if out is None:
+        yield
+        return
+    import fcntl
+
+    from edgekit.artifact import storage_error
+
+    place = store.root / "locks" / fingerprint(out=str(out.absolute()))
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        handle = place.open("w")
+    except OSError as error:
+        raise storage_error(store.root, error) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Locked(
+                f"another export is writing to {out}", hint="wait for it, or choose another -o"
+            ) from None
+        yield

@@ -1,0 +1,524 @@
+"""The stages of an export, each kept in the store under everything that its result depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import edgekit
+from edgekit.artifact import Artifact, Store, fingerprint, sha256_of
+from edgekit.data import Samples
+from edgekit.errors import BadData, EdgekitError
+from edgekit.export.request import Listener
+from edgekit.model import Model
+from edgekit.parity import TOLERANCES, extreme_probes
+from edgekit.signature import Signature
+from edgekit.targets import Target, find, installed, worker
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+FLOOR_SAMPLES = 64
+GOLDEN_SAMPLES = 8
+
+__all__ = ["Planned", "Proof", "Referenced", "convert", "load_arrays", "make_plan", "prove", "refer"]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The store entry of a plan: ``program.pt2`` and one ``plan-<scheme>.json`` per scheme."""
+
+    key: str
+    path: Path
+
+    @property
+    def program(self) -> Path:
+        """The canonical program."""
+        return self.path / "program.pt2"
+
+    def plan(self, scheme: str) -> Path:
+        """The plan of one scheme."""
+        return self.path / f"plan-{scheme}.json"
+
+
+@dataclass(frozen=True)
+class Referenced:
+    """The store entry of reference answers, and the samples that they answer.
+
+    Attributes:
+        key: of the entry.
+        path: holds ``outputs-float.npz``, ``outputs-<scheme>.npz`` and ``facts.json``.
+        samples: the samples; None where there are only made-up inputs.
+        n: samples without the probes.
+        probes: how many probes follow them.
+    """
+
+    key: str
+    path: Path
+    samples: Samples | None
+    n: int
+    probes: int
+
+    def facts(self) -> dict[str, Any]:
+        """Output steps and rounding floor by scheme."""
+        loaded: dict[str, Any] = json.loads((self.path / "facts.json").read_text())
+        return loaded
+
+    def labels(self) -> npt.NDArray[np.int64] | None:
+        """Class indices [n], or None where a sample has none."""
+        if self.samples is None:
+            return None
+        found = [self.samples.label(i) for i in range(self.n)]
+        if any(label is None for label in found):
+            return None
+        return np.asarray(found, np.int64)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The store entry of one artifact's verification: ``verify.json`` and ``outputs.npz``."""
+
+    document: Mapping[str, Any]
+    reason: str | None
+    runtime: str
+    path: Path
+
+
+def make_plan(
+    model: Model,
+    calib: Samples | None,
+    schemes: Sequence[str],
+    store: Store,
+    listener: Listener,
+) -> Planned:
+    """The canonical program and the plan of every scheme.
+
+    Raises:
+        BadData: a scheme needs calibration and there are no samples.
+        UnsupportedError: the model can't be exported, or has nothing to quantize.
+    """
+    key = fingerprint(
+        stage="plan",
+        model=model.digest(),
+        calib=None if calib is None else [calib.digest, len(calib)],
+        schemes=sorted(schemes),
+        code=_code("compress"),
+        versions=_versions("torch", "torchao"),
+    )
+
+    def fill(folder: Path) -> None:
+        import torch
+
+        from edgekit.compress.graph import canonical, program_digest
+        from edgekit.compress.plan import QuantPlan
+        from edgekit.compress.quantize import quantize
+
+        program = canonical(model.program())
+        torch.export.save(program, folder / "program.pt2")
+        # Saving and loading must not change what the plan names.
+        program = torch.export.load(folder / "program.pt2")
+        for scheme in schemes:
+            if scheme == "fp32":
+                plan = QuantPlan("fp32", program_digest(program))
+            else:
+                if calib is None:
+                    raise BadData(
+                        f"scheme {scheme} needs calibration data",
+                        hint="give --calib DATA, or --scheme fp32",
+                    )
+                about = {"source": Path(calib.source).name, "digest": calib.digest}
+                with listener.progress("calibrating", len(calib)) as advance:
+                    plan = quantize(
+                        program,
+                        _tensors(calib, model.signature),
+                        calibration=about,
+                        progress=lambda _: advance(1),
+                    )
+            (folder / f"plan-{scheme}.json").write_text(json.dumps(plan.to_json()))
+
+    return Planned(key, store.make(key, fill, what="plan"))
+
+
+def refer(
+    model: Model,
+    planned: Planned,
+    samples: Samples | None,
+    schemes: Sequence[str],
+    store: Store,
+    listener: Listener,
+) -> Referenced:
+    """Answers of the float model and of every plan, on the samples and on extreme inputs."""
+    key = fingerprint(
+        stage="reference",
+        plan=planned.key,
+        samples=None if samples is None else [samples.digest, len(samples)],
+        schemes=sorted(schemes),
+        code=_code("compress", "parity", "verify.py"),
+        versions=_versions("torch", "numpy"),
+        isa=_isa(),
+    )
+    n = GOLDEN_SAMPLES if samples is None else len(samples)
+
+    def fill(folder: Path) -> None:
+        import torch
+
+        from edgekit.compress.evaluate import evaluate, with_rounding_noise
+        from edgekit.compress.plan import QuantPlan
+        from edgekit.compress.render import render
+        from edgekit.verify import output_steps, rounding_floor
+
+        program = torch.export.load(planned.program)
+        feeds, _ = gather(model, samples)
+        names = [s.name for s in model.signature.inputs]
+        outs = [s.name for s in model.signature.outputs]
+        facts: dict[str, Any] = {}
+        total = len(feeds[names[0]])
+        for scheme in dict.fromkeys(["fp32", *schemes]):
+            file = planned.plan(scheme)
+            plan = (
+                QuantPlan.from_json(json.loads(file.read_text()))
+                if file.exists()
+                else QuantPlan("fp32", _digest_of(program))
+            )
+            module = render(program, plan, "fake")
+            with listener.progress(f"evaluating {scheme} in torch", total) as advance:
+                answers = evaluate(module, feeds, names, outs, progress=advance)
+            _check_finite(answers, scheme)
+            np.savez(folder / f"outputs-{scheme}.npz", **answers)  # type: ignore[arg-type]
+            steps = output_steps(program, plan, outs)
+            floor = None
+            if plan.edges:
+                few = {k: v[: min(FLOOR_SAMPLES, n)] for k, v in feeds.items()}
+                disturbed = evaluate(with_rounding_noise(module), few, names, outs)
+                floor = rounding_floor(model.signature, answers, disturbed, steps)
+            facts[scheme] = {"steps": steps, "floor": floor}
+        (folder / "facts.json").write_text(json.dumps(facts))
+
+    path = store.make(key, fill, what="reference")
+    probes = len(_probes(model, None))
+    return Referenced(key, path, samples, n, probes)
+
+
+def gather(model: Model, samples: Samples | None) -> tuple[Arrays, int]:
+    """Feeds [n + probes, *shape] by input name, and the number of probes.
+
+    Without samples, the model's own example inputs under several seeds stand in for them.
+    """
+    if samples is None:
+        rows = [
+            {
+                s.name: t.numpy()
+                for s, t in zip(model.signature.inputs, model.example_inputs(seed), strict=True)
+            }
+            for seed in range(GOLDEN_SAMPLES)
+        ]
+    else:
+        rows = [samples.feed(i) for i in range(len(samples))]
+    ranges = {
+        s.name: (
+            min(float(r[s.name].min()) for r in rows),
+            max(float(r[s.name].max()) for r in rows),
+        )
+        for s in model.signature.inputs
+        if s.dtype.startswith("float")
+    }
+    extra = _probes(model, ranges)
+    rows.extend(extra)
+    feeds = {s.name: np.stack([r[s.name] for r in rows]) for s in model.signature.inputs}
+    return feeds, len(extra)
+
+
+def convert(
+    target: str,
+    schemes: Sequence[str],
+    planned: Planned,
+    signature: Signature,
+    store: Store,
+    listener: Listener,
+) -> dict[str, Artifact | EdgekitError]:
+    """Converts for one target, in one worker process for all schemes that are not in the store.
+
+    Returns:
+        By scheme, the artifact, or the error with which the target refused it.
+
+    Raises:
+        WorkerCrashed: the converter died.
+    """
+    made = find(target)
+    keys = {s: _convert_key(made, target, s, planned, signature) for s in schemes}
+    missing = [s for s in schemes if store.get(keys[s]) is None]
+    refused: dict[str, EdgekitError] = {}
+    with tempfile.TemporaryDirectory(prefix="edgekit-convert-") as scratch:
+        if missing:
+            listener.note(f"{target}: converting {', '.join(missing)}")
+            refused = _run_conversions(made, target, missing, planned, signature, Path(scratch))
+        result: dict[str, Artifact | EdgekitError] = {}
+        for scheme in schemes:
+            if scheme in refused:
+                result[scheme] = refused[scheme]
+                continue
+            source = Path(scratch) / scheme
+            entry = store.make(
+                keys[scheme],
+                lambda folder, source=source: _copy(source, folder),  # type: ignore[misc]
+                what=f"convert {target} {scheme}",
+            )
+            result[scheme] = _artifact(entry, made, scheme)
+    return result
+
+
+def placement(artifact: Artifact) -> dict[str, Any]:
+    """What the target's `inspect` found when the artifact was made."""
+    loaded: dict[str, Any] = json.loads((artifact.path.parent / "convert.json").read_text())
+    found: dict[str, Any] = loaded["placement"]
+    return found
+
+
+def prove(
+    target: str,
+    artifact: Artifact,
+    planned: Planned,
+    reference: Referenced,
+    model: Model,
+    feeds_file: Callable[[], Path],
+    store: Store,
+    listener: Listener,
+) -> Proof:
+    """Runs an artifact in its real runtime and judges its answers.
+
+    Raises:
+        WorkerCrashed: the runtime died over it.
+        EdgekitError: the runtime refused it.
+    """
+    key = fingerprint(
+        stage="verify",
+        artifact=artifact.digest,
+        reference=reference.key,
+        code=_code("parity", "verify.py", "runtime"),
+        versions={**installed(find(target)), **_versions("numpy")},
+        isa=_isa(),
+    )
+
+    def fill(folder: Path) -> None:
+        listener.note(f"{target}: running {artifact.scheme} in its runtime")
+        scheme = artifact.scheme
+        (result,) = worker.run(
+            target,
+            [
+                {
+                    "op": "infer",
+                    "artifact": str(artifact.path),
+                    "signature": model.signature.to_json(),
+                    "feeds": str(feeds_file()),
+                    "outputs": str(folder / "outputs.npz"),
+                    "repeats": TOLERANCES[scheme].repeats,
+                }
+            ],
+        )
+        if "error" in result:
+            raise result["error"]
+        _judge(folder, result, artifact, planned, reference, model, feeds_file())
+
+    path = store.make(key, fill, what=f"verify {target} {artifact.scheme}")
+    saved = json.loads((path / "verify.json").read_text())
+    return Proof(saved["document"], saved["reason"], saved["runtime"], path)
+
+
+def _judge(
+    folder: Path,
+    result: Mapping[str, Any],
+    artifact: Artifact,
+    planned: Planned,
+    reference: Referenced,
+    model: Model,
+    feeds_file: Path,
+) -> None:
+    import dataclasses
+
+    import torch
+
+    from edgekit import verify
+    from edgekit.compress.plan import QuantPlan
+
+    scheme = artifact.scheme
+    program = torch.export.load(planned.program)
+    plan = QuantPlan.from_json(json.loads(planned.plan(scheme).read_text()))
+    facts = reference.facts()[scheme]
+    feeds = load_arrays(feeds_file)
+    held = verify.Reference(
+        scheme=scheme,
+        feeds=feeds,
+        outputs=load_arrays(reference.path / f"outputs-{scheme}.npz"),
+        steps=facts["steps"],
+        probes=reference.probes,
+        floor=facts["floor"],
+    )
+    stored = json.loads((artifact.path.parent / "convert.json").read_text())["stored"]
+    verdict = verify.judge(
+        held,
+        model.signature,
+        load_arrays(folder / "outputs.npz"),
+        result["order"],
+        result["distinct"],
+        stored_faults=verify.compare_stored(program, plan, stored) if plan.edges else None,
+        runtime=result["runtime"],
+    )
+    if not verdict.passed:
+        layer = verify.first_bad_layer(artifact.target, program, plan, model.signature, feeds)
+        verdict = dataclasses.replace(verdict, first_bad_layer=layer)
+    saved = {
+        "document": verdict.document(artifact.id),
+        "summary": verdict.report.summary(),
+        "reason": verdict.reason,
+        "runtime": verdict.runtime,
+    }
+    (folder / "verify.json").write_text(json.dumps(saved))
+
+
+def load_arrays(path: Path) -> Arrays:
+    """The arrays of an ``.npz`` of our own."""
+    with np.load(path, allow_pickle=False) as data:
+        return {name: data[name] for name in data.files}
+
+
+def _run_conversions(
+    made: Target,
+    target: str,
+    schemes: Sequence[str],
+    planned: Planned,
+    signature: Signature,
+    scratch: Path,
+) -> dict[str, EdgekitError]:
+    tasks: list[worker.Task] = []
+    for scheme in schemes:
+        folder = scratch / scheme
+        folder.mkdir()
+        out = folder / f"model{made.suffix}"
+        tasks.append(
+            {
+                "op": "convert",
+                "program": str(planned.program),
+                "plan": str(planned.plan(scheme)),
+                "signature": signature.to_json(),
+                "out": str(out),
+            }
+        )
+        tasks.append({"op": "inspect", "artifact": str(out)})
+        tasks.append({"op": "stored", "artifact": str(out)})
+    results = worker.run(target, tasks)
+    refused: dict[str, EdgekitError] = {}
+    for scheme, (done, seen, stored) in zip(
+        schemes, zip(results[0::3], results[1::3], results[2::3], strict=True), strict=True
+    ):
+        failed = next((r["error"] for r in (done, seen, stored) if "error" in r), None)
+        if failed is not None:
+            refused[scheme] = failed
+            continue
+        facts = {
+            "files": [Path(f).name for f in done["files"]],
+            "placement": seen["placement"],
+            "stored": stored["stored"],
+        }
+        (scratch / scheme / "convert.json").write_text(json.dumps(facts))
+    return refused
+
+
+def _convert_key(
+    made: Target, target: str, scheme: str, planned: Planned, signature: Signature
+) -> str:
+    return fingerprint(
+        stage="convert",
+        target=target,
+        scheme=scheme,
+        plan=sha256_of(planned.plan(scheme)),
+        program=planned.key,
+        signature=signature.to_json(),
+        code=_code("compress", "targets"),
+        versions={**installed(made), **_versions("torch", "torchao", "edgekit")},
+    )
+
+
+def _artifact(entry: Path, made: Target, scheme: str) -> Artifact:
+    names = json.loads((entry / "convert.json").read_text())["files"]
+    return Artifact.from_files(
+        [entry / name for name in names],
+        target=made.id,
+        delegate=made.delegates[0],
+        scheme=scheme,
+    )
+
+
+def _copy(source: Path, folder: Path) -> None:
+    for file in source.iterdir():
+        shutil.copyfile(file, folder / file.name)
+
+
+def _tensors(calib: Samples, signature: Signature) -> Any:
+    import torch
+
+    for i in range(len(calib)):
+        feed = calib.feed(i)
+        yield tuple(torch.from_numpy(np.ascontiguousarray(feed[s.name])) for s in signature.inputs)
+
+
+def _probes(model: Model, ranges: Mapping[str, tuple[float, float]] | None) -> list[Arrays]:
+    return [dict(p.feeds) for p in extreme_probes(model.signature, ranges=ranges)]
+
+
+def _check_finite(answers: Arrays, scheme: str) -> None:
+    for name, value in answers.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            bad = int(np.argwhere(~np.isfinite(value))[0][0])
+            raise BadData(
+                f"the model's own output {name!r} is NaN or infinite at sample {bad} ({scheme})",
+                hint="check the weights and the data's scale",
+            )
+
+
+def _digest_of(program: Any) -> str:
+    from edgekit.compress.graph import program_digest
+
+    return program_digest(program)
+
+
+def _versions(*names: str) -> dict[str, str]:
+    found = {}
+    for name in names:
+        if name == "edgekit":
+            found[name] = edgekit.__version__
+            continue
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def _code(*parts: str) -> str:
+    """sha256 of our own source that a stage's result depends on."""
+    root = Path(edgekit.__file__).parent
+    sha = hashlib.sha256()
+    for part in parts:
+        place = root / part
+        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            sha.update(file.read_bytes())
+    return sha.hexdigest()
+
+
+def _isa() -> list[str]:
+    from edgekit.bench.facts import host_facts
+
+    facts = host_facts()
+    return [platform.machine(), *facts["isa"]]
+
+

@@ -1,0 +1,228 @@
+"""Packing: artifacts, golden vectors and evidence into a bundle that is whole or not there at all."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import edgekit
+from edgekit.artifact import Artifact, sha256_of, storage_error
+from edgekit.errors import UsageError
+from edgekit.runtime.manifest import MANIFEST, SCHEMA, canonical_json, directory_digest
+from edgekit.signature import Signature
+
+__all__ = ["BundleContent", "PackedArtifact", "check_destination", "pack"]
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class PackedArtifact:
+    """One artifact and what is known of it.
+
+    Attributes:
+        artifact: the converted files.
+        devices: ids of the devices it serves.
+        requires: run-time requirements, as the manifest's schema has them.
+        verification: how it was verified.
+        evidence: what verify, placement and bench found.
+    """
+
+    artifact: Artifact
+    devices: tuple[str, ...]
+    requires: Mapping[str, Any]
+    verification: str
+    evidence: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class BundleContent:
+    """Everything that goes into a bundle.
+
+    Attributes:
+        name: the bundle's name.
+        version: its version.
+        model: source, digest and parameters of the model.
+        signature: its inputs and outputs.
+        artifacts: at least one.
+        preprocess: as `Model.preprocess.to_json()` gives it, or None.
+        documents: further files by name; ``golden.npz`` becomes the manifest's golden entry and
+            ``plan.json`` its plan.
+        golden_n: number of golden samples.
+        statistics: reference statistics of inputs and predictions.
+        lineage: where it all comes from.
+        licence: SPDX id, or None.
+    """
+
+    name: str
+    version: str
+    model: Mapping[str, Any]
+    signature: Signature
+    artifacts: Sequence[PackedArtifact]
+    preprocess: Mapping[str, Any] | None = None
+    documents: Mapping[str, bytes] = field(default_factory=dict)
+    golden_n: int = 0
+    statistics: Mapping[str, Any] | None = None
+    lineage: Mapping[str, Any] | None = None
+    licence: str | None = None
+
+
+def check_destination(out: Path) -> None:
+    """Refuses a place where a bundle would destroy something else.
+
+    Raises:
+        UsageError: ``out`` is a file that is no ``.zip``, or a directory that holds something but
+            no bundle.
+        StorageError: its parent can't be written.
+    """
+    if out.is_symlink():
+        raise UsageError(f"{out} is a link", hint="name the place itself")
+    if out.is_dir():
+        if any(out.iterdir()) and not (out / MANIFEST).is_file():
+            raise UsageError(
+                f"{out} holds files and is no bundle; it is left alone",
+                hint="choose an empty or a new directory",
+            )
+    elif out.exists() and out.suffix != ".zip":
+        raise UsageError(f"{out} is a file", hint="name a directory or a .zip")
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.absolute().parent):
+            pass
+    except OSError as error:
+        raise storage_error(out.absolute().parent, error) from error
+
+
+def pack(content: BundleContent, out: Path) -> Path:
+    """Writes the bundle aside and moves it into place.
+
+    Equal content gives equal bytes. A bundle that was at ``out`` before is replaced at the end, in
+    one step; until then, and if anything fails, it stays as it was.
+
+    Args:
+        content: what to pack.
+        out: a directory, or a file ending in ``.zip``.
+
+    Raises:
+        UsageError: see `check_destination`; or there is no artifact.
+        StorageError: no space or no permission.
+    """
+    if not content.artifacts:
+        raise UsageError("a bundle needs at least one artifact")
+    out = out.absolute()
+    check_destination(out)
+    try:
+        with _aside(out.parent) as folder:
+            built = folder / "bundle"
+            built.mkdir()
+            _fill(content, built)
+            if out.suffix == ".zip":
+                _zip(built, folder / "bundle.zip")
+                (folder / "bundle.zip").replace(out)
+            else:
+                _swap(built, out, folder / "previous")
+    except OSError as error:
+        raise storage_error(out.parent, error) from error
+    return out
+
+
+def _fill(content: BundleContent, root: Path) -> None:
+    artifacts = [_place(item, root) for item in content.artifacts]
+    for name, data in content.documents.items():
+        (root / name).write_bytes(data)
+    files = [
+        {"path": p.relative_to(root).as_posix(), "bytes": p.stat().st_size, "sha256": sha256_of(p)}
+        for p in sorted(root.rglob("*"))
+        if p.is_file()
+    ]
+    hashes = {f["path"]: f["sha256"] for f in files}
+    golden = None
+    if "golden.npz" in content.documents:
+        golden = {"path": "golden.npz", "sha256": hashes["golden.npz"], "n": content.golden_n}
+    labels = next((list(s.labels) for s in content.signature.outputs if s.labels), None)
+    manifest = {
+        "schema": SCHEMA,
+        "name": content.name,
+        "version": content.version,
+        "edgekit": edgekit.__version__,
+        "model": dict(content.model),
+        "signature": content.signature.to_json(),
+        "labels": labels,
+        "preprocess": None if content.preprocess is None else dict(content.preprocess),
+        "golden": golden,
+        "reference_statistics": None if content.statistics is None else dict(content.statistics),
+        "policy": None,
+        "plan": "plan.json" if "plan.json" in content.documents else None,
+        "artifacts": artifacts,
+        "files": files,
+        "lineage": None if content.lineage is None else dict(content.lineage),
+        "licence": content.licence,
+    }
+    (root / MANIFEST).write_bytes(canonical_json(manifest))
+
+
+def _place(item: PackedArtifact, root: Path) -> dict[str, Any]:
+    artifact = item.artifact
+    folder = root / "artifacts" / artifact.id
+    folder.mkdir(parents=True)
+    files = []
+    for record in artifact.files:
+        source = artifact.path.parent / record.path
+        shutil.copyfile(source, folder / record.path)
+        inside = f"artifacts/{artifact.id}/{record.path}"
+        files.append({"path": inside, "bytes": record.bytes, "sha256": record.sha256})
+    pairs = [(str(f["path"]), str(f["sha256"])) for f in files]
+    return {
+        "id": artifact.id,
+        "target": artifact.target,
+        "delegate": artifact.delegate,
+        "scheme": artifact.scheme,
+        "io": artifact.io,
+        "variant": artifact.variant,
+        "devices": list(item.devices),
+        "path": files[0]["path"],
+        "bytes": artifact.bytes,
+        "sha256": files[0]["sha256"] if len(files) == 1 else directory_digest(pairs),
+        "files": files,
+        "requires": dict(item.requires),
+        "verification": item.verification,
+        "evidence": dict(item.evidence),
+    }
+
+
+def _zip(root: Path, out: Path) -> None:
+    """Stored, sorted, with fixed times and modes: equal content, equal bytes."""
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for path in sorted(root.rglob("*")):
+            if path.is_file():
+                info = zipfile.ZipInfo(path.relative_to(root).as_posix(), _EPOCH)
+                info.external_attr = 0o644 << 16
+                archive.writestr(info, path.read_bytes())
+
+
+def _swap(built: Path, out: Path, previous: Path) -> None:
+    if not out.exists():
+        built.rename(out)
+        return
+    out.rename(previous)
+    try:
+        built.rename(out)
+    except OSError:
+        previous.rename(out)
+        raise
+
+
+@contextlib.contextmanager
+def _aside(parent: Path) -> Iterator[Path]:
+    """A directory beside the destination, on the same file system, so that moving is a rename."""
+    folder = Path(tempfile.mkdtemp(prefix=".edgekit-", dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
