@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import fx
+from torch import fx, nn
+from torchao.quantization.pt2e import PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 from edgekit.compress.annotate import Placement, flat_range
@@ -56,6 +57,8 @@ def quantize(
     with torch.no_grad():
         for feed in feeds:
             prepared(*feed)
+            if seen == 0:
+                _rest_weight_observers(prepared)
             seen += 1
             if progress is not None:
                 progress(seen)
@@ -74,6 +77,13 @@ def quantize(
         kept_float=tuple(placement.kept_float),
         calibration={**(calibration or {}), "n": seen, "observer": "minmax"},
     )
+
+
+def _rest_weight_observers(prepared: fx.GraphModule) -> None:
+    """Turns weights' observers into identities: weights are the same for every sample."""
+    for module in prepared.modules():
+        if isinstance(module, PerChannelMinMaxObserver):
+            module.forward = nn.Identity().forward
 
 
 def _read_edges(prepared: fx.GraphModule, module: fx.GraphModule) -> list[Edge]:
