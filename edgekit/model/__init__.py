@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from edgekit.errors import BadData, EdgekitError, UnsupportedError, UsageError
 from edgekit.model._adapter import adapt, adapt_output, flatten, output_names
 from edgekit.model._program import check_agreement, export_module, hash_program, user_line
+from edgekit.model._trace import trace_digest
 from edgekit.runtime.preprocess import ImagePreprocess, TextPreprocess
 from edgekit.signature import DTYPES, Signature, TensorSpec
 
@@ -144,19 +145,27 @@ class Model:
         return cached
 
     def digest(self) -> str:
-        """SHA-256 (hex) over graph, weights, signature and preprocessing.
+        """SHA-256 (hex) over operators, weights, signature and preprocessing.
 
-        Equal for the same model in another process; name, licence and notes do not count.
+        Equal for the same model in another process; name, licence and notes do not count. It comes
+        from one run of the module, which is much faster than exporting it; a model with control
+        flow as an operator is exported for it.
 
         Raises:
             UnsupportedError: as `program`.
         """
+        cached: str | None = self.__dict__.get("_digest")
+        if cached is not None:
+            return cached
+        traced = trace_digest(self.module, self.example_inputs(), self.run)
         about = {
-            "program": hash_program(self.program()),
+            "program": traced or hash_program(self.program()),
             "signature": self.signature.to_json(),
             "preprocess": self.preprocess.to_json() if self.preprocess is not None else None,
         }
-        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        object.__setattr__(self, "_digest", digest)
+        return digest
 
     def _contrasting_inputs(self) -> tuple[torch.Tensor, ...]:
         """Inputs unlike the examples: other sign and scale, masks that end early."""
