@@ -158,7 +158,15 @@ def affine_int8(low: float, high: float) -> tuple[float, int]:
     if not scale > np.finfo(np.float32).tiny:
         return 1.0, 0  # a constant zero: any scale stores it exactly
     zero = int(np.clip(np.rint(-128.0 - low / float(scale)), -128, 127))
-    return float(scale), zero
+    # Rounding the zero point moved the range by up to half a step: widen the step so that the
+    # farther end fits again, and the nearer one too if that costs little. The ends of -1..1 would
+    # else lie halfway between two integers, and saturated pictures are full of them.
+    steps = (
+        -low / (zero + 128) if zero > -128 else 0.0,
+        high / (127 - zero) if zero < 127 else 0.0,
+    )
+    reach = max(steps) if max(steps) <= 1.02 * scale else steps[int(high >= -low)]
+    return float(np.float32(reach)), zero
 
 
 def _weight_scales(
