@@ -1,4 +1,4 @@
-"""Packing: artifacts, golden vectors and evidence into a bundle that is whole or not there at all."""
+"""Packing: artifacts, golden vectors and evidence into a bundle that is whole or not there."""
 
 from __future__ import annotations
 

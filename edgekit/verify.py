@@ -40,7 +40,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 SCHEMA = "edgekit.verify/1"
 
 FLOOR_MARGIN_DB = 3.0
-"""A runtime rounds differently from torch by more than noise: integer pooling, fixed-point scales."""
+"""Runtimes round differently from torch by more than noise: integer pooling, fixed-point scales."""
 
 FLOOR_FACTOR = 4.0
 """For the same reason, so many times more elements may be off by over two steps."""
@@ -73,6 +73,7 @@ class Reference:
         steps: quantization step of each output, None where it is float.
         probes: how many of the samples are probes.
         floor: see `rounding_floor`; None for schemes without rounding.
+        probe_floor: the same, of the probes.
     """
 
     scheme: str
@@ -81,6 +82,7 @@ class Reference:
     steps: Mapping[str, float | None]
     probes: int = 0
     floor: Mapping[str, Any] | None = None
+    probe_floor: Mapping[str, Any] | None = None
 
     @property
     def n(self) -> int:
@@ -97,12 +99,14 @@ class Verdict:
         checks: every check made, those of the report first.
         first_bad_layer: where the answers first go wrong, if they do and it could be found.
         runtime: the runtime's name and version.
+        against: what the reference is, for the reader.
     """
 
     report: ParityReport
     checks: tuple[Check, ...]
     first_bad_layer: str | None
     runtime: str
+    against: str = "plan"
 
     @property
     def passed(self) -> bool:
@@ -127,7 +131,7 @@ class Verdict:
         return {
             "schema": SCHEMA,
             "artifact": artifact,
-            "against": "plan",
+            "against": self.against,
             "checks": [c.to_json() for c in self.checks],
             "outputs": [_output_json(s) for s in self.report.outputs],
             "first_bad_layer": self.first_bad_layer,
@@ -145,6 +149,7 @@ def judge(
     *,
     stored_faults: Sequence[str] | None,
     runtime: str,
+    against: str = "plan",
 ) -> Verdict:
     """Judges what an artifact answered.
 
@@ -157,14 +162,18 @@ def judge(
         stored_faults: differences between its stored quantization and the plan's; None if its
             runtime's format could not be read.
         runtime: the runtime's name and version.
+        against: what the reference is, for the reader.
     """
-    tolerance, floor_checks = _tolerance(reference)
+    tolerance, floor_checks = _tolerance(reference.scheme, reference.floor)
     total = reference.n + reference.probes
-    report = _parity(reference, signature, outputs, order, range(reference.n))
+    report = _parity(reference, signature, outputs, order, range(reference.n), tolerance)
     checks = [*report.checks, *floor_checks]
     if reference.probes:
-        probed = _parity(reference, signature, outputs, order, range(reference.n, total))
-        checks += [_about_probes(c, reference.scheme) for c in probed.checks]
+        loose, probe_floor = _tolerance(reference.scheme, reference.probe_floor)
+        probed = _parity(reference, signature, outputs, order, range(reference.n, total), loose)
+        checks += [
+            dataclasses.replace(c, name=f"probes/{c.name}") for c in (*probed.checks, *probe_floor)
+        ]
     repeats = tolerance.repeats
     checks.append(
         Check(
@@ -180,7 +189,7 @@ def judge(
             "; ".join(stored_faults[:3]) or "stored scales, zero points and weights: the plan's"
         )
         checks.append(Check("stored-plan", not stored_faults, len(stored_faults), 0, detail))
-    return Verdict(report, tuple(checks), None, runtime)
+    return Verdict(report, tuple(checks), None, runtime, against)
 
 
 def rounding_floor(
@@ -209,7 +218,7 @@ def rounding_floor(
     return {"sqnr_db": min(ratios, default=None), "within_fraction": min(within, default=None)}
 
 
-def _tolerance(reference: Reference) -> tuple[Tolerance, list[Check]]:
+def _tolerance(scheme: str, floor: Mapping[str, Any] | None) -> tuple[Tolerance, list[Check]]:
     """The scheme's figures, or the plan's own floor where the figures lie beyond it.
 
     In a deep graph a rounding that falls the other way in an early layer moves many elements later
@@ -217,8 +226,8 @@ def _tolerance(reference: Reference) -> tuple[Tolerance, list[Check]]:
     figure can't tell a right runtime from a wrong one. Then the limit is `FLOOR_MARGIN_DB` under
     what the plan itself reaches, never under `LOWEST_DB`, and a check of its own says so.
     """
-    tolerance = TOLERANCES[reference.scheme]
-    floor = reference.floor or {}
+    tolerance = TOLERANCES[scheme]
+    floor = floor or {}
     sqnr, within = floor.get("sqnr_db"), floor.get("within_fraction")
     if sqnr is None or sqnr - FLOOR_MARGIN_DB >= tolerance.sqnr_db:
         return tolerance, []
@@ -435,8 +444,8 @@ def _parity(
     outputs: Arrays,
     order: Sequence[str],
     samples: range,
+    tolerance: Tolerance,
 ) -> ParityReport:
-    tolerance, _ = _tolerance(reference)
     accumulator = ParityAccumulator(signature.outputs, tolerance, dict(reference.steps))
     for i in samples:
         accumulator.add(
@@ -444,10 +453,6 @@ def _parity(
             {k: outputs[k][i] for k in order},
         )
     return accumulator.report()
-
-
-def _about_probes(check: Check, scheme: str) -> Check:
-    return dataclasses.replace(check, name=f"probes/{check.name}")
 
 
 def _output_json(stats: Any) -> dict[str, Any]:

@@ -11,6 +11,8 @@ Three forms of the same arithmetic:
 from __future__ import annotations
 
 import copy
+import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,7 +20,14 @@ import torch
 import torchao.quantization.pt2e.quantize_pt2e  # noqa: F401  (registers quantized_decomposed)
 from torch import fx
 
-from edgekit.compress.graph import example_args, graph_module, program_digest, set_tensor, tensor_of
+from edgekit.compress.graph import (
+    CONVS,
+    example_args,
+    graph_module,
+    program_digest,
+    set_tensor,
+    tensor_of,
+)
 from edgekit.compress.plan import Edge, QuantPlan
 from edgekit.errors import UsageError
 
@@ -59,6 +68,17 @@ def render(
     module.graph.lint()
     module.recompile()
     return module
+
+
+def without_convolutions(
+    program: torch.export.ExportedProgram, plan: QuantPlan, ordinals: Sequence[int]
+) -> QuantPlan:
+    """The plan without the output edges of some convolutions, counted in execution order."""
+    nodes = graph_module(program).graph.nodes
+    convolutions = [n.name for n in nodes if n.op == "call_function" and n.target in CONVS]
+    dropped = {convolutions[i] for i in ordinals}
+    edges = tuple(e for e in plan.edges if e.kind != "activation" or e.node not in dropped)
+    return dataclasses.replace(plan, edges=edges)
 
 
 def render_program(

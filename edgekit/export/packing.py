@@ -59,7 +59,7 @@ def _packed(row: Row) -> PackedArtifact:
     accuracy = None
     if row.value is not None:
         accuracy = {"metric": "top1", "value": row.value, "drop_points": row.drop}
-        accuracy["drop_ci95"] = None if row.drop_ci is None else list(row.drop_ci)  # type: ignore[assignment]
+        accuracy["drop_ci95"] = None if row.drop_ci is None else list(row.drop_ci)
     return PackedArtifact(
         artifact=row.artifact,
         devices=row.job.devices,
@@ -69,7 +69,9 @@ def _packed(row: Row) -> PackedArtifact:
             "verification": row.verification,
             "verify": None if row.proof is None else dict(row.proof.document),
             "placement": None if row.placement is None else dict(row.placement),
-            "bench": None if bench is None else {k: v for k, v in bench.items() if k != "samples_ms"},
+            "bench": None
+            if bench is None
+            else {k: v for k, v in bench.items() if k != "samples_ms"},
             "accuracy": accuracy,
         },
     )

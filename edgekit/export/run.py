@@ -212,9 +212,7 @@ def _make_target(
     target = jobs[0].target
     wanted = list(dict.fromkeys([*(j.scheme for j in jobs), "fp32"]))
     try:
-        made = stages.convert(
-            target, wanted, planned, model.signature, store, request.listener
-        )
+        made = stages.convert(target, wanted, planned, model.signature, store, request.listener)
     except WorkerCrashed as error:
         if not request.keep_going:
             raise
@@ -273,7 +271,7 @@ def _measure(
         if not mine:
             continue
         threads = request.threads or min(usable, min(rows[i].job.threads for i in mine))
-        subjects = {rows[i].artifact.id: rows[i].artifact for i in mine if rows[i].artifact}
+        subjects = {a.id: a for i in mine if (a := rows[i].artifact) is not None}
         twin = rows[mine[0]].twin
         if twin is not None:
             subjects.setdefault(twin.id, twin)

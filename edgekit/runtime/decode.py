@@ -139,7 +139,7 @@ def _from_pillow(content: bytes, name: str, exif: bool) -> npt.NDArray[np.uint8]
             f"reading {name} needs Pillow", hint="install it: pip install pillow"
         ) from error
     Image.init()
-    formats = [known for known in _FORMATS if known in Image.OPEN]
+    formats: list[str] = [known for known in _FORMATS if known in Image.OPEN]
     try:
         with Image.open(io.BytesIO(content), formats=formats) as picture:
             # Known from the header alone, before any pixel is unpacked.

@@ -39,6 +39,7 @@ def _round_trip(name: str) -> str:
     require_installed(target)
     torch.manual_seed(0)
     layer: torch.nn.Module
+    shape: tuple[int, ...]
     if name == "null":
         layer, shape = torch.nn.Linear(8, 4), (1, 8)
     else:

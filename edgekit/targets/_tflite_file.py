@@ -48,13 +48,13 @@ def op_name(model: Any, op: Any) -> str:
     """The operator's builtin name, ``CUSTOM`` for custom ones."""
     code = model.operatorCodes[op.opcodeIndex]
     number = max(code.builtinCode, code.deprecatedBuiltinCode)
-    return _op_names()[number]
+    return str(_op_names()[number])
 
 
 def dtype_name(tensor: Any) -> str:
     """numpy-style dtype name of a tensor."""
     names = {v: k for k, v in vars(schema().TensorType).items() if isinstance(v, int)}
-    return names[tensor.type].lower()
+    return str(names[tensor.type]).lower()
 
 
 def constant(model: Any, tensor: Any) -> np.ndarray[Any, Any] | None:
@@ -62,7 +62,9 @@ def constant(model: Any, tensor: Any) -> np.ndarray[Any, Any] | None:
     data = model.buffers[tensor.buffer].data if tensor.buffer else None
     if data is None or len(data) == 0:
         return None
-    dtype = np.dtype({"float32": "f4", "int8": "i1", "int32": "i4", "int64": "i8"}[dtype_name(tensor)])
+    dtype = np.dtype(
+        {"float32": "f4", "int8": "i1", "int32": "i4", "int64": "i8"}[dtype_name(tensor)]
+    )
     return np.frombuffer(np.asarray(data, np.uint8).tobytes(), dtype).reshape(
         [int(n) for n in tensor.shape]
     )

@@ -129,7 +129,7 @@ class Tflite:
             zero = tuple(int(z) for z in params.zeroPoint)
             value = _tflite_file.constant(model, tensor)
             dtype = _tflite_file.dtype_name(tensor)
-            if value is None or len(scale) == 1 and value.size == 1:
+            if value is None or (len(scale) == 1 and value.size == 1):
                 found.append(Stored(name, "activation", scale, zero))
             elif dtype == "int32":
                 found.append(Stored(name, "bias", scale, zero))
@@ -141,8 +141,8 @@ class Tflite:
 
 def _without_mode_switch(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """An exported module forbids ``train`` and ``eval``, which the converter calls."""
-    module.train = lambda *_, **__: module  # type: ignore[method-assign,assignment]
-    module.eval = lambda *_: module  # type: ignore[method-assign,assignment]
+    module.train = lambda *_, **__: module  # type: ignore[method-assign]
+    module.eval = lambda *_: module  # type: ignore[method-assign]
     module.training = False
     return module
 

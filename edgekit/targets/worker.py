@@ -196,7 +196,7 @@ def _task_infer(target: Any, task: Task) -> Result:
         again = session.run({k: v[0] for k, v in feeds.items()})
         answers.add(b"".join(np.ascontiguousarray(again[k]).tobytes() for k in sorted(again)))
     outputs = {name: np.stack(values) for name, values in rows.items()}
-    np.savez(task["outputs"], **outputs)
+    np.savez(task["outputs"], **outputs)  # type: ignore[arg-type]
     version = session.runtime_version
     session.close()
     return {"runtime": version, "n": count, "distinct": len(answers), "order": list(rows)}
@@ -205,6 +205,12 @@ def _task_infer(target: Any, task: Task) -> Result:
 def _task_inspect(target: Any, task: Task) -> Result:
     """``{"artifact"}`` -> ``{"placement"}``."""
     return {"placement": target.inspect(Path(task["artifact"])).to_json()}
+
+
+def _task_absorbed(target: Any, task: Task) -> Result:
+    """``{"artifact"}`` -> ``{"convolutions"}``: see `edgekit.targets._openvino_sums`."""
+    ask = getattr(target, "absorbed", None)
+    return {"convolutions": [] if ask is None else ask(Path(task["artifact"]))}
 
 
 def _task_stored(target: Any, task: Task) -> Result:
@@ -218,6 +224,7 @@ _TASKS: dict[str, Callable[[Any, Task], Result]] = {
     "convert": _task_convert,
     "infer": _task_infer,
     "inspect": _task_inspect,
+    "absorbed": _task_absorbed,
     "stored": _task_stored,
 }
 
