@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _NOT_COMPUTE = ("Input", "Output", "Const", "Result")
 _MOVES = ("Reorder", "Convert", "Transpose", "FakeQuantize", "Pad")
+_JOINED = ("FakeQuantize", "Relu", "Clamp", "Add", "Subtract", "Multiply")
+_NEXT_TO_ZERO = 1e-30
 
 
 class Openvino:
@@ -52,6 +54,7 @@ class Openvino:
             model = openvino.convert_model(render_program(program, plan, "qdq"))
         except Exception as error:
             raise converter_error("openvino", error) from error
+        _keep_ranges_per_tensor(model)
         for port, spec in zip(model.inputs, signature.inputs, strict=True):
             port.get_tensor().set_names({spec.name})
             port.get_node().set_friendly_name(spec.name)
@@ -99,6 +102,17 @@ class Openvino:
             waste=dict(sorted(waste.items())),
         )
 
+    def absorbed(self, path: Path) -> list[int]:
+        """Ordinals of convolutions whose rounding this processor's kernels fuse away."""
+        import openvino
+
+        from edgekit.targets._openvino_sums import absorbed_convolutions
+
+        compiled = openvino.Core().compile_model(
+            str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        )
+        return absorbed_convolutions(compiled)
+
     def stored(self, path: Path) -> list[Stored]:
         """``FakeQuantize`` ranges as scales, and compressed weights with their integers."""
         import openvino
@@ -106,27 +120,120 @@ class Openvino:
         model = openvino.Core().read_model(str(path))
         found = []
         for node in model.get_ordered_ops():
-            kind = node.get_type_name()
-            if kind == "FakeQuantize":
+            if node.get_type_name() == "FakeQuantize":
                 found.append(_fake_quantize(node))
-            elif kind == "Multiply":
-                weight = _compressed_weight(node)
-                if weight is not None:
-                    found.append(weight)
+            elif (weight := _compressed_weight(node)) is not None:
+                found.append(weight)
         return found
 
 
+def _keep_ranges_per_tensor(model: Any) -> None:
+    """Keeps the CPU plug-in's "MLP" kernel off FakeQuantize with a range per channel.
+
+    OpenVINO 2026.4.1, on x86 with AVX512-BF16, joins two or more matrix products of rank 2 (up to
+    256 wide, few rows but no fewer than threads) into one kernel, in which such a FakeQuantize
+    after a product gives garbage. The plan has none, but the plug-in makes one in two ways. It
+    moves the scales of the weights into the FakeQuantize unless a bias that differs between
+    channels stands between: one channel's bias is moved here by far less than any quantization
+    step. And it moves a vector that is multiplied or added after a FakeQuantize into that one:
+    an identity that the kernel does not know is put between.
+    """
+    nodes = model.get_ordered_ops()
+    products = [n for n in nodes if n.get_type_name() == "MatMul" and _rank(n) <= 2]
+    if len(products) < 2 or not any(map(_is_quantized, products)):
+        return
+    biases = {_bias(product).get_friendly_name() for product in products}
+    for node in nodes:
+        follows = _has_vector(node) and _follows_product(node)
+        if follows and node.get_friendly_name() not in biases:
+            _insert_identity(node)
+
+
+def _bias(product: Any) -> Any:
+    """The node that adds a product's bias, made to differ between channels where that matters, or
+    the product itself."""
+    from openvino import op, opset13
+
+    users = list(product.output(0).get_target_inputs())
+    channels = product.get_output_partial_shape(0)[-1].get_length()
+    add, bias = product, np.zeros(channels, np.float32)
+    if len(users) == 1 and users[0].get_node().get_type_name() == "Add":
+        node = users[0].get_node()
+        value = _constant(node, 1 - users[0].get_index())
+        if value is not None and value.size in (1, channels):
+            add = node
+            bias = np.broadcast_to(value.reshape(-1), channels).astype(np.float32)
+    if not _is_quantized(product) or channels == 1 or np.unique(bias).size > 1:
+        return add
+    bias[-1] = np.nextafter(bias[-1], np.float32(np.inf)) if bias[-1] else _NEXT_TO_ZERO
+    constant = op.Constant(bias.reshape(1, -1))
+    if add is not product:
+        add.input(1 - users[0].get_index()).replace_source_output(constant.output(0))
+        return add
+    add = opset13.add(product, constant, name=f"{product.get_friendly_name()}/Bias")
+    for user in users:
+        user.replace_source_output(add.output(0))
+    return add
+
+
+def _has_vector(node: Any) -> bool:
+    if node.get_type_name() not in _JOINED:
+        return False
+    values = [_constant(node, i) for i in range(len(node.inputs()))]
+    return any(v is not None and v.size > 1 for v in values)
+
+
+def _follows_product(node: Any) -> bool:
+    """Whether the node's input is a product with nothing but joined operators between."""
+    node = node.input_value(_data(node)).get_node()
+    while node.get_type_name() in _JOINED:
+        node = node.input_value(_data(node)).get_node()
+    return bool(node.get_type_name() == "MatMul" and _rank(node) <= 2)
+
+
+def _data(node: Any) -> int:
+    """The position of the first input that is no constant; 0 where all are."""
+    return next((i for i in range(len(node.inputs())) if _constant(node, i) is None), 0)
+
+
+def _insert_identity(node: Any) -> None:
+    from openvino import op, opset13
+
+    source = node.input_value(_data(node))
+    slope = op.Constant(np.ones(1, np.float32))
+    identity = opset13.prelu(source, slope, name=f"{node.get_friendly_name()}/Identity")
+    node.input(_data(node)).replace_source_output(identity.output(0))
+
+
+def _is_quantized(product: Any) -> bool:
+    return _integers(product.input_value(1).get_node()) is not None
+
+
+def _rank(node: Any) -> int:
+    return int(node.get_output_partial_shape(0).rank.get_length())
+
+
+def _constant(node: Any, position: int) -> np.ndarray[Any, Any] | None:
+    source = node.input_value(position).get_node()
+    return np.asarray(source.get_data()) if source.get_type_name() == "Constant" else None
+
+
 def _fake_quantize(node: Any) -> Stored:
-    low = float(_values(node, 1).reshape(-1)[0])
-    high = float(_values(node, 2).reshape(-1)[0])
+    # Not the input's range: the converter moves that to take in a scalar that is added or
+    # multiplied before.
+    low = float(_values(node, 3).reshape(-1)[0])
+    high = float(_values(node, 4).reshape(-1)[0])
     levels = int(node.get_attributes()["levels"])
     scale = (high - low) / (levels - 1)
     zero = int(np.rint(-low / scale)) - 128 if scale else 0
     return Stored(node.get_friendly_name(), "activation", (scale,), (zero,))
 
 
-def _compressed_weight(node: Any) -> Stored | None:
-    """``Multiply(Convert(i8 constant), scale)``, as saving writes quantized weights."""
+def _integers(node: Any) -> Any:
+    """The constant of ``Multiply(Convert(i8 constant), scale)``, which is how quantized weights are
+    written; None for any other node."""
+    if node.get_type_name() != "Multiply":
+        return None
     source = node.input_value(0).get_node()
     if source.get_type_name() != "Convert":
         return None
@@ -135,6 +242,13 @@ def _compressed_weight(node: Any) -> Stored | None:
         "<Type: 'int8_t'>",
         "<Type: 'int8'>",
     ):
+        return None
+    return constant
+
+
+def _compressed_weight(node: Any) -> Stored | None:
+    constant = _integers(node)
+    if constant is None:
         return None
     integers = np.asarray(constant.get_data())
     scale = np.asarray(_values(node, 1))
@@ -166,7 +280,9 @@ def _constant_bytes(model: Any) -> dict[str, int]:
 def _drop_conversion_facts(path: Path) -> None:
     """Removes run-time information such as converter arguments, which is not the model's."""
     text = path.read_text()
-    path.write_text(re.sub(r"\t?<rt_info>(?:(?!<rt_info>).)*</rt_info>\n(?=</net>)", "", text, flags=re.S))
+    path.write_text(
+        re.sub(r"\t?<rt_info>(?:(?!<rt_info>).)*</rt_info>\n(?=</net>)", "", text, flags=re.S)
+    )
 
 
 TARGET = Openvino()
