@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -194,10 +195,28 @@ def _make(
         request.listener.progress("converting and proving", len(targets)) as advance,
         ThreadPoolExecutor(max_workers=min(len(targets), os.cpu_count() or 1, 3)) as pool,
     ):
-        for rows in pool.map(one, targets):
-            made.extend(rows)
-            advance(1)
+        running = [pool.submit(one, target) for target in targets]
+        try:
+            for future in running:
+                made.extend(future.result())
+                advance(1)
+        except BaseException:
+            _abandon(running)
+            raise
     return made
+
+
+def _abandon(running: Sequence[Future[Any]]) -> None:
+    """Ends what is not wanted any more; else leaving the pool would wait for whole conversions."""
+    for future in running:
+        future.cancel()
+    # A thread between two workers starts the next one: until all threads are through. A second
+    # Ctrl-C changes nothing, as leaving here would wait for the conversions after all.
+    while True:
+        with contextlib.suppress(KeyboardInterrupt):
+            worker.stop()
+            if not wait(running, timeout=0.1).not_done:
+                return
 
 
 def _make_target(
@@ -362,8 +381,9 @@ def _score(
             replace(
                 row,
                 value=float(mine.mean()) * 100,
-                drop=-100 * found.difference,
-                drop_ci=(-100 * found.high, -100 * found.low),
+                # Subtracted rather than negated: no drop is 0.0, not -0.0.
+                drop=0.0 - 100 * found.difference,
+                drop_ci=(0.0 - 100 * found.high, 0.0 - 100 * found.low),
             )
         )
     return scored
