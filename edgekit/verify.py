@@ -25,6 +25,7 @@ from edgekit.compress.graph import (
     graph_module,
     layer_of,
     program_digest,
+    save_program,
     tensor_of,
 )
 from edgekit.compress.plan import QuantPlan
@@ -363,7 +364,7 @@ def _convert_and_run(
 
     with tempfile.TemporaryDirectory(prefix="edgekit-taps-") as folder:
         base = Path(folder)
-        torch.export.save(program, base / "program.pt2")
+        save_program(program, base / "program.pt2")
         (base / "plan.json").write_text(json.dumps(plan.to_json()))
         np.savez(base / "feeds.npz", **feeds)  # type: ignore[arg-type]
         out = base / f"tapped{find(target).suffix}"

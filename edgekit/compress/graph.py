@@ -11,9 +11,11 @@ it in one process can be rendered in another.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import operator
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -168,6 +170,19 @@ def compute_nodes(module: fx.GraphModule) -> Iterator[fx.Node]:
     for node in module.graph.nodes:
         if node.op == "call_function" and node.target in COMPUTE:
             yield node
+
+
+def save_program(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Writes a program as ``.pt2``.
+
+    Through memory: where a disk is full, torch's own writer ends the whole process.
+
+    Raises:
+        OSError: no space, or no permission.
+    """
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def program_digest(program: torch.export.ExportedProgram) -> str:

@@ -128,12 +128,12 @@ def make_plan(
     def fill(folder: Path) -> None:
         import torch
 
-        from edgekit.compress.graph import canonical, program_digest
+        from edgekit.compress.graph import canonical, program_digest, save_program
         from edgekit.compress.plan import QuantPlan
         from edgekit.compress.quantize import quantize
 
         program = canonical(model.program())
-        torch.export.save(program, folder / "program.pt2")
+        save_program(program, folder / "program.pt2")
         # Saving and loading must not change what the plan names.
         program = torch.export.load(folder / "program.pt2")
         for scheme in schemes:
