@@ -31,7 +31,7 @@ def pack_result(
 ) -> Path:
     """Packs the proven artifacts with everything a device or a reader needs beside them."""
     schemes = list(dict.fromkeys(r.job.scheme for r in rows))
-    documents, count = _documents(model, planned, reference, schemes)
+    documents, count = _documents(model, planned, reference, rows, schemes)
     content = BundleContent(
         name=request.name or model.name,
         version=request.version,
@@ -42,7 +42,7 @@ def pack_result(
             "notes": list(model.notes),
         },
         signature=model.signature,
-        artifacts=[_packed(r) for r in rows if r.artifact is not None],
+        artifacts=[_packed(r, reference) for r in rows if r.artifact is not None],
         preprocess=None if model.preprocess is None else model.preprocess.to_json(),
         documents=documents,
         golden_n=count,
@@ -53,9 +53,9 @@ def pack_result(
     return pack(content, out)
 
 
-def _packed(row: Row) -> PackedArtifact:
+def _packed(row: Row, reference: Referenced) -> PackedArtifact:
     assert row.artifact is not None
-    bench = row.measured()
+    bench, facts = row.measured(), reference.facts()[row.job.scheme]
     accuracy = None
     if row.value is not None:
         accuracy = {"metric": "top1", "value": row.value, "drop_points": row.drop}
@@ -73,30 +73,44 @@ def _packed(row: Row) -> PackedArtifact:
             if bench is None
             else {k: v for k, v in bench.items() if k != "samples_ms"},
             "accuracy": accuracy,
+            # What `edgekit verify` needs to judge the bundle by the figures that it was proven by.
+            "steps": facts["steps"],
+            "floor": facts["floor"],
         },
     )
 
 
 def _documents(
-    model: Model, planned: Planned, reference: Referenced, schemes: Sequence[str]
+    model: Model,
+    planned: Planned,
+    reference: Referenced,
+    rows: Sequence[Row],
+    schemes: Sequence[str],
 ) -> tuple[dict[str, bytes], int]:
     count = min(stages.GOLDEN_SAMPLES, reference.n)
     batch = model.signature.inputs[0].shape[0]
     feeds, _ = stages.gather(model, _First(reference.samples, count) if reference.samples else None)
     flat = {k: v[:count].reshape(count * batch, *v.shape[2:]) for k, v in feeds.items()}
 
-    def answers(scheme: str) -> dict[str, Any]:
-        arrays = stages.load_arrays(reference.path / f"outputs-{scheme}.npz")
-        return {k: v[:count].reshape(count * v.shape[1], *v.shape[2:]) for k, v in arrays.items()}
+    def answers(file: Path) -> bytes:
+        arrays = stages.load_arrays(file)
+        outputs = {
+            k: v[:count].reshape(count * v.shape[1], *v.shape[2:]) for k, v in arrays.items()
+        }
+        return pack_golden(flat, outputs)
 
-    documents = {"golden.npz": pack_golden(flat, answers("fp32"))}
-    for scheme in schemes:
-        if scheme == "fp32":
-            continue
+    documents = {"golden.npz": answers(reference.path / "outputs-fp32.npz")}
+    quantized = [scheme for scheme in schemes if scheme != "fp32"]
+    for scheme in quantized:
         # What the plan itself answers: a device can tell a wrong kernel from quantization.
-        documents[f"golden-{scheme}.npz"] = pack_golden(flat, answers(scheme))
-        name = "plan.json" if scheme == schemes[0] else f"plan-{scheme}.json"
+        documents[f"golden-{scheme}.npz"] = answers(reference.path / f"outputs-{scheme}.npz")
+        name = "plan.json" if scheme == quantized[0] else f"plan-{scheme}.json"
         documents[name] = planned.plan(scheme).read_bytes()
+    for row in rows:
+        if row.artifact and row.proof and row.proof.document["against"] != "plan":
+            # Its runtime rounds otherwise than the plan does, and was proven right in that: what
+            # it answered then is what it has to answer again.
+            documents[f"golden-{row.artifact.id}.npz"] = answers(row.proof.path / "outputs.npz")
     return documents, count * batch
 
 
