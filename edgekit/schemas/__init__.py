@@ -20,6 +20,7 @@ __all__ = ["DOCUMENTS", "load", "validate"]
 
 DOCUMENTS: Final = {
     "edgekit.export/1": "export",
+    "edgekit.jobs/1": "jobs",
     "edgekit.bundle/1": "manifest",
     "edgekit.device/1": "device",
     "edgekit.devices/1": "devices",

@@ -124,8 +124,12 @@ def examples() -> dict[str, dict[str, Any]]:
             "comparisons": [{"a": "x", "b": "y", "metric": "latency", "ratio": 0.9,
                              "ci95": [0.8, 0.95], "verdict": "faster"}],
         },
+        "jobs": {"schema": "edgekit.jobs/1", "model": "net.pt2", "jobs": [
+            {"artifact": "tflite-w8a8", "target": "tflite", "scheme": "w8a8",
+             "delegate": "xnnpack", "devices": ["pixel-8"], "threads": 4}]},
         "inspect": {
-            "schema": "edgekit.inspect/1", "path": "a.tflite", "target": "tflite", "bytes": 1200,
+            "schema": "edgekit.inspect/1", "kind": "artifact", "path": "a.tflite",
+            "target": "tflite", "bytes": 1200,
             "inputs": [{"name": "x", "shape": [1, 8], "dtype": "float32"}],
             "outputs": [{"name": "y", "shape": [1, 2], "dtype": "int8", "scale": 0.1,
                          "zero_point": 3}],

@@ -1,0 +1,352 @@
+"""`edgekit export`: one model to every runtime of some devices, proven, measured and packed."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgekit.cli import _output
+from edgekit.cli._libraries import subdued
+from edgekit.cli._output import emit, json_option, note, table, verbosity_options
+from edgekit.errors import UsageError
+from edgekit.names import TARGETS
+
+if TYPE_CHECKING:
+    from edgekit.device import Job
+    from edgekit.export import ExportRequest
+
+__all__ = ["command"]
+
+_SHOWN_BY_STATUS = ("parity", "verified")
+"""Gates whose failure an artifact's own reason already tells."""
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    metavar="ID|PATH",
+    help="Export for this device; may be repeated. An id of 'edgekit devices', or a .toml.",
+)
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="ID",
+    help="Only this target; may be repeated. Without --device: for this machine.",
+)
+@click.option(
+    "--scheme",
+    "schemes",
+    multiple=True,
+    metavar="ID",
+    help="Quantization scheme; may be repeated. Without it: each target's preferred one.",
+)
+@click.option(
+    "--calib",
+    metavar="DATA",
+    help="Calibration data, which quantized schemes need: a .npz, a folder or .zip of pictures, "
+    "a .tsv, .csv or .jsonl of texts, or FILE.py:FUNCTION.",
+)
+@click.option("--eval", "evaluation", metavar="DATA", help="Labelled data that accuracy is from.")
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A .safetensors to put into a model that is built by code.",
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(0, 100),
+    metavar="POINTS",
+    help="Gate: percentage points of accuracy lost against the float model, at most.",
+)
+@click.option(
+    "--require-verified",
+    is_flag=True,
+    help="Gate: every artifact ran in its real runtime, and every gate could be judged.",
+)
+@click.option(
+    "--max-float-ops",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Gate: operators left in float per quantized artifact, at most.",
+)
+@click.option(
+    "--keep-going", is_flag=True, help="Pack what passes; what fails makes the exit code 1."
+)
+@click.option("--no-bench", is_flag=True, help="Do not measure latency and memory.")
+@click.option(
+    "--threads",
+    type=click.IntRange(1),
+    help="CPU threads to measure with. Without it: the device's figure, within this machine's.",
+)
+@click.option(
+    "--calib-limit",
+    type=click.IntRange(1),
+    default=512,
+    show_default=True,
+    help="Calibration samples, at most.",
+)
+@click.option(
+    "--eval-limit",
+    type=click.IntRange(1),
+    default=2000,
+    show_default=True,
+    help="Evaluation samples, at most.",
+)
+@click.option("--name", help="The bundle's name. Without it: the model's.")
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would be made, open no model and write nothing."
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="OUT",
+    help="The bundle: a directory, or a file ending in .zip.",
+)
+@json_option
+@verbosity_options
+def command(
+    model: str,
+    devices: tuple[str, ...],
+    targets: tuple[str, ...],
+    schemes: tuple[str, ...],
+    calib: str | None,
+    evaluation: str | None,
+    weights: Path | None,
+    max_drop: float | None,
+    require_verified: bool,
+    max_float_ops: int | None,
+    keep_going: bool,
+    no_bench: bool,
+    threads: int | None,
+    calib_limit: int,
+    eval_limit: int,
+    name: str | None,
+    dry_run: bool,
+    out: Path | None,
+    as_json: bool,
+) -> int:
+    """Quantize a model once and export it for devices, each artifact verified.
+
+    MODEL is a PROGRAM.pt2, FILE.py:FUNCTION, MODULE:FUNCTION or torchvision:NAME[@WEIGHTS].
+
+    The bundle is written when every artifact was made and every gate held; OUT is left as it was
+    otherwise. With --keep-going it holds the artifacts that passed.
+
+    \b
+    Exit codes: 0 exported, 1 a gate failed, 3 a target's packages are missing, 5 a target or the
+    model is not supported, 7 the data do not fit, 8 no space, 9 another export writes to OUT.
+
+    \b
+    edgekit export net.py:build --device pixel-8 --calib pictures.zip -o net
+    edgekit export net.pt2 --target tflite --scheme fp32 -o net.zip
+    edgekit export torchvision:mobilenet_v2@IMAGENET1K_V2 --device pixel-8 --device x86-server \\
+        --calib train.npz --eval test.npz --max-drop 1 -o mobilenet --json
+    """
+    from edgekit.device import load as load_device
+    from edgekit.device import plan_targets
+
+    if not devices and not targets:
+        raise UsageError(
+            "nothing says what to export for: give --device ID or --target ID",
+            hint=f"devices: see 'edgekit devices'; targets: {', '.join(TARGETS)}, for this machine",
+        )
+    if max_drop is not None and math.isnan(max_drop):
+        raise UsageError("--max-drop is no number")
+    devices = devices or ("host",)
+    # Before the model is opened, which may take long: most mistakes are in these names.
+    jobs = plan_targets([load_device(d) for d in devices], targets, schemes)
+    if dry_run:
+        _tell_plan(model, jobs, calib, as_json)
+        return 0
+    if out is None:
+        raise UsageError("nothing says where the bundle goes", hint="give -o OUT")
+
+    from edgekit.export import ExportRequest
+
+    request = ExportRequest(
+        devices=devices,
+        targets=targets,
+        schemes=schemes,
+        calib=calib,
+        evaluation=evaluation,
+        out=out,
+        name=name,
+        max_drop=max_drop,
+        max_float_ops=max_float_ops,
+        require_verified=require_verified,
+        keep_going=keep_going,
+        bench=not no_bench,
+        calib_limit=calib_limit,
+        eval_limit=eval_limit,
+        threads=threads,
+        listener=Terminal(),
+    )
+    return _export(model, weights, request, as_json)
+
+
+def _export(model: str, weights: Path | None, request: ExportRequest, as_json: bool) -> int:
+    with subdued():
+        from edgekit import sources
+        from edgekit.export import export_bundle
+
+        note(f"opening {model}")
+        result = export_bundle(sources.load(model, weights=weights), request)
+    if result.conversions == 0:
+        note("nothing was converted anew: the store held every artifact")
+    document = result.document
+    emit(document, as_json, lambda: _text(document, request.out))
+    return result.exit_code
+
+
+class Terminal:
+    """Shows what an export does on stderr; the pipeline calls it from several threads."""
+
+    def __init__(self) -> None:
+        self._bar = threading.Lock()
+
+    def note(self, message: str) -> None:
+        """See `edgekit.export.request.Listener.note`."""
+        note(message)
+
+    @contextlib.contextmanager
+    def progress(
+        self, description: str, total: int | None = None
+    ) -> Iterator[Callable[[int], None]]:
+        """A bar; a second one at the same time is one line, as two would overwrite each other."""
+        if not self._bar.acquire(blocking=False):
+            note(description)
+            yield lambda _steps: None
+            return
+        try:
+            with _output.progress(description, total) as advance:
+                yield advance
+        finally:
+            self._bar.release()
+
+
+def _tell_plan(model: str, jobs: Sequence[Job], calib: str | None, as_json: bool) -> None:
+    """What would be made."""
+    if calib is None and any(job.scheme != "fp32" for job in jobs):
+        note("the export itself will need --calib DATA")
+    document = {
+        "schema": "edgekit.jobs/1",
+        "model": model,
+        "jobs": [
+            {
+                "artifact": f"{job.target}-{job.scheme}",
+                "target": job.target,
+                "scheme": job.scheme,
+                "delegate": job.delegate,
+                "devices": list(job.devices),
+                "threads": job.threads,
+            }
+            for job in jobs
+        ],
+    }
+    keys = ("artifact", "target", "scheme", "delegate", "threads")
+    rows = [[*(job[k] for k in keys), " ".join(job["devices"])] for job in document["jobs"]]  # type: ignore[index]
+    emit(document, as_json, lambda: table([*keys, "devices"], rows))
+
+
+# -- the result as text ---------------------------------------------------------------------------
+
+
+def _text(document: Mapping[str, Any], out: Path | None) -> str:
+    lines = [_headline(document), "", table(_HEADERS, [_row(a) for a in document["artifacts"]])]
+    failed = [f"{a['id']} failed: {a['reason']}" for a in document["artifacts"] if a["reason"]]
+    gates = [g for g in document["gates"] if g["name"] not in _SHOWN_BY_STATUS]
+    failed += [_gate(g) for g in gates if g["passed"] is False]
+    failed += [_gate(g) for g in gates if g["passed"] is None]
+    lines += ["", *failed] if failed else []
+    if document["bundle"] is not None:
+        return "\n".join([*lines, "", f"bundle: {document['bundle']}"])
+    return "\n".join([*lines, "", f"no bundle was written; {out} is as it was"])
+
+
+def _headline(document: Mapping[str, Any]) -> str:
+    score = document["reference"]
+    accuracy = "" if score is None else f"; float {_score(document)} on {score['n']} samples"
+    return f"{document['model']} for {', '.join(document['devices'])}{accuracy}"
+
+
+def _score(document: Mapping[str, Any]) -> str:
+    return f"{document['metric']} {document['reference']['value']:.2f} %"
+
+
+_HEADERS = [
+    "target",
+    "scheme",
+    "KiB",
+    "accuracy %",
+    "drop [95 %]",
+    "p50 ms",
+    "float ms",
+    "peak MiB",
+    "parity",
+    "verified",
+    "status",
+]
+
+
+def _row(artifact: Mapping[str, Any]) -> list[object]:
+    size, latency, beside = artifact["bytes"], artifact["latency_ms"], artifact["float"]
+    return [
+        artifact["target"],
+        artifact["scheme"],
+        None if size is None else round(size / 1024),
+        _rounded(artifact["value"]),
+        _drop(artifact),
+        None if latency is None else _digits(latency["p50"]),
+        None if beside is None else _digits(beside["latency_p50_ms"]),
+        _rounded(artifact["peak_memory_mib"]),
+        _parity(artifact["parity"]),
+        artifact["verification"],
+        artifact["status"],
+    ]
+
+
+def _drop(artifact: Mapping[str, Any]) -> str | None:
+    if artifact["drop_points"] is None:
+        return None
+    if artifact["drop_ci95"] is None:
+        return f"{artifact['drop_points']:.2f}"
+    low, high = artifact["drop_ci95"]
+    return f"{artifact['drop_points']:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _parity(parity: Mapping[str, Any] | None) -> str | None:
+    if parity is None:
+        return None
+    if parity["identical"]:
+        return "identical"
+    return None if parity["sqnr_db"] is None else f"{parity['sqnr_db']:.1f} dB"
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
+
+
+def _digits(value: float | None) -> float | None:
+    """Three significant digits."""
+    return None if value is None else float(f"{value:.3g}")
+
+
+def _gate(gate: Mapping[str, Any]) -> str:
+    who = f"{gate['artifact']}: " if gate["artifact"] else ""
+    if gate["passed"] is None:
+        return f"{who}gate {gate['name']} (limit {gate['limit']}) could not be judged here"
+    value = gate["value"]
+    found = "could not be judged" if value is None else f"is {value:g}"
+    return f"{who}gate {gate['name']} failed: {found}, limit {gate['limit']:g}"

@@ -1,0 +1,378 @@
+"""`edgekit verify`: a bundle's artifacts, run by their real runtimes on the golden vectors."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgekit.cli._libraries import subdued
+from edgekit.cli._output import emit, json_option, progress, table, verbosity_options
+from edgekit.errors import (
+    BadData,
+    EdgekitError,
+    MissingDependency,
+    StorageError,
+    TrustError,
+    UnsupportedError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from edgekit.parity import Check, ParityReport
+    from edgekit.runtime.bundle import Bundle, BundleArtifact
+    from edgekit.runtime.session import Array
+
+__all__ = ["command"]
+
+_FEW = 3
+"""So many elements may be off by more than the allowed steps, however few there are in all."""
+
+_SETTLED = (TrustError, StorageError, UsageError)
+"""Errors that say nothing of one artifact: they end the verification."""
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--artifact",
+    "ids",
+    multiple=True,
+    metavar="ID",
+    help="Verify this artifact; may be repeated. Without it: all of them.",
+)
+@click.option(
+    "--keep-going",
+    is_flag=True,
+    help="Verify the others where a runtime is missing; the exit code is then 1.",
+)
+@json_option
+@verbosity_options
+def command(bundle: Path, ids: tuple[str, ...], keep_going: bool, as_json: bool) -> int:
+    """Run a bundle's artifacts in their runtimes against the plan.
+
+    Every file is checked against the manifest. Then each artifact is loaded by its own runtime, in
+    a process of its own, and has to answer the bundle's golden vectors as the plan does, within
+    the limits of its scheme, and alike in 20 runs.
+
+    \b
+    Exit codes: 0 verified, 1 an artifact gives other answers, 3 a runtime is missing, 6 the bundle
+    is not what its manifest says.
+
+    \b
+    edgekit verify mobilenet.zip
+    edgekit verify mobilenet --artifact tflite-w8a8 --json
+    """
+    from edgekit.names import unknown
+    from edgekit.runtime.bundle import Bundle
+
+    with Bundle.open(bundle) as opened, tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
+        known = [artifact.id for artifact in opened.artifacts]
+        for wrong in (id for id in ids if id not in known):
+            raise UsageError(unknown(f"artifact of bundle {opened.name!r}", wrong, known))
+        chosen = [a for a in opened.artifacts if not ids or a.id in ids]
+        if not chosen:
+            raise BadData(f"bundle {opened.name!r} holds no artifact")
+        absent = _absent(chosen, keep_going)
+        found = []
+        with subdued(), progress(f"verifying {len(chosen)} artifacts", len(chosen)) as advance:
+            for artifact in chosen:
+                if artifact.id in absent:
+                    found.append(_failed(artifact, "installed", absent[artifact.id]))
+                else:
+                    found.append(_verify(opened, artifact, Path(scratch), keep_going))
+                advance(1)
+    document = _document(bundle, found)
+    emit(document, as_json, lambda: _text(document))
+    return 0 if document["passed"] else 1
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was found on one artifact.
+
+    Attributes:
+        artifact: as the manifest states it.
+        checks: every check made.
+        against: what the answers were compared with.
+        runtime: name and version of the runtime; None where it did not come to that.
+        n: golden samples replayed.
+        report: parity; None where only the float model's answers are there.
+        outputs: as the verify document has them.
+    """
+
+    artifact: BundleArtifact
+    checks: tuple[Check, ...]
+    against: str | None = None
+    runtime: str | None = None
+    n: int = 0
+    report: ParityReport | None = None
+    outputs: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.checks) and all(check.passed is not False for check in self.checks)
+
+    @property
+    def reason(self) -> str | None:
+        """The first failed check in one line; None if there is none."""
+        failed = [check for check in self.checks if check.passed is False]
+        if not failed:
+            return None
+        first, more = failed[0], f" (and {len(failed) - 1} more)" if failed[1:] else ""
+        if first.value is None:
+            return f"{first.name}: {first.detail}{more}"
+        limit = "" if first.limit is None else f", limit {first.limit:g}"
+        return f"{first.name} is {first.value:.6g}{limit}: {first.detail}{more}"
+
+
+def _absent(artifacts: Sequence[BundleArtifact], keep_going: bool) -> dict[str, EdgekitError]:
+    """By artifact, why its runtime is not here.
+
+    Raises:
+        MissingDependency, UnsupportedError: the same for the first one, unless ``keep_going``.
+    """
+    from edgekit.targets import available, find, require_installed
+
+    absent: dict[str, EdgekitError] = {}
+    for artifact in artifacts:
+        try:
+            if artifact.target not in available():
+                raise UnsupportedError(
+                    f"artifact {artifact.id!r} is for {artifact.target}, which this edgekit does "
+                    "not know",
+                    hint="update edgekit, or choose others with --artifact",
+                )
+            require_installed(find(artifact.target))
+        except (MissingDependency, UnsupportedError) as error:
+            if not keep_going:
+                raise
+            absent[artifact.id] = error
+    return absent
+
+
+def _verify(bundle: Bundle, artifact: BundleArtifact, scratch: Path, keep_going: bool) -> _Found:
+    """Runs one artifact and judges it; what its runtime has against it is a failed check."""
+    import numpy as np
+
+    from edgekit.parity import TOLERANCES
+    from edgekit.targets import worker
+
+    feeds, wanted, against = _golden(bundle, artifact)
+    try:
+        path = bundle.place(artifact)
+    except UnsupportedError as error:  # a runtime older than the artifact requires
+        if not keep_going:
+            raise
+        return _failed(artifact, "installed", error)
+    np.savez(scratch / "feeds.npz", allow_pickle=False, **feeds)
+    task = {
+        "op": "infer",
+        "artifact": str(path.absolute()),
+        "signature": bundle.signature.to_json(),
+        "feeds": str(scratch / "feeds.npz"),
+        "outputs": str(scratch / "outputs.npz"),
+        "repeats": TOLERANCES[artifact.scheme].repeats,
+    }
+    try:
+        (result,) = worker.run(artifact.target, [task])
+        if "error" in result:
+            raise result["error"]
+    except _SETTLED:
+        raise
+    except MissingDependency as error:  # installed, but it does not load
+        if not keep_going:
+            raise
+        return _failed(artifact, "installed", error)
+    except EdgekitError as error:
+        return _failed(artifact, "runs", error)
+    with np.load(scratch / "outputs.npz", allow_pickle=False) as data:
+        outputs = {name: data[name] for name in data.files}
+    if against == "float":
+        return _judge_float(bundle, artifact, outputs, wanted, result)
+    return _judge(bundle, artifact, feeds, outputs, wanted, result, against)
+
+
+def _golden(
+    bundle: Bundle, artifact: BundleArtifact
+) -> tuple[dict[str, Array], dict[str, Array], str]:
+    """Feeds and right answers, arrays [n, *shape in the signature], and whose answers they are."""
+    from edgekit.runtime.golden import unpack_golden
+
+    listed = {entry["path"] for entry in bundle.manifest["files"]}
+    own, shared = f"golden-{artifact.id}.npz", f"golden-{artifact.scheme}.npz"
+    if own in listed:
+        (feeds, outputs), against = unpack_golden(bundle.read(own)), "itself when it was proven"
+    elif shared in listed:
+        (feeds, outputs), against = unpack_golden(bundle.read(shared)), "plan"
+    else:
+        # The float model is what a plan of fp32 says; of other schemes it tells only the gist.
+        feeds, outputs = bundle.golden()
+        against = "plan" if artifact.scheme == "fp32" else "float"
+    signature = bundle.signature
+    try:
+        feeds = {s.name: feeds[s.name].reshape(-1, *s.shape) for s in signature.inputs}
+        outputs = {s.name: outputs[s.name].reshape(-1, *s.shape) for s in signature.outputs}
+    except (KeyError, ValueError) as error:
+        raise BadData(f"the golden vectors do not fit the bundle's signature: {error}") from error
+    counts = {len(array) for array in (*feeds.values(), *outputs.values())}
+    if len(counts) != 1:
+        raise BadData("the golden vectors do not fit the bundle's signature: their counts differ")
+    return feeds, outputs, against
+
+
+def _judge(
+    bundle: Bundle,
+    artifact: BundleArtifact,
+    feeds: Mapping[str, Array],
+    outputs: Mapping[str, Array],
+    wanted: Mapping[str, Array],
+    result: Mapping[str, Any],
+    against: str,
+) -> _Found:
+    """Parity by the limits that the artifact was proven by."""
+    from edgekit import verify
+
+    evidence = artifact.evidence
+    steps = evidence.get("steps") or {}
+    reference = verify.Reference(
+        scheme=artifact.scheme,
+        feeds=feeds,
+        outputs=wanted,
+        steps={spec.name: steps.get(spec.name) for spec in bundle.signature.outputs},
+        floor=evidence.get("floor"),
+    )
+    verdict = verify.judge(
+        reference,
+        bundle.signature,
+        outputs,
+        result["order"],
+        result["distinct"],
+        stored_faults=None,
+        runtime=result["runtime"],
+        against=against,
+    )
+    return _Found(
+        artifact=artifact,
+        checks=tuple(_of_few(check, verdict.report) for check in verdict.checks),
+        against=against,
+        runtime=verdict.runtime,
+        n=verdict.report.samples,
+        report=verdict.report,
+        outputs=tuple(verdict.document(artifact.id)["outputs"]),
+    )
+
+
+def _of_few(check: Check, report: ParityReport) -> Check:
+    """A share of one in a thousand says nothing of a hundred elements: `_FEW` may then be off."""
+    name, _, output = check.name.partition(":")
+    if name != "within-steps" or check.value is None or check.limit is None:
+        return check
+    elements = next(s.elements for s in report.outputs if s.name == output)
+    limit = 1 - _FEW / elements if elements else check.limit
+    if limit >= check.limit:
+        return check
+    return dataclasses.replace(check, passed=check.value >= limit, limit=limit)
+
+
+def _judge_float(
+    bundle: Bundle,
+    artifact: BundleArtifact,
+    outputs: Mapping[str, Array],
+    wanted: Mapping[str, Array],
+    result: Mapping[str, Any],
+) -> _Found:
+    """The check that a device makes, where the bundle does not say what the plan answers."""
+    from edgekit.metrics import passes, sqnr_db
+    from edgekit.parity import Check
+    from edgekit.runtime.golden import GOLDEN_SQNR_DB
+
+    limit = GOLDEN_SQNR_DB.get(artifact.scheme, 15.0)
+    checks = []
+    for name, right in wanted.items():
+        ratio = sqnr_db(right, outputs[name], atol=1e-4)
+        detail = "dB against the float model; the bundle has no answers of the plan"
+        checks.append(Check(f"golden:{name}", passes(ratio, limit), ratio, limit, detail))
+    distinct = result["distinct"]
+    checks.append(
+        Check("repeatable", distinct == 1, distinct, 1, "distinct outputs in 20 runs of one input")
+    )
+    count = len(next(iter(wanted.values())))
+    return _Found(artifact, tuple(checks), "float", result["runtime"], count)
+
+
+def _failed(artifact: BundleArtifact, what: str, error: EdgekitError) -> _Found:
+    from edgekit.parity import Check
+
+    detail = f"{error.message}; {error.hint}" if error.hint else error.message
+    return _Found(artifact, (Check(what, False, None, None, detail),))
+
+
+def _document(path: Path, found: Sequence[_Found]) -> dict[str, Any]:
+    tests = {f.artifact.id: c.passed for f in found for c in f.checks if c.name == "self-test"}
+    return {
+        "schema": "edgekit.verify/1",
+        "bundle": str(path),
+        "against": "the bundle's golden vectors",
+        "artifacts": [_entry(f) for f in found],
+        "checks": [
+            {**c.to_json(), "name": f"{f.artifact.id}/{c.name}"} for f in found for c in f.checks
+        ],
+        "outputs": [
+            {**o, "name": f"{f.artifact.id}/{o['name']}"} for f in found for o in f.outputs
+        ],
+        "first_bad_layer": None,
+        "self_test": tests,
+        "passed": all(f.passed for f in found),
+    }
+
+
+def _entry(found: _Found) -> dict[str, Any]:
+    return {
+        "id": found.artifact.id,
+        "target": found.artifact.target,
+        "scheme": found.artifact.scheme,
+        "runtime": found.runtime,
+        "against": found.against,
+        "n": found.n,
+        "parity": None if found.report is None else found.report.summary(),
+        "verification": "runtime" if found.passed else "none",
+        "passed": found.passed,
+        "reason": found.reason,
+    }
+
+
+def _text(document: Mapping[str, Any]) -> str:
+    headers = ["artifact", "runtime", "against", "n", "parity", "agreement", "worst dB", "verified"]
+    rows = [_row(entry) for entry in document["artifacts"]]
+    failed = [f"{e['id']} failed: {e['reason']}" for e in document["artifacts"] if e["reason"]]
+    verdict = "every file is what the manifest says; " + (
+        f"{len(failed)} of {len(rows)} artifacts failed" if failed else "every artifact passed"
+    )
+    return "\n".join([table(headers, rows), *([""] if failed else []), *failed, "", verdict])
+
+
+def _row(entry: Mapping[str, Any]) -> list[object]:
+    parity = entry["parity"]
+    shown: list[object] = [None, None, None]
+    if parity is not None:
+        ratio, agreement, worst = (parity[k] for k in ("sqnr_db", "agreement", "worst_sample_db"))
+        equal = "identical" if parity["identical"] else None
+        shown = [
+            equal if ratio is None else f"{ratio:.1f} dB",
+            agreement,
+            None if worst is None else round(worst, 1),
+        ]
+    return [
+        entry["id"],
+        entry["runtime"],
+        entry["against"],
+        entry["n"],
+        *shown,
+        entry["verification"] if entry["passed"] else "FAILED",
+    ]
