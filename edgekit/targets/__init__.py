@@ -78,8 +78,8 @@ class Stored:
         kind: ``activation``, ``weight`` or ``bias``.
         scale: float32 values, one or one per channel.
         zero_point: in the plan's int8 terms, whatever the artifact's own offset is.
-        digest: for weights, sha256 of the stored integers channel by channel, each channel's sorted,
-            so that it holds for any memory layout; empty for activations.
+        digest: for weights, sha256 of the stored integers channel by channel, each channel's
+            sorted, so that it holds for any memory layout; empty for activations.
     """
 
     name: str

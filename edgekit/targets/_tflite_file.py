@@ -125,17 +125,15 @@ def _add_float(graph: Any, like: Any, suffix: bytes) -> int:
 def _operator(model: Any, kind: str, inputs: list[int], outputs: list[int]) -> Any:
     api = schema()
     number = getattr(api.BuiltinOperator, kind)
-    for position, code in enumerate(model.operatorCodes):
-        if max(code.builtinCode, code.deprecatedBuiltinCode) == number:
-            break
-    else:
+    known = [max(c.builtinCode, c.deprecatedBuiltinCode) for c in model.operatorCodes]
+    if number not in known:
         code = api.OperatorCodeT()
         code.builtinCode = code.deprecatedBuiltinCode = number
         code.version = 2 if kind == "DEQUANTIZE" else 1
         model.operatorCodes.append(code)
-        position = len(model.operatorCodes) - 1
+        known.append(number)
     op = api.OperatorT()
-    op.opcodeIndex = position
+    op.opcodeIndex = known.index(number)
     op.inputs, op.outputs = inputs, outputs
     return op
 

@@ -1,4 +1,4 @@
-"""The null target: a chain of linear layers in plain numpy. It tests the house without a runtime."""
+"""The null target: a chain of linear layers in plain numpy, to test the house without a runtime."""
 
 from __future__ import annotations
 

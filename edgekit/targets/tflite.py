@@ -1,8 +1,8 @@
 """TFLite (LiteRT): ``.tflite`` for Android, iOS, Linux and microcontroller-class Linux boards.
 
-The plan is rendered as quantize and dequantize operators around float weights, which the converter's
-quantized dialect turns into integer kernels with the plan's own scales; biases become int32 at
-``scale_input * scale_weight``, as the plan has them.
+The plan is rendered as quantize and dequantize operators around float weights, which the
+converter's quantized dialect turns into integer kernels with the plan's own scales; biases become
+int32 at ``scale_input * scale_weight``, as the plan has them.
 """
 
 from __future__ import annotations

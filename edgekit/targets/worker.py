@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit import errors
-from edgekit.errors import BadData, EdgekitError, WorkerCrashed
+from edgekit.errors import BadData, EdgekitError, UnsupportedError, WorkerCrashed
 
 TIMEOUT_S = 1800.0
 _TAIL = 12
@@ -157,6 +157,12 @@ def _task_convert(target: Any, task: Task) -> Result:
     torch.manual_seed(0)
     program = torch.export.load(task["program"])
     plan = QuantPlan.from_json(json.loads(Path(task["plan"]).read_text()))
+    if plan.scheme not in target.schemes:
+        carried = ", ".join(target.schemes)
+        raise UnsupportedError(
+            f"{target.id} has no scheme {plan.scheme!r}; it carries {carried}",
+            hint="choose one of them with --scheme, or leave this target out with --target",
+        )
     signature = Signature.from_json(task["signature"])
     out = Path(task["out"])
     files = target.convert(program, plan, signature, out)
