@@ -130,8 +130,8 @@ class Openvino:
 def _keep_ranges_per_tensor(model: Any) -> None:
     """Keeps the CPU plug-in's "MLP" kernel off FakeQuantize with a range per channel.
 
-    OpenVINO 2026.4.1, on x86 with AVX512-BF16, joins two or more matrix products of rank 2 (up to
-    256 wide, few rows but no fewer than threads) into one kernel, in which such a FakeQuantize
+    OpenVINO 2026.4.1, on x86 with VNNI, joins two or more matrix products of rank 2 (up to 256
+    wide, fewer than ten rows, mostly on one thread) into one kernel, in which such a FakeQuantize
     after a product gives garbage. The plan has none, but the plug-in makes one in two ways. It
     moves the scales of the weights into the FakeQuantize unless a bias that differs between
     channels stands between: one channel's bias is moved here by far less than any quantization

@@ -1,9 +1,8 @@
 """Small heads on one thread in OpenVINO, which runs them in a kernel of its own.
 
-That kernel of the CPU plug-in 2026.4.1 (x86 with AVX512-BF16; elsewhere these tests hold anyway)
-gives garbage where a FakeQuantize has a range per channel. `edgekit.targets.openvino` keeps the
-plug-in from making one, so the artifact is right without any property that a user would have to
-know of.
+That kernel of the CPU plug-in 2026.4.1 (x86 with VNNI; elsewhere these tests hold anyway) gives
+garbage where a FakeQuantize has a range per channel. `edgekit.targets.openvino` keeps the plug-in
+from making one, so the artifact is right without any property that a user would have to know of.
 """
 
 from __future__ import annotations
