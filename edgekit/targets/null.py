@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from edgekit.compress.plan import QuantPlan
 
-_FREE = ("view", "flatten", "reshape", "relu")
+_FREE = ("aten.view.default", "aten.flatten.using_ints", "aten.reshape.default")
 
 
 class Null:
@@ -37,25 +38,35 @@ class Null:
         out: Path,
     ) -> list[Path]:
         """See `edgekit.targets.Target.convert`."""
-        from edgekit.compress.graph import graph_module, tensor_of
+        from edgekit.compress.graph import tensor_of
+        from edgekit.compress.render import render
 
         if plan.edges:
             raise UnsupportedError("null: carries only fp32", hint="use --scheme fp32")
-        module = graph_module(program)
+        module = render(program, plan, "fake")
         arrays: dict[str, np.ndarray[Any, Any]] = {}
+        order = ""
         for node in module.graph.nodes:
             if node.op != "call_function":
                 continue
             name = str(node.target)
             if name == "aten.linear.default":
-                weight, bias = (tensor_of(module, a) for a in node.args[1:3])
+                weight, bias = (tensor_of(module, a) for a in (*node.args[1:], None)[:2])
                 assert weight is not None
                 index = len(arrays) // 2
                 arrays[f"w{index}"] = weight.numpy().T.copy()
                 zero = np.zeros(weight.shape[0], np.float32)
                 arrays[f"b{index}"] = zero if bias is None else bias.numpy().copy()
-            elif not any(free in name for free in _FREE):
+                order += "L"
+            elif name == "aten.relu.default":
+                order += "R"
+            elif name not in _FREE:
                 raise UnsupportedError(f"null: no operator {name}", hint="use a real target")
+        if not re.fullmatch("L(RL)*", order):
+            raise UnsupportedError(
+                "null: carries linear layers with a ReLU between each two, and nothing else",
+                hint="use a real target",
+            )
         np.savez(out, **arrays)  # type: ignore[arg-type]
         return [out]
 

@@ -1,0 +1,336 @@
+"""Takes every model through every target: convert, load, run, reload, inspect.
+
+The targets are found, not listed: a new file in ``edgekit/targets`` goes through all of this with
+no change here. One worker process converts and runs all that is asked of one (model, target) pair,
+and a second one loads copies of its files, so that a runtime's imports are paid twice a pair.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edgekit.artifact import sha256_of
+from edgekit.compress.graph import canonical, graph_module, program_digest
+from edgekit.compress.plan import QuantPlan
+from edgekit.compress.quantize import quantize
+from edgekit.compress.render import render, without_convolutions
+from edgekit.names import TEST_TARGET
+from edgekit.targets import available, find, installed, worker
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+REPEATS = 20
+
+EVERY_DAY = {"w8a8": ("mlp", "mobilenet_v2", "distilbert"), "fp32": ("mlp",)}
+"""Models by scheme that go through all targets in every run; the others are marked slow."""
+
+TWICE = ("mlp", "mobilenet_v2")
+"""Models that are converted again in another process, to compare the bytes."""
+
+NULL_CARRIES = ("mlp",)
+"""What the null target's operators suffice for; test_refusals.py asserts the rest."""
+
+
+@functools.cache
+def _models() -> ModuleType:
+    """``models.py`` of this folder, which is no package."""
+    name = "conformance_models"
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("models.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+MODELS = ("mlp", "mobilenet_v2", "mobilenet_v3_small", "resnet18", "distilbert")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model ready for every target.
+
+    Attributes:
+        name: one of `MODELS`.
+        program: canonical.
+        program_path: the same, saved.
+        signature: of the model.
+        calibration: arrays [n, *shape] by input name, for plans.
+        feeds: the same, for judging; ``feeds_path`` holds them as a file.
+        labels: class of each sample in ``feeds``.
+        folder: for files of this model.
+    """
+
+    name: str
+    program: torch.export.ExportedProgram
+    program_path: Path
+    signature: Any
+    calibration: Arrays
+    feeds: Arrays
+    feeds_path: Path
+    labels: np.ndarray[Any, Any]
+    folder: Path
+    _plans: dict[str, QuantPlan] = field(default_factory=dict)
+    _references: dict[tuple[str, tuple[int, ...]], Arrays] = field(default_factory=dict)
+
+    def plan(self, scheme: str) -> QuantPlan:
+        """The plan that all targets share."""
+        if scheme not in self._plans:
+            if scheme == "fp32":
+                self._plans[scheme] = QuantPlan("fp32", program_digest(self.program))
+            elif scheme == "w8a8":
+                self._plans[scheme] = quantize(self.program, self._samples(self.calibration))
+            else:
+                pytest.fail(f"this suite has no plan for scheme {scheme!r}: add one to Prepared")
+            path = self.folder / f"plan-{scheme}.json"
+            path.write_text(json.dumps(self._plans[scheme].to_json()))
+        return self._plans[scheme]
+
+    def reference(self, scheme: str, absorbed: tuple[int, ...] = ()) -> Arrays:
+        """The plan's own evaluation in torch on ``feeds``, arrays [n, *shape] by output name."""
+        key = (scheme, absorbed)
+        if key not in self._references:
+            plan = without_convolutions(self.program, self.plan(scheme), absorbed)
+            module = render(self.program, plan, "fake")
+            with torch.no_grad():
+                rows = [module(*sample) for sample in self._samples(self.feeds)]
+            self._references[key] = {
+                spec.name: np.stack([row[i].numpy() for row in rows])
+                for i, spec in enumerate(self.signature.outputs)
+            }
+        return self._references[key]
+
+    def steps(self, scheme: str) -> dict[str, float | None]:
+        """Quantization step by output name; None where the output is float."""
+        results = list(graph_module(self.program).graph.nodes)[-1].args[0]
+        edges = self.plan(scheme).activations()
+        return {
+            spec.name: edges[node.name].scale[0] if node.name in edges else None
+            for spec, node in zip(self.signature.outputs, results, strict=True)
+        }
+
+    def _samples(self, feeds: Arrays) -> Iterator[tuple[torch.Tensor, ...]]:
+        order = [spec.name for spec in self.signature.inputs]
+        for i in range(len(feeds[order[0]])):
+            yield tuple(torch.from_numpy(feeds[name][i]) for name in order)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What one target made of one model under one scheme.
+
+    Attributes:
+        prepared: the model.
+        target: target id.
+        scheme: scheme id.
+        files: every file, the main one first.
+        outputs: answers to ``prepared.feeds``, arrays [n, *shape].
+        order: names of the outputs in the order the session gave them.
+        distinct: number of different answers in `REPEATS` runs of one sample.
+        runtime: name and version.
+        reloaded: answers of copied files in another process.
+        placement: as `edgekit.targets.Placement.to_json`.
+        stored: as `edgekit.targets.Stored`, each a dictionary.
+        absorbed: ordinals of convolutions that the runtime adds to a residual without the plan's
+            rounding between.
+        again: sha256 by file name of a second conversion in another process, or None.
+    """
+
+    prepared: Prepared
+    target: str
+    scheme: str
+    files: tuple[Path, ...]
+    outputs: Arrays
+    order: tuple[str, ...]
+    distinct: int
+    runtime: str
+    reloaded: Arrays
+    placement: dict[str, Any]
+    stored: list[dict[str, Any]]
+    absorbed: tuple[int, ...]
+    again: dict[str, str] | None
+
+    @property
+    def what(self) -> str:
+        """For assertion messages."""
+        return f"{self.prepared.name} x {self.target} x {self.scheme} ({self.runtime})"
+
+
+def _cases() -> list[Any]:
+    cases = []
+    for target in available():
+        for model in NULL_CARRIES if target == TEST_TARGET else MODELS:
+            for scheme in find(target).schemes:
+                slow = model not in EVERY_DAY.get(scheme, ())
+                marks = [pytest.mark.runtime, *([pytest.mark.slow] if slow else [])]
+                cases.append(
+                    pytest.param(
+                        (model, target, scheme), id=f"{model}-{target}-{scheme}", marks=marks
+                    )
+                )
+    # One pair after the other, so that a pair's schemes share its worker processes.
+    return cases
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test with a ``converted`` argument runs for every case."""
+    if "converted" in metafunc.fixturenames:
+        metafunc.parametrize("converted", _cases(), indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def prepared(
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Callable[[str], Prepared]:
+    """Gives a trained model by its name, prepared once."""
+    cache: pytest.Cache | None = getattr(pytestconfig, "cache", None)
+    weights = cache.mkdir("conformance") if cache else tmp_path_factory.mktemp("weights")
+
+    @functools.cache
+    def prepare(name: str) -> Prepared:
+        subject = _models().subject(name, weights)
+        folder = tmp_path_factory.mktemp(name)
+        program = canonical(subject.model.program())
+        torch.export.save(program, folder / "program.pt2")
+        np.savez(folder / "feeds.npz", **subject.evaluation)
+        return Prepared(
+            name=name,
+            program=program,
+            program_path=folder / "program.pt2",
+            signature=subject.model.signature,
+            calibration=subject.calibration,
+            feeds=subject.evaluation,
+            feeds_path=folder / "feeds.npz",
+            labels=subject.labels,
+            folder=folder,
+        )
+
+    return prepare
+
+
+@pytest.fixture(scope="session")
+def converted(request: pytest.FixtureRequest, prepared: Callable[[str], Prepared]) -> Converted:
+    """One case, converted and run; its pair's other schemes are done along with it."""
+    model, target, scheme = request.param
+    missing = [name for name, version in installed(find(target)).items() if version is None]
+    if missing:
+        pytest.skip(f"{target}: {', '.join(missing)} not installed")
+    done: dict[tuple[str, str], dict[str, Converted]]
+    done = request.config.stash.setdefault(_DONE, {})
+    if (model, target) not in done:
+        wanted = request.config.stash[_WANTED].get((model, target), {scheme})
+        done[model, target] = _convert(prepared(model), target, sorted(wanted))
+    return done[model, target][scheme]
+
+
+_DONE = pytest.StashKey[dict[tuple[str, str], dict[str, Converted]]]()
+_WANTED = pytest.StashKey[dict[tuple[str, str], set[str]]]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Notes which schemes of a pair the selected tests need."""
+    wanted: dict[tuple[str, str], set[str]] = {}
+    for item in session.items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        if isinstance(case := params.get("converted"), tuple):
+            wanted.setdefault(case[:2], set()).add(case[2])
+    session.config.stash[_WANTED] = wanted
+
+
+_QUESTIONS = ("inspect", "stored", "absorbed")
+
+
+def _convert(prepared: Prepared, target: str, schemes: list[str]) -> dict[str, Converted]:
+    """Two worker processes: one converts and runs, one loads copies (and converts some again)."""
+    outs = {s: prepared.folder / target / s / f"model{find(target).suffix}" for s in schemes}
+    twice = prepared.name in TWICE
+    first = []
+    for scheme, out in outs.items():
+        out.parent.mkdir(parents=True)
+        first.append(_convert_task(prepared, scheme, out))
+        first.append(_infer_task(prepared, out, out.parent / "answers.npz"))
+        first += [{"op": op, "artifact": str(out)} for op in _QUESTIONS]
+    results = _good(worker.run(target, first))
+    each = len(results) // len(schemes)
+    files = {s: tuple(Path(f) for f in results[each * i]["files"]) for i, s in enumerate(schemes)}
+    second = []
+    for scheme, out in outs.items():
+        elsewhere = out.parent / "copied to"
+        elsewhere.mkdir()
+        for file in files[scheme]:
+            shutil.copyfile(file, elsewhere / file.name)
+        second.append(_infer_task(prepared, elsewhere / out.name, out.parent / "reloaded.npz"))
+        if twice:
+            (out.parent / "again").mkdir()
+            second.append(_convert_task(prepared, scheme, out.parent / "again" / out.name))
+    later = _good(worker.run(target, second))
+    made = {}
+    for i, scheme in enumerate(schemes):
+        _, run, inspected, stored, absorbed = results[each * i : each * (i + 1)]
+        folder = outs[scheme].parent
+        again = None
+        if twice:
+            paths = [Path(f) for f in later[2 * i + 1]["files"]]
+            again = {p.name: sha256_of(p) for p in paths}
+        made[scheme] = Converted(
+            prepared=prepared,
+            target=target,
+            scheme=scheme,
+            files=files[scheme],
+            outputs=_arrays(folder / "answers.npz"),
+            order=tuple(run["order"]),
+            distinct=run["distinct"],
+            runtime=run["runtime"],
+            reloaded=_arrays(folder / "reloaded.npz"),
+            placement=inspected["placement"],
+            stored=stored["stored"],
+            absorbed=tuple(absorbed["convolutions"]),
+            again=again,
+        )
+    return made
+
+
+def _convert_task(prepared: Prepared, scheme: str, out: Path) -> dict[str, Any]:
+    prepared.plan(scheme)
+    return {
+        "op": "convert",
+        "program": str(prepared.program_path),
+        "plan": str(prepared.folder / f"plan-{scheme}.json"),
+        "signature": prepared.signature.to_json(),
+        "out": str(out),
+    }
+
+
+def _infer_task(prepared: Prepared, artifact: Path, outputs: Path) -> dict[str, Any]:
+    return {
+        "op": "infer",
+        "artifact": str(artifact),
+        "signature": prepared.signature.to_json(),
+        "feeds": str(prepared.feeds_path),
+        "outputs": str(outputs),
+        "repeats": REPEATS,
+    }
+
+
+def _good(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    for result in results:
+        if "error" in result:
+            raise result["error"]
+    return results
+
+
+def _arrays(path: Path) -> Arrays:
+    with np.load(path, allow_pickle=False) as data:
+        return {name: data[name] for name in data.files}
