@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,10 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from edgekit import errors
-from edgekit.errors import BadData, EdgekitError, UnsupportedError, WorkerCrashed
+from edgekit.errors import (
+    BadData,
+    EdgekitError,
+    StorageError,
+    UnsupportedError,
+    WorkerCrashed,
+)
 
 TIMEOUT_S = 1800.0
 _TAIL = 12
+_LEAST_FREE = 2**18
+"""Free bytes under which a worker that died is taken to have died of that."""
 
 _running: set[subprocess.Popen[bytes]] = set()
 
@@ -50,6 +59,7 @@ def run(
 
     Raises:
         WorkerCrashed: the process died or ran out of time; the message carries its last lines.
+        StorageError: it died where no space is left for temporary files.
     """
     with tempfile.TemporaryDirectory(prefix="edgekit-worker-") as folder:
         request, log = Path(folder) / "request.json", Path(folder) / "log.txt"
@@ -67,6 +77,7 @@ def run(
         code = _supervise(request, log, results, timeout, on_done)
         done = _read(results)
         if code != 0 or len(done) < len(tasks):
+            _check_space(Path(folder))
             raise WorkerCrashed(
                 f"{target}: the worker process {_cause(code, timeout)} "
                 f"at task {min(len(done) + 1, len(tasks))} of {len(tasks)} "
@@ -74,6 +85,15 @@ def run(
                 hint="run `edgekit doctor` to test this runtime by itself",
             )
     return [_decode(r) for r in done]
+
+
+def _check_space(folder: Path) -> None:
+    """Native libraries die of a full disk in many ways, and rarely say so."""
+    if shutil.disk_usage(folder).free < _LEAST_FREE:
+        raise StorageError(
+            f"no space is left for temporary files in {tempfile.gettempdir()}",
+            hint="free some space, or set TMPDIR to another place",
+        )
 
 
 def _supervise(
@@ -210,7 +230,17 @@ def _task_infer(target: Any, task: Task) -> Result:
 
 def _task_inspect(target: Any, task: Task) -> Result:
     """``{"artifact"}`` -> ``{"placement"}``."""
-    return {"placement": target.inspect(Path(task["artifact"])).to_json()}
+    try:
+        return {"placement": target.inspect(Path(task["artifact"])).to_json()}
+    except (EdgekitError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        _check_space(Path(tempfile.gettempdir()))
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UnsupportedError(
+            f"{target.id}: the runtime refuses the artifact: {(lines or [repr(error)])[0][:400]}",
+            hint="replace the operator in the model, or leave this target out with --target",
+        ) from error
 
 
 def _task_absorbed(target: Any, task: Task) -> Result:
@@ -241,28 +271,32 @@ def _serve(request_path: str) -> int:
     request = json.loads(Path(request_path).read_text())
     sys.path.extend(p for p in request["path"] if p not in sys.path)
     results = Path(request["results"])
+    refused: dict[str, Result] = {}
     for task in request["tasks"]:
-        try:
-            target = find(request["target"])
-            require_installed(target)
-            result = _TASKS[task["op"]](target, task)
-        except EdgekitError as error:
-            kind = type(error).__name__
-            result = {"error": {"kind": kind, "message": error.message, "hint": error.hint}}
-        except OSError as error:
-            from edgekit.artifact import storage_error
+        result = refused.get(task.get("artifact", ""))
+        if result is None:
+            try:
+                target = find(request["target"])
+                require_installed(target)
+                result = _TASKS[task["op"]](target, task)
+            except EdgekitError as error:
+                result = _encode(error)
+            except OSError as error:
+                from edgekit.artifact import storage_error
 
-            wrapped = storage_error(Path(task.get("out", ".")), error)
-            result = {
-                "error": {
-                    "kind": "StorageError",
-                    "message": wrapped.message,
-                    "hint": wrapped.hint,
-                }
-            }
+                place = task.get("out") or task.get("outputs") or tempfile.gettempdir()
+                result = _encode(storage_error(Path(place).parent, error))
+        if "error" in result and task["op"] == "convert":
+            # What is asked about this artifact further on has no other answer.
+            refused[task["out"]] = result
         with results.open("a") as file:
             file.write(json.dumps(result) + "\n")
     return 0
+
+
+def _encode(error: EdgekitError) -> Result:
+    kind = type(error).__name__
+    return {"error": {"kind": kind, "message": error.message, "hint": error.hint}}
 
 
 def main(argv: Sequence[str]) -> int:
