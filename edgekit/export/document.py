@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,21 @@ def gates_of(rows: Sequence[Row], request: ExportRequest) -> list[dict[str, Any]
             held = None if count is None else count <= request.max_float_ops
             gate(row.id, "max-float-ops", request.max_float_ops, count, held)
     return gates
+
+
+def judged(row: Row, gates: Sequence[Mapping[str, Any]]) -> Row:
+    """The row, failed if it was well so far and a gate on it did not hold."""
+    broken = [g for g in gates if g["artifact"] == row.id and g["passed"] is False]
+    if row.status != "ok" or not broken:
+        return row
+    said = [f"gate {g['name']}: {_shown(g['value'])}, limit {_shown(g['limit'])}" for g in broken]
+    return replace(row, status="failed", reason="; ".join(said))
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "could not be judged"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def build(

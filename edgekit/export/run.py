@@ -22,7 +22,7 @@ from edgekit.data import Samples, load_pair
 from edgekit.device import Job, plan_targets
 from edgekit.errors import EdgekitError, Locked, UsageError, WorkerCrashed
 from edgekit.export import stages
-from edgekit.export.document import Row, build, gates_of
+from edgekit.export.document import Row, build, gates_of, judged
 from edgekit.export.packing import pack_result
 from edgekit.export.request import MIN_CALIB, ExportRequest
 from edgekit.export.stages import Planned, Proof, Referenced
@@ -104,6 +104,7 @@ def _export(
             rows = _measure(model, rows, feeds, store, request)
     rows = _score(model, rows, reference, evaluation, store)
     gates = gates_of(rows, request)
+    rows = [judged(row, gates) for row in rows]
     failed = [r.id for r in rows if r.status != "ok"]
     failed += [f"{g['artifact']}: {g['name']}" for g in gates if g["passed"] is False]
     conversions = sum(w.startswith("convert") for w in store.misses)
@@ -415,7 +416,7 @@ def _lock(store: Store, out: Path | None) -> Iterator[None]:
 
     from edgekit.artifact import storage_error
 
-    place = store.root / "locks" / fingerprint(out=str(out.absolute()))
+    place = store.root / "locks" / fingerprint(out=str(out.resolve()))
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         handle = place.open("w")
