@@ -7,34 +7,20 @@ a process of its own, started fresh, which sees nothing but the file.
 from __future__ import annotations
 
 import dataclasses
-import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from edgekit.compress.evaluate import evaluate
-from edgekit.compress.graph import (
-    COMPUTE,
-    example_args,
-    graph_module,
-    layer_of,
-    program_digest,
-    save_program,
-    tensor_of,
-)
+from edgekit import layerwise
+from edgekit.compress.graph import graph_module, tensor_of
 from edgekit.compress.plan import QuantPlan
-from edgekit.compress.render import render
 from edgekit.errors import EdgekitError
-from edgekit.metrics import passes, sqnr_db
 from edgekit.parity import TOLERANCES, Check, ParityAccumulator, ParityReport, Tolerance
-from edgekit.signature import Signature, TensorSpec
-from edgekit.targets import worker
+from edgekit.signature import Signature
 from edgekit.targets._common import channel_digest
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -58,6 +44,7 @@ __all__ = [
     "compare_stored",
     "first_bad_layer",
     "judge",
+    "look_closer",
     "output_steps",
     "rounding_floor",
 ]
@@ -312,131 +299,61 @@ def first_bad_layer(
     plan: QuantPlan,
     signature: Signature,
     feeds: Arrays,
-    *,
-    samples: int = 4,
 ) -> str | None:
-    """The first layer whose output differs from the plan's, by converting with every layer tapped.
-
-    The same target converts the same program again with the layers' outputs as results of their
-    own, so that its own runtime tells what it computed there.
+    """The first layer that the target's runtime computes wrongly; see `edgekit.layerwise`.
 
     Args:
         target: target id.
         program: the canonical program.
         plan: its quantization.
         signature: of the model.
-        feeds: arrays [n, *shape]; the first ``samples`` are used.
-        samples: how many samples.
+        feeds: arrays [n, *shape] by input name; the first and the last few are used.
 
     Returns:
-        ``layer (node)``, or None where all taps agree or the tapped program does not convert: then
-        the fault lies at the outputs themselves, or in a fusion that taps break up.
+        ``layer (node)``, or None where every layer is right by itself or the tapped program does
+        not convert: then the fault lies at the outputs, shows on other samples only, or is in a
+        fusion that taps break up. A fault at an input shows at the first layer that reads it.
     """
-    tapped, tapped_plan, taps = _tap(program, plan)
-    few = {k: v[:samples] for k, v in feeds.items()}
-    names = [spec.name for spec in signature.inputs]
-    module = render(tapped, tapped_plan, "fake")
-    want = evaluate(module, few, names, [t for t, _ in taps])
-    specs = tuple(TensorSpec(t, want[t].shape[1:], str(want[t].dtype)) for t, _ in taps)
     try:
-        got = _convert_and_run(target, tapped, tapped_plan, Signature(signature.inputs, specs), few)
+        errors = layerwise.examine(target, program, plan, signature.inputs, feeds)
     except EdgekitError:
         return None
-    tolerance = TOLERANCES[plan.scheme]
-    for name, layer in taps:
-        answer = got.get(name)
-        if answer is None or answer.shape != want[name].shape:
-            return layer
-        ratio = sqnr_db(want[name], answer, atol=tolerance.atol)
-        if not passes(ratio, tolerance.sqnr_db):
-            return layer
-    return None
+    return next((e.layer for e in errors if e.fault), None)
 
 
-def _convert_and_run(
+def look_closer(
+    verdict: Verdict,
     target: str,
     program: torch.export.ExportedProgram,
     plan: QuantPlan,
     signature: Signature,
     feeds: Arrays,
-) -> dict[str, npt.NDArray[Any]]:
-    from edgekit.targets import find
+) -> Verdict:
+    """Judges every layer by itself where the answers alone don't settle it.
 
-    with tempfile.TemporaryDirectory(prefix="edgekit-taps-") as folder:
-        base = Path(folder)
-        save_program(program, base / "program.pt2")
-        (base / "plan.json").write_text(json.dumps(plan.to_json()))
-        np.savez(base / "feeds.npz", **feeds)  # type: ignore[arg-type]
-        out = base / f"tapped{find(target).suffix}"
-        common = {"signature": signature.to_json()}
-        results = worker.run(
-            target,
-            [
-                {
-                    "op": "convert",
-                    "program": str(base / "program.pt2"),
-                    "plan": str(base / "plan.json"),
-                    "out": str(out),
-                    **common,
-                },
-                {
-                    "op": "infer",
-                    "artifact": str(out),
-                    "feeds": str(base / "feeds.npz"),
-                    "outputs": str(base / "outputs.npz"),
-                    **common,
-                },
-            ],
-        )
-        for result in results:
-            if "error" in result:
-                raise result["error"]
-        with np.load(base / "outputs.npz", allow_pickle=False) as data:
-            return {name: data[name] for name in data.files}
-
-
-def _tap(
-    program: torch.export.ExportedProgram, plan: QuantPlan
-) -> tuple[torch.export.ExportedProgram, QuantPlan, list[tuple[str, str]]]:
-    """The program with layer outputs as results, its plan, and (output name, layer) pairs."""
-    module = graph_module(program)
-    edges = plan.activations()
-    nodes = [
-        n
-        for n in module.graph.nodes
-        if n.op == "call_function"
-        and isinstance(n.meta.get("val"), torch.Tensor)
-        and n.meta["val"].is_floating_point()
-        and (n.name in edges if edges else n.target in COMPUTE or len(n.all_input_nodes) > 1)
-    ]
-    last = next(n for n in reversed(module.graph.nodes) if n.op == "output")
-    last.args = (tuple(nodes),)
-    # The pytree that the module was exported with describes the old outputs.
-    module.graph.set_codegen(torch.fx.graph.CodeGen())
-    module.graph.eliminate_dead_code()
-    module.recompile()
-    before = _stable_names(module)
-    with torch.no_grad():
-        tapped = torch.export.export(module, example_args(program), strict=False)
-    after = {key: name for name, key in _stable_names(graph_module(tapped)).items()}
-    renamed = {name: after.get(key) for name, key in before.items()}
-    edges_ = tuple(
-        dataclasses.replace(e, node=str(renamed[e.node])) for e in plan.edges if renamed.get(e.node)
+    That is where a check failed, to name the layer, and where the plan's own floor lowered the
+    limits (see `_tolerance`), so that nothing hides behind that. Else the verdict stays as it is.
+    The arguments are those of `first_bad_layer`.
+    """
+    lowered = any(c.name.endswith("plan-floor") for c in verdict.checks)
+    if verdict.passed and not lowered:
+        return verdict
+    try:
+        errors = layerwise.examine(target, program, plan, signature.inputs, feeds)
+    except EdgekitError as error:
+        detail = f"layer by layer it could not be judged: {error.message.splitlines()[0][:200]}"
+        check = Check("layers", None, None, 0, detail)
+        return dataclasses.replace(verdict, checks=(*verdict.checks, check))
+    bad = [e for e in errors if e.fault]
+    detail = f"of {len(errors)} layers, each given what the runtime itself computed before it"
+    if bad:
+        detail += f"; first {bad[0].layer}: {bad[0].fault}"
+    check = Check("layers", not bad, len(bad), 0, detail)
+    return dataclasses.replace(
+        verdict,
+        checks=(*verdict.checks, check),
+        first_bad_layer=bad[0].layer if bad else None,
     )
-    taps = [(f"tap_{i}_{n.name}", f"{layer_of(n)} ({n.name})") for i, n in enumerate(nodes)]
-    moved = dataclasses.replace(plan, edges=edges_, program_digest=program_digest(tapped))
-    return tapped, moved, taps
-
-
-def _stable_names(module: torch.fx.GraphModule) -> dict[str, str]:
-    """Node name to something that exporting again keeps: a constant's path, an operator's place."""
-    keys: dict[str, str] = {}
-    for place, node in enumerate(n for n in module.graph.nodes if n.op == "call_function"):
-        keys[node.name] = f"{place}:{node.target}"
-    for node in module.graph.nodes:
-        if node.op in ("get_attr", "placeholder"):
-            keys[node.name] = str(node.target)
-    return keys
 
 
 def _parity(
@@ -451,7 +368,7 @@ def _parity(
     for i in samples:
         accumulator.add(
             {k: v[i] for k, v in reference.outputs.items()},
-            {k: outputs[k][i] for k in order},
+            {k: outputs[k][i] for k in order if i < len(outputs[k])},
         )
     return accumulator.report()
 

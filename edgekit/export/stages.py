@@ -317,7 +317,7 @@ def prove(
         stage="verify",
         artifact=artifact.digest,
         reference=reference.key,
-        code=_code("parity", "verify.py", "runtime"),
+        code=_code("parity", "verify.py", "layerwise.py", "runtime"),
         versions={**installed(find(target)), **_versions("numpy")},
         isa=_isa(),
     )
@@ -360,8 +360,6 @@ def _judge(
     model: Model,
     feeds_file: Path,
 ) -> None:
-    import dataclasses
-
     import torch
 
     from edgekit import verify
@@ -404,9 +402,7 @@ def _judge(
         runtime=result["runtime"],
         against=against,
     )
-    if not verdict.passed:
-        layer = verify.first_bad_layer(artifact.target, program, plan, model.signature, feeds)
-        verdict = dataclasses.replace(verdict, first_bad_layer=layer)
+    verdict = verify.look_closer(verdict, artifact.target, program, plan, model.signature, feeds)
     saved = {
         "document": verdict.document(artifact.id),
         "summary": verdict.report.summary(),
