@@ -107,7 +107,11 @@ def _read_edges(prepared: fx.GraphModule, module: fx.GraphModule) -> list[Edge]:
         edge = _activation_edge(node, observer, [by_name[m] for m in members])
         activations[node.name] = edge
         edges.append(edge)
-    layers = [n for n in compute_nodes(module) if _weight_node(n).name in observers]
+    layers = [
+        n
+        for n in compute_nodes(module)
+        if _weight_node(n).op == "get_attr" and _weight_node(n).name in observers
+    ]
     scales = _weight_scales(layers, module, observers, activations)
     done: set[fx.Node] = set()
     for layer in layers:

@@ -1,0 +1,84 @@
+"""Reading and writing single nodes of a graph: constants, layers and their attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+CONVS = (aten.conv1d.default, aten.conv2d.default, aten.conv_transpose2d.input)
+LINEARS = (aten.linear.default,)
+COMPUTE = (*CONVS, *LINEARS)
+"""Operators with a weight at argument 1 and an optional bias at argument 2."""
+
+_GROUPS = 6
+"""The position of ``groups`` among the arguments of every operator in `CONVS`."""
+
+
+def tensor_of(module: fx.GraphModule, node: Any) -> torch.Tensor | None:
+    """The constant tensor behind a ``get_attr`` node, or None for anything else."""
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    value: Any = module
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    return value.detach() if isinstance(value, torch.Tensor) else None
+
+
+def set_tensor(module: fx.GraphModule, node: fx.Node, value: torch.Tensor) -> None:
+    """Replaces the constant behind a ``get_attr`` node."""
+    *path, last = str(node.target).split(".")
+    owner: Any = module
+    for part in path:
+        owner = getattr(owner, part)
+    if isinstance(getattr(owner, last), torch.nn.Parameter):
+        setattr(owner, last, torch.nn.Parameter(value, requires_grad=False))
+    else:
+        setattr(owner, last, value)
+
+
+def add_constant(
+    module: fx.GraphModule, name: str, value: torch.Tensor, before: fx.Node
+) -> fx.Node:
+    """Registers ``value`` as a buffer called ``name`` and gives a ``get_attr`` node for it."""
+    module.register_buffer(name, value)
+    with module.graph.inserting_before(before):
+        node = module.graph.get_attr(name)
+    node.meta["val"] = value
+    return node
+
+
+def layer_of(node: fx.Node) -> str:
+    """The dotted path of the user's module that a node came from, or the node's own name."""
+    stack = node.meta.get("nn_module_stack")
+    paths = [path for path, _ in stack.values()] if stack else []
+    path = paths[-1] if paths else ""
+    for prefix in ("L['self'].", "L__self___"):
+        path = path.removeprefix(prefix)
+    path = path.replace("slice(None, None, None)", "").strip(".")
+    return path or node.name
+
+
+def channel_axis(node: fx.Node) -> int:
+    """The output-channel axis of the weight of a convolution or linear layer."""
+    return 1 if node.target is aten.conv_transpose2d.input else 0
+
+
+def groups(node: fx.Node) -> int:
+    """The number of groups of a convolution; 1 for a linear layer."""
+    if node.target not in CONVS or len(node.args) <= _GROUPS:
+        return 1
+    count = node.args[_GROUPS]
+    assert isinstance(count, int)
+    return count
+
+
+def compute_nodes(module: fx.GraphModule) -> Iterator[fx.Node]:
+    """Convolutions and linear layers, in execution order."""
+    for node in module.graph.nodes:
+        if node.op == "call_function" and node.target in COMPUTE:
+            yield node

@@ -1,0 +1,253 @@
+"""Making plans by calibration: ranges, weights, biases, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgekit.compress.graph import canonical, compute_nodes, graph_module, tensor_of
+from edgekit.compress.plan import Edge, QuantPlan
+from edgekit.compress.quantize import INT32_ROOM, affine_int8, quantize
+from edgekit.errors import BadData, UnsupportedError
+
+Feeds = list[tuple[torch.Tensor, ...]]
+
+
+def plan_of(module: nn.Module, feeds: Feeds) -> tuple[torch.export.ExportedProgram, QuantPlan]:
+    """The canonical program of a module, and its plan."""
+    program = canonical(torch.export.export(module.eval(), feeds[0], strict=False))
+    return program, quantize(program, feeds)
+
+
+def normal(*shape: int, n: int = 4) -> Feeds:
+    """``n`` samples of standard normal noise."""
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.randn(*shape, generator=generator),) for _ in range(n)]
+
+
+def integers(program: torch.export.ExportedProgram, plan: QuantPlan) -> dict[str, Any]:
+    """The stored integers of every constant, by its readable name."""
+    module, constants = graph_module(program), plan.constants()
+    found = {}
+    for node in module.graph.nodes:
+        value = tensor_of(module, node)
+        if node.name in constants and value is not None:
+            found[constants[node.name].edge] = constants[node.name].quantize(value.numpy())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(-1.0, 1.0), (0.0, 1.0), (0.0, 6.0), (-1.0, 0.0), (-3.0, 10.0), (-2.0, 1.0), (-5.0, 5.0001)],
+)
+def test_a_range_holds_both_its_ends(low: float, high: float) -> None:
+    scale, zero = affine_int8(low, high)
+    assert scale == np.float32(scale) and -128 <= zero <= 127
+    assert scale <= 1.02 * (high - low) / 255
+    farther = max(low, high, key=abs)
+    steps = farther / scale
+    assert abs(steps - round(steps)) < 0.01, "the farther end is on the grid"
+    for value in (low, high):
+        stored = round(value / scale) + zero
+        assert -128 - 0.5 <= stored <= 127 + 0.5
+        clipped = min(max(stored, -128), 127)
+        assert abs((clipped - zero) * scale - value) <= scale
+
+
+def test_the_ends_of_a_picture_are_not_between_two_integers() -> None:
+    """-1 and 1 at scale 2 / 255 would be: runtimes that round half up and half to even differ."""
+    scale, zero = affine_int8(-1.0, 1.0)
+    for value in (-1.0, 1.0):
+        steps = value / scale + zero
+        assert abs(steps - round(steps)) < 1e-4
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.5, 2.0), (-2.0, -0.5)])
+def test_a_range_always_holds_zero(low: float, high: float) -> None:
+    scale, zero = affine_int8(low, high)
+    assert zero == (-128 if low > 0 else 127)
+    assert np.isclose(scale, 2.0 / 255)
+
+
+def test_a_constant_zero_has_a_usable_scale() -> None:
+    assert affine_int8(0.0, 0.0) == (1.0, 0)
+    assert affine_int8(-1e-40, 1e-40) == (1.0, 0)
+
+
+def test_a_short_side_costs_no_resolution() -> None:
+    for low in (-0.001, -0.003, -0.0055, -0.02):
+        scale, _ = affine_int8(low, 1.0)
+        assert scale <= 1.02 * (1.0 - low) / 255
+
+
+def test_ranges_are_what_calibration_saw() -> None:
+    feeds: Feeds = [(torch.full((1, 2), v),) for v in (-1.0, 0.25, 3.0)]
+    _, plan = plan_of(nn.Linear(2, 2), feeds)
+    edge = plan.edges[0]
+    low, high = edge.dequantize(np.array([-128, 127], np.int8))
+    assert low <= -1.0 + edge.scale[0] / 2
+    assert np.isclose(high, 3.0, rtol=1e-6)
+
+
+def test_weights_are_symmetric_per_channel() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 3)
+    with torch.no_grad():
+        layer.weight[1] *= 1000
+    program, plan = plan_of(layer, normal(1, 8))
+    [edge] = [e for e in plan.edges if e.kind == "weight"]
+    assert edge.axis == 0 and edge.zero_point == (0, 0, 0)
+    reach = layer.weight.detach().abs().amax(1).numpy()
+    np.testing.assert_allclose(edge.scale, reach / 127, rtol=1e-6)
+    stored = integers(program, plan)["weight"]
+    assert np.abs(stored.astype(int)).max(1).tolist() == [127, 127, 127]
+
+
+def test_transposed_convolutions_have_their_channels_on_axis_one() -> None:
+    torch.manual_seed(0)
+    _, plan = plan_of(nn.ConvTranspose2d(3, 5, 2), normal(1, 3, 4, 4))
+    [weight] = [e for e in plan.edges if e.kind == "weight"]
+    assert weight.axis == 1 and len(weight.scale) == 5
+
+
+def test_biases_lie_on_the_accumulators_grid() -> None:
+    torch.manual_seed(0)
+    program, plan = plan_of(nn.Linear(8, 3), normal(1, 8))
+    by_kind = {e.kind: e for e in plan.edges}
+    source = plan.edges[0].scale[0]
+    expected = np.float32(by_kind["weight"].scale) * np.float32(source)
+    assert np.array_equal(np.float32(by_kind["bias"].scale), expected)
+    assert integers(program, plan)["bias"].dtype == np.int32
+
+
+def test_the_bias_of_a_channel_without_weights_fits_int32() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 4, 3)
+    with torch.no_grad():
+        layer.weight[1] = 0.0
+        layer.weight[2] = 1e-20
+        layer.bias.copy_(torch.tensor([0.1, 50.0, -50.0, 0.2]))  # type: ignore[union-attr]
+    program, plan = plan_of(layer, normal(1, 3, 6, 6))
+    bias = next(e for e in plan.edges if e.kind == "bias")
+    stored = integers(program, plan)["bias"]
+    assert np.abs(stored.astype(np.int64)).max() <= INT32_ROOM * (1 + 1e-6)
+    restored = bias.dequantize(stored)
+    np.testing.assert_allclose(restored, [0.1, 50.0, -50.0, 0.2], rtol=1e-3)
+    assert integers(program, plan)["weight"][1].any() == np.False_
+
+
+def test_channels_of_nothing_at_all_have_normal_scales() -> None:
+    layer = nn.Linear(4, 2)
+    nn.init.zeros_(layer.weight)
+    nn.init.constant_(layer.bias, 1e-42)
+    _, plan = plan_of(layer, normal(1, 4))
+    tiny = np.finfo(np.float32).tiny
+    assert all(s > tiny for e in plan.edges for s in e.scale)
+
+
+def test_a_weight_used_by_two_layers_has_one_scale_and_two_biases() -> None:
+    class Tied(nn.Module):
+        """One layer on inputs of very different range; a channel that only its bias feeds."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+            with torch.no_grad():
+                self.layer.weight[3] = 0.0
+                self.layer.bias[3] = 5.0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.layer(self.layer(x) * 0.01 + x)
+            return result
+
+    torch.manual_seed(0)
+    program, plan = plan_of(Tied(), normal(1, 4))
+    weights = [e for e in plan.edges if e.kind == "weight"]
+    biases = [e for e in plan.edges if e.kind == "bias"]
+    assert len(weights) == 1 and len(biases) == 2
+    acts = plan.activations()
+    for layer, bias in zip(compute_nodes(graph_module(program)), biases, strict=True):
+        source = layer.args[0]
+        assert isinstance(source, torch.fx.Node)
+        step = np.float32(acts[source.name].scale[0])
+        assert np.array_equal(np.float32(bias.scale), np.float32(weights[0].scale) * step)
+    for name, stored in integers(program, plan).items():
+        if "bias" in name:
+            assert np.abs(stored.astype(np.int64)).max() <= INT32_ROOM * (1 + 1e-6)
+
+
+def test_more_samples_change_ranges_but_not_weights() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    few, many = (plan_of(module, normal(1, 4, n=n))[1] for n in (1, 64))
+    assert few.edges[0].scale[0] < many.edges[0].scale[0]
+
+    def weights(plan: QuantPlan) -> list[Edge]:
+        return [e for e in plan.edges if e.kind == "weight"]
+
+    assert [e.scale for e in weights(few)] == [e.scale for e in weights(many)]
+
+
+def test_progress_and_count() -> None:
+    torch.manual_seed(0)
+    seen: list[int] = []
+    feeds = normal(1, 4, n=3)
+    program, _ = plan_of(nn.Linear(4, 2), feeds)
+    plan = quantize(program, iter(feeds), progress=seen.append)
+    assert seen == [1, 2, 3] and plan.calibration["n"] == 3
+
+
+def test_no_samples_are_refused() -> None:
+    program, _ = plan_of(nn.Linear(4, 2), normal(1, 4))
+    nothing: Iterable[tuple[torch.Tensor, ...]] = []
+    with pytest.raises(BadData, match="no samples"):
+        quantize(program, nothing)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_calibration_names_the_first_tensor_that_is_not_finite(value: float) -> None:
+    torch.manual_seed(0)
+    program, _ = plan_of(nn.Linear(4, 2), normal(1, 4))
+    bad = torch.zeros(1, 4)
+    bad[0, 2] = value
+    with pytest.raises(BadData, match=r"NaN or infinity at input"):
+        quantize(program, [*normal(1, 4), (bad,), *normal(1, 4)])
+
+
+def test_a_layer_that_overflows_is_named() -> None:
+    class Overflow(nn.Module):
+        """Finite weights, finite inputs, and a product beyond float32."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+            with torch.no_grad():
+                self.stem.weight.fill_(1e38)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.head(self.stem(x))
+            return result
+
+    program = canonical(torch.export.export(Overflow().eval(), (torch.ones(1, 4),), strict=False))
+    with pytest.raises(BadData, match="stem"):
+        quantize(program, [(torch.full((1, 4), 100.0),)])
+
+
+def test_weights_that_are_not_finite_are_refused_by_layer() -> None:
+    layer = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        layer[2].weight[0, 0] = float("nan")
+    program = canonical(torch.export.export(layer.eval(), (torch.ones(1, 4),), strict=False))
+    with pytest.raises(BadData, match=r"\b2\b.*NaN|NaN.*\b2\b"):
+        quantize(program, normal(1, 4))
+
+
+def test_a_model_without_layers_is_refused() -> None:
+    program = canonical(torch.export.export(nn.GELU().eval(), (torch.ones(1, 4),), strict=False))
+    with pytest.raises(UnsupportedError, match="nothing in this model can be quantized"):
+        quantize(program, normal(1, 4))
