@@ -18,7 +18,7 @@ import numpy as np
 from edgekit import device as devices_
 from edgekit.artifact import Artifact, Store, fingerprint
 from edgekit.bench.measure import BenchRequest, bench
-from edgekit.data import Samples, load_pair
+from edgekit.data import Samples, load, load_pair
 from edgekit.device import Job, plan_targets
 from edgekit.errors import EdgekitError, Locked, UsageError, WorkerCrashed
 from edgekit.export import stages
@@ -159,6 +159,17 @@ def _samples(
         return calib, evaluation  # type: ignore[return-value]
     if calib is None and evaluation is None:
         return None, None
+    if calib is None:
+        # Nothing is quantized, so nothing is kept back for calibration.
+        whole = load(
+            evaluation,  # type: ignore[arg-type]
+            signature=model.signature,
+            preprocess=model.preprocess,
+            split="eval",
+            limit=request.eval_limit,
+            shared=False,
+        )
+        return None, whole
     # Calibration data may still be named where nothing is quantized; it then only gives inputs.
     return load_pair(
         calib,  # type: ignore[arg-type]
