@@ -210,29 +210,34 @@ def _tolerance(scheme: str, floor: Mapping[str, Any] | None) -> tuple[Tolerance,
     """The scheme's figures, or the plan's own floor where the figures lie beyond it.
 
     In a deep graph a rounding that falls the other way in an early layer moves many elements later
-    on. Where the plan's evaluation itself moves by more than the scheme's figure allows, that
-    figure can't tell a right runtime from a wrong one. Then the limit is `FLOOR_MARGIN_DB` under
-    what the plan itself reaches, never under `LOWEST_DB`, and a check of its own says so.
+    on. Where the plan's evaluation itself moves by more than a figure of the scheme allows, that
+    figure can't tell a right runtime from a wrong one. Its limit is then taken from what the plan
+    itself reaches: `FLOOR_MARGIN_DB` less, never under `LOWEST_DB`; `FLOOR_FACTOR` times as many
+    elements off. A check of its own says so, and the layers are still judged one by one
+    (`edgekit.layerwise`) where an answer is in doubt.
     """
     tolerance = TOLERANCES[scheme]
     floor = floor or {}
     sqnr, within = floor.get("sqnr_db"), floor.get("within_fraction")
-    if sqnr is None or sqnr - FLOOR_MARGIN_DB >= tolerance.sqnr_db:
+    if sqnr is None:
         return tolerance, []
-    limit = max(sqnr - FLOOR_MARGIN_DB, LOWEST_DB)
+    limit = min(tolerance.sqnr_db, max(sqnr - FLOOR_MARGIN_DB, LOWEST_DB))
     wrong = 0.0 if within is None else 1 - within
+    fraction = min(tolerance.within_fraction, 1 - FLOOR_FACTOR * wrong)
+    if limit == tolerance.sqnr_db and fraction == tolerance.within_fraction:
+        return tolerance, []
     adapted = dataclasses.replace(
         tolerance,
         sqnr_db=limit,
         worst_sample_db=limit - (tolerance.sqnr_db - tolerance.worst_sample_db),
-        within_fraction=min(tolerance.within_fraction, 1 - FLOOR_FACTOR * wrong),
+        within_fraction=fraction,
     )
     detail = (
-        f"dB: under rounding noise of 1e-6 the plan's own evaluation moves that far, so the limit "
-        f"is {limit:.1f} dB instead of {tolerance.sqnr_db:g}"
+        f"dB: under rounding noise of 1e-6 the plan's own evaluation moves that far and "
+        f"{wrong:.2%} of its elements by over 2 steps; so the limits here are {limit:.1f} dB "
+        f"(not {tolerance.sqnr_db:g}) and {fraction:.2%} (not {tolerance.within_fraction:.1%})"
     )
-    stable = sqnr >= LOWEST_DB
-    return adapted, [Check("plan-floor", stable, sqnr, LOWEST_DB, detail)]
+    return adapted, [Check("plan-floor", sqnr >= LOWEST_DB, sqnr, LOWEST_DB, detail)]
 
 
 def output_steps(

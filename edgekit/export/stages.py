@@ -28,7 +28,7 @@ from edgekit.targets import Target, find, installed, worker
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-FLOOR_SAMPLES = 64
+FLOOR_SAMPLES = 128
 GOLDEN_SAMPLES = 8
 
 __all__ = [
