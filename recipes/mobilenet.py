@@ -236,7 +236,8 @@ def table(document: Mapping[str, Any]) -> str:
     def figure(value: float | None, form: str, scale: float = 1) -> str:
         return "-" if value is None else format(value * scale, form)
 
-    rows = [("artifact", "KiB", "float", "top-1 %", "drop", "SQNR dB", "p50 ms", "float", "MiB", "proof")]
+    heads = "artifact,KiB,float,top-1 %,drop,SQNR dB,p50 ms,float,MiB,proof"
+    rows = [tuple(heads.split(","))]
     for row in document["artifacts"]:
         parity, latency, twin = row["parity"] or {}, row["latency_ms"] or {}, row["float"] or {}
         rows.append(
