@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -238,14 +239,13 @@ def _judge(
     """Parity by the limits that the artifact was proven by."""
     from edgekit import verify
 
-    evidence = artifact.evidence
-    steps = evidence.get("steps") or {}
+    steps = _figures(artifact.evidence.get("steps"))
     reference = verify.Reference(
         scheme=artifact.scheme,
         feeds=feeds,
         outputs=wanted,
         steps={spec.name: steps.get(spec.name) for spec in bundle.signature.outputs},
-        floor=evidence.get("floor"),
+        floor=_figures(artifact.evidence.get("floor")),
     )
     verdict = verify.judge(
         reference,
@@ -266,6 +266,17 @@ def _judge(
         report=verdict.report,
         outputs=tuple(verdict.document(artifact.id)["outputs"]),
     )
+
+
+def _figures(stated: object) -> dict[str, float]:
+    """The positive numbers that a manifest states there, by name: it may hold anything."""
+    if not isinstance(stated, Mapping):
+        return {}
+    return {
+        str(name): float(value)
+        for name, value in stated.items()
+        if isinstance(value, int | float) and 0 < value < math.inf
+    }
 
 
 def _of_few(check: Check, report: ParityReport) -> Check:

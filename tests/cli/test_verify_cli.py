@@ -209,6 +209,32 @@ def test_golden_vectors_of_another_signature(
     assert "do not fit the bundle's signature" in done.err
 
 
+@pytest.mark.parametrize(
+    "evidence",
+    [
+        {"steps": 3, "floor": "low"},
+        {"steps": {"y": "wide"}, "floor": {"sqnr_db": [], "within_fraction": None}},
+        {"steps": {"y": -1.0}, "floor": {"sqnr_db": -500.0}},
+        {"steps": {"z": 1.0}, "floor": []},
+    ],
+    ids=range(4),
+)
+def test_evidence_that_makes_no_sense_changes_nothing(
+    evidence: dict[str, Any],
+    edgekit: Run,
+    bundle_contents: Contents,
+    write_directory: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    files, manifest = bundle_contents
+    manifest["artifacts"][0]["evidence"] = evidence
+    bundle = write_directory(tmp_path / "b", files, manifest)
+    done = edgekit("verify", bundle, "--artifact", "null-fp32", "--json")
+    assert done.code == 0, done.err
+    limits = {c["name"]: c["limit"] for c in done.document["checks"]}
+    assert limits["null-fp32/sqnr:y"] == 60.0
+
+
 # -- runtimes that are not here -------------------------------------------------------------------
 
 
