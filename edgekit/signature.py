@@ -37,7 +37,9 @@ class TensorSpec:
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise BadData(f"tensor {self.name!r} has dtype {self.dtype!r}; allowed: {', '.join(DTYPES)}")
+            raise BadData(
+                f"tensor {self.name!r} has dtype {self.dtype!r}; allowed: {', '.join(DTYPES)}"
+            )
         if self.layout and len(self.layout) != len(self.shape):
             raise BadData(
                 f"tensor {self.name!r} has layout {self.layout!r} for {len(self.shape)} dimensions"

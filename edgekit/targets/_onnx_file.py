@@ -74,9 +74,11 @@ def integer_biases(model: Any) -> None:
     maker = {o: n for n in graph.node for o in n.output}
     nodes = []
     for node in graph.node:
-        bias = node.input[2] if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(
-            node.input
-        ) > 2 else ""
+        bias = (
+            node.input[2]
+            if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.input) > 2
+            else ""
+        )
         scale = _bias_scale(node, maker, values) if bias in values else None
         if scale is not None:
             real = numpy_helper.to_array(values[bias])

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 OPSET = 21
 _U8_OFFSET = 128
-_FLOAT_FREE = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool")
+_FLOAT_FREE = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "NhwcMaxPool")
 
 
 class Onnxruntime:
@@ -136,7 +136,14 @@ def _placement(optimized: Any, written: Any) -> Placement:
         n.op_type
         for n in optimized.node
         if n.op_type
-        in ("QuantizeLinear", "DequantizeLinear", "Transpose", "Pad", "ReorderInput", "ReorderOutput")
+        in (
+            "QuantizeLinear",
+            "DequantizeLinear",
+            "Transpose",
+            "Pad",
+            "ReorderInput",
+            "ReorderOutput",
+        )
     )
     results = {o.name for o in optimized.output}
     starts = {i.name for i in optimized.input}
