@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -47,6 +48,10 @@ _NAMED_PADDING: dict[Any, Any] = {
     aten.conv1d.padding: aten.conv1d.default,
     aten.conv2d.padding: aten.conv2d.default,
 }
+
+_AVERAGE_POOLS = (aten.avg_pool1d.default, aten.avg_pool2d.default)
+
+_SPLITS = (aten.split.Tensor, aten.split_with_sizes.default)
 
 _CLAMPS: dict[Any, Callable[..., tuple[Any, Any]]] = {
     aten.relu6.default: lambda: (0.0, 6.0),
@@ -103,6 +108,72 @@ def _named_padding_args(node: fx.Node) -> list[Any]:
         if len(values[i]) == 1:
             values[i] = [*values[i]] * dims
     return values
+
+
+def state_pads(module: fx.GraphModule) -> None:
+    """Makes padding with a constant one operator, and the zeros that average pooling adds another.
+
+    The sum is the same; yet integer pooling kernels take the added zeros for the integer 0, which
+    stands for another number where the zero point is not 0 (seen in OpenVINO 2026.4.1).
+    """
+    for node in list(module.graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target is aten.pad.default:
+            source, sides, mode, value = (*node.args, "constant", None)[:4]
+            if len(node.args) < 3 or mode == "constant":
+                value = value if len(node.args) > 3 else None
+                node.target = aten.constant_pad_nd.default
+                node.args = (source, sides, 0.0 if value is None else value)
+        elif node.target in _AVERAGE_POOLS:
+            _pad_before_pooling(module, node)
+
+
+def _pad_before_pooling(module: fx.GraphModule, node: fx.Node) -> None:
+    values: list[Any] = [None, None, [], [0], False, True]
+    values[: len(node.args)] = node.args
+    source, kernel, stride, padding, ceil, counts_zeros = values[:6]
+    if not any(padding) or ceil or not counts_zeros:
+        return
+    padding = [*padding] * (len(kernel) // len(padding))
+    with module.graph.inserting_before(node):
+        sides = [n for n in reversed(padding) for _ in range(2)]
+        pad = module.graph.call_function(aten.constant_pad_nd.default, (source, sides, 0.0))
+    node.args = (pad, kernel, stride or kernel, [0] * len(kernel), *node.args[4:])
+
+
+def state_moves(module: fx.GraphModule) -> None:
+    """Writes a split as slices, and drops copies into another layout: a reshape makes its own."""
+    graph = module.graph
+    copies = [n for n in graph.nodes if n.op == "call_function" and n.target is aten.clone.default]
+    for node in copies:
+        node.replace_all_uses_with(node.args[0])
+        graph.erase_node(node)
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target is aten._unsafe_view.default or (
+            copies and node.target is aten.view.default
+        ):
+            node.target = aten.reshape.default
+        elif node.target in _SPLITS:
+            _slice(module, node)
+
+
+def _slice(module: fx.GraphModule, split: fx.Node) -> None:
+    source, axis = split.args[0], split.args[2] if len(split.args) > 2 else 0
+    ends = list(itertools.accumulate(part.shape[axis] for part in split.meta["val"]))
+    for user in list(split.users):
+        assert user.target is operator.getitem
+        index = user.args[1]
+        assert isinstance(index, int)
+        span = (ends[index - 1] if index else 0, ends[index])
+        with module.graph.inserting_before(user):
+            piece = module.graph.call_function(aten.slice.Tensor, (source, axis, *span))
+        piece.meta = {**user.meta}
+        user.replace_all_uses_with(piece)
+        module.graph.erase_node(user)
+    module.graph.erase_node(split)
 
 
 def unshare_biases(module: fx.GraphModule) -> None:

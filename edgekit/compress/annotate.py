@@ -50,6 +50,11 @@ _PASS_THROUGH = (
     aten.squeeze.dim,
     aten.unsqueeze.default,
     aten.slice.Tensor,
+    aten.constant_pad_nd.default,
+    aten.pixel_shuffle.default,
+    aten.pixel_unshuffle.default,
+    aten.upsample_nearest2d.vec,
+    aten.upsample_bilinear2d.vec,
     aten.max_pool2d.default,
     aten.avg_pool2d.default,
 )
@@ -58,6 +63,9 @@ _FLAT: dict[Any, tuple[float | None, float | None]] = {
     aten.hardswish.default: (-3.0, None),
     aten.hardsigmoid.default: (-3.0, 3.0),
 }
+
+PROBABILITIES = (aten.softmax.int, aten._softmax.default)
+"""Operators whose integers stand for k / 256: LiteRT's specification allows no other scale."""
 
 _EPS = float(torch.finfo(torch.float32).tiny)
 ACTIVATION = QuantizationSpec(
@@ -176,6 +184,9 @@ class Placement(Quantizer):  # type: ignore[misc]
         source = node.args[0]
         assert isinstance(source, fx.Node)
         if not self._gives_quantized(source) or not _is_float(node):
+            return
+        if node.target is aten.constant_pad_nd.default and any(node.args[2:]):
+            self.kept_float.append((node.name, "it pads with a number other than zero"))
             return
         if not self._used_quantized(node):
             return

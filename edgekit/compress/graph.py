@@ -74,6 +74,8 @@ def canonical(program: torch.export.ExportedProgram) -> torch.export.ExportedPro
         clean = graph_module(functional)
         _rewrite.drop_identities(clean)
         _rewrite.state_clamps(clean)
+        _rewrite.state_pads(clean)
+        _rewrite.state_moves(clean)
         _rewrite.fold_constants(clean)
         _rewrite.unshare_biases(clean)
         clean.graph.eliminate_dead_code()

@@ -12,7 +12,7 @@ from torch import fx, nn
 from torchao.quantization.pt2e import PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
-from edgekit.compress.annotate import Placement, flat_range
+from edgekit.compress.annotate import PROBABILITIES, Placement, flat_range
 from edgekit.compress.graph import (
     channel_axis,
     compute_nodes,
@@ -140,6 +140,8 @@ def _activation_edge(node: fx.Node, observer: Any, members: list[fx.Node]) -> Ed
             low = max(low, flat_low)
         if flat_high is not None and low < flat_high:
             high = min(high, flat_high)
+    if any(m.target in PROBABILITIES for m in members) and low >= 0 and high <= 1:
+        low, high = 0.0, 255 / 256
     scale, zero = affine_int8(low, high)
     return Edge(
         edge=f"{layer_of(node)}/{node.name}",

@@ -70,6 +70,17 @@ def constant(model: Any, tensor: Any) -> np.ndarray[Any, Any] | None:
     )
 
 
+def weights(model: Any) -> set[int]:
+    """Indexes of the main subgraph's tensors that are the weight or bias of a layer."""
+    layers = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+    return {
+        int(index)
+        for op in model.subgraphs[0].operators
+        if op_name(model, op) in layers
+        for index in op.inputs
+    }
+
+
 def float_boundary(model: Any) -> None:
     """Gives int8 inputs and outputs of the main subgraph a float32 boundary, in place.
 

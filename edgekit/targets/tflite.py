@@ -119,8 +119,9 @@ class Tflite:
         from edgekit.targets import _tflite_file
 
         model = _tflite_file.read(path)
+        weights = _tflite_file.weights(model)
         found = []
-        for tensor in model.subgraphs[0].tensors:
+        for index, tensor in enumerate(model.subgraphs[0].tensors):
             params = tensor.quantization
             if params is None or params.scale is None or len(params.scale) == 0:
                 continue
@@ -129,8 +130,10 @@ class Tflite:
             zero = tuple(int(z) for z in params.zeroPoint)
             value = _tflite_file.constant(model, tensor)
             dtype = _tflite_file.dtype_name(tensor)
-            if value is None or (len(scale) == 1 and value.size == 1):
+            if value is None:
                 found.append(Stored(name, "activation", scale, zero))
+            elif value.size == 1 and index not in weights:
+                continue  # a plain number, which one step of any scale holds exactly
             elif dtype == "int32":
                 found.append(Stored(name, "bias", scale, zero))
             else:

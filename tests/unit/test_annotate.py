@@ -133,6 +133,40 @@ def test_max_pooling_and_data_movement_pass_the_scale_on() -> None:
     assert len({(edges[n].scale, edges[n].zero_point) for n in movers}) == 1
 
 
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda x: nn.functional.pad(x, (1, 1, 1, 1)),
+        lambda x: nn.functional.interpolate(x, scale_factor=2),
+        lambda x: nn.functional.interpolate(x, scale_factor=2, mode="bilinear"),
+        lambda x: nn.functional.avg_pool2d(x, 2),
+        lambda x: nn.functional.pixel_unshuffle(x, 2).view(1, 3, 4, 4),
+        lambda x: torch.chunk(x, 2, 2)[1],
+        lambda x: x.transpose(1, 2).reshape(1, 3, 4, 4),
+    ],
+    ids=["pad", "nearest", "bilinear", "average", "unshuffle", "chunk", "shuffle"],
+)
+def test_integers_move_without_a_new_scale(move: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    plan = plan_of(lambda m, x: m.b(move(torch.relu(m.a(x)))))
+    edges = plan.activations()
+    members = [n for n in edges if n not in ("x", "conv2d_1")]
+    assert len(members) >= 2 and not plan.kept_float
+    assert len({(edges[n].scale, edges[n].zero_point) for n in members}) == 1
+
+
+def test_padding_with_another_number_than_zero_stays_in_float() -> None:
+    plan = plan_of(lambda m, x: m.b(nn.functional.pad(m.a(x), (1, 1), value=99.0)))
+    assert reasons(plan)["constant_pad_nd"] == "it pads with a number other than zero"
+    edges = plan.activations()
+    assert edges["conv2d"].scale[0] < 0.1 < edges["constant_pad_nd"].scale[0]
+
+
+def test_probabilities_have_the_scale_that_litert_demands() -> None:
+    plan = plan_of(lambda m, x: m.b(m.a(x).softmax(1)))
+    edge = plan.activations()["softmax"]
+    assert edge.scale == (1 / 256,) and edge.zero_point == (-128,)
+
+
 def test_a_mean_has_a_scale_of_its_own() -> None:
     plan = plan_of(lambda m, x: m.linear(m.a(x).mean((2, 3))))
     edges = plan.activations()

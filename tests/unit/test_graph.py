@@ -295,6 +295,71 @@ def test_a_clamp_has_one_spelling(
         assert torch.equal(answer(program, scale * X), Clamped()(scale * X))
 
 
+class Wired(nn.Module):
+    """One function of a test as a module."""
+
+    def __init__(self, wire: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.wire = wire
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.wire(x)
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        nn.AvgPool2d(3, 1, 1),
+        nn.AvgPool2d((2, 3), padding=(1, 0)),
+        nn.AvgPool2d(3, 2, (0, 1), divisor_override=5),
+        lambda x: nn.functional.avg_pool1d(x.flatten(2), 3, 2, 1),
+    ],
+    ids=["square", "default-stride", "divisor", "one-dimension"],
+)
+def test_average_pooling_pads_before_it_pools(
+    wire: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    program = program_of(Wired(wire), X)
+    assert aten.constant_pad_nd.default in operators(program)
+    for node in graph_module(program).graph.nodes:
+        if "avg_pool" in str(node.target):
+            assert not any(node.args[3]) if len(node.args) > 3 else True
+    torch.testing.assert_close(answer(program, X), wire(X), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [nn.AvgPool2d(3, 2, 1, ceil_mode=True), nn.AvgPool2d(3, 1, 1, count_include_pad=False)],
+    ids=["ceil", "not-counted"],
+)
+def test_average_pooling_that_does_not_count_its_zeros_is_left(pool: nn.Module) -> None:
+    program = program_of(Wired(pool), X)
+    assert operators(program) == [aten.avg_pool2d.default]
+    assert torch.equal(answer(program, X), pool(X))
+
+
+@pytest.mark.parametrize(
+    ("wire", "expected"),
+    [
+        (lambda x: nn.functional.pad(x, (1, 0, 2, 0)), aten.constant_pad_nd.default),
+        (lambda x: nn.functional.pad(x, (1, 1), value=2.5), aten.constant_pad_nd.default),
+        (lambda x: torch.cat(torch.chunk(x, 2, 3)[::-1], 1), aten.slice.Tensor),
+        (lambda x: torch.cat(x.split([1, 2], 1)[::-1], 1), aten.slice.Tensor),
+        (lambda x: x.transpose(1, 3).contiguous().view(1, 24, 8), aten.reshape.default),
+        (lambda x: x.transpose(1, 3).contiguous().neg().view(1, 24, 8), aten.reshape.default),
+    ],
+    ids=["pad", "pad-value", "chunk", "split", "view-of-copy", "view-behind-copy"],
+)
+def test_data_movement_has_one_spelling(
+    wire: Callable[[torch.Tensor], torch.Tensor], expected: Any
+) -> None:
+    program = program_of(Wired(wire), X)
+    found = operators(program)
+    assert expected in found
+    assert not [op for op in found if "split" in str(op) or "clone" in str(op)]
+    assert torch.equal(answer(program, X), wire(X))
+
+
 def test_a_layer_used_twice_has_two_biases() -> None:
     class Shared(nn.Module):
         """One layer, applied twice."""
