@@ -76,7 +76,8 @@ class TensorSpec:
         """
         if tuple(value.shape) != self.shape:
             raise BadData(
-                f"{what}: {self.name!r} has shape {tuple(value.shape)}, the model takes {self.shape}"
+                f"{what}: {self.name!r} has shape {tuple(value.shape)}, "
+                f"the model takes {self.shape}"
             )
         if str(value.dtype) != self.dtype:
             raise BadData(f"{what}: {self.name!r} is {value.dtype}, the model takes {self.dtype}")

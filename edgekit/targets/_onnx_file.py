@@ -64,8 +64,8 @@ def unsigned_activations(model: Any) -> None:
 def integer_biases(model: Any) -> None:
     """Float biases of quantized layers become int32 with a dequantize operator.
 
-    The plan has rounded them to ``scale_input * scale_weight`` already, so nothing changes; with the
-    integer form the runtime fuses the layer into one integer kernel.
+    The plan has rounded them to ``scale_input * scale_weight`` already, so nothing changes; with
+    the integer form the runtime fuses the layer into one integer kernel.
     """
     from onnx import helper, numpy_helper
 
