@@ -80,6 +80,7 @@ class Stored:
         zero_point: in the plan's int8 terms, whatever the artifact's own offset is.
         digest: for weights, sha256 of the stored integers channel by channel, each channel's
             sorted, so that it holds for any memory layout; empty for activations.
+        values: for biases, the stored integers; empty for the others.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Stored:
     scale: tuple[float, ...]
     zero_point: tuple[int, ...]
     digest: str = ""
+    values: tuple[int, ...] = ()
 
 
 class Target(Protocol):

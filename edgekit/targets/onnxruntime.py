@@ -95,13 +95,16 @@ class Onnxruntime:
         return _placement(graph, onnx.load(str(path)).graph)
 
     def stored(self, path: Path) -> list[Stored]:
-        """Scales and zero points of every quantize and dequantize operator."""
+        """Scales and zero points of every quantize and dequantize operator.
+
+        A tensor that is written with other ones than it is read with is listed with both.
+        """
         import onnx
         from onnx import numpy_helper
 
         graph = onnx.load(str(path)).graph
         values = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
-        found: dict[str, Stored] = {}
+        found: dict[Stored, None] = {}
         for node in graph.node:
             if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
                 continue
@@ -111,23 +114,28 @@ class Onnxruntime:
             constant = values.get(node.input[0])
             kind = "activation"
             digest = ""
+            integers: tuple[int, ...] = ()
             offset = 0
             if constant is not None:
                 kind = "bias" if constant.dtype == np.int32 else "weight"
                 if kind == "weight":
                     axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
                     digest = channel_digest(constant, axis)
+                else:
+                    integers = tuple(int(v) for v in constant.reshape(-1))
             elif len(node.input) > 2 and values[node.input[2]].dtype == np.uint8:
                 offset = _U8_OFFSET
             name = node.input[0] if node.op_type == "DequantizeLinear" else node.output[0]
-            found[name] = Stored(
+            one = Stored(
                 name,
                 kind,
                 tuple(float(s) for s in scale),
                 tuple(int(z) - offset for z in zero),
                 digest,
+                integers,
             )
-        return list(found.values())
+            found[one] = None
+        return list(found)
 
 
 def _placement(optimized: Any, written: Any) -> Placement:

@@ -135,7 +135,8 @@ class Tflite:
             elif value.size == 1 and index not in weights:
                 continue  # a plain number, which one step of any scale holds exactly
             elif dtype == "int32":
-                found.append(Stored(name, "bias", scale, zero))
+                integers = tuple(int(v) for v in value.reshape(-1))
+                found.append(Stored(name, "bias", scale, zero, values=integers))
             else:
                 axis = int(params.quantizedDimension)
                 found.append(Stored(name, "weight", scale, zero, channel_digest(value, axis)))
