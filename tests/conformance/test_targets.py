@@ -13,6 +13,7 @@ from edgekit.targets import find
 from edgekit.targets._common import channel_digest
 
 FLOAT32_ROUNDING = 1e-6
+ALL_INTEGER = ("mlp", "mobilenet_v2", "resnet18")
 
 
 def report_of(converted: Any) -> ParityReport:
@@ -52,10 +53,10 @@ def test_the_model_has_learnt_its_task(converted: Any) -> None:
     assert right >= 0.85, f"{prepared.name} {converted.scheme}: {right:.1%} right"
 
 
-def test_answers_are_the_plans(converted: Any, record_property: Any) -> None:
+def test_answers_are_the_plans(converted: Any) -> None:
     report = report_of(converted)
     text = figures(converted, report)
-    record_property("parity", text)
+    print(text)  # shown by pytest -rP
     failed = "\n".join(
         f"  {c.name}: {c.value} (limit {c.limit}) {c.detail}" for c in report.failures
     )
@@ -123,11 +124,14 @@ def test_placement_counts_bytes(converted: Any) -> None:
         assert "int8" not in sizes, f"{converted.what}: {sizes}"
 
 
-def test_a_convolution_net_leaves_no_layer_in_float(converted: Any) -> None:
-    if converted.scheme != "w8a8" or "bert" in converted.prepared.name:
+def test_nothing_falls_back_to_float_where_every_runtime_has_integer_kernels(
+    converted: Any,
+) -> None:
+    """Not in MobileNetV3 (hard-sigmoid) and DistilBERT (layer norm and more)."""
+    if converted.scheme != "w8a8" or converted.prepared.name not in ALL_INTEGER:
         return
     placement = converted.placement
-    assert placement["float_ops"] <= 1, (
+    assert placement["float_ops"] <= 1, (  # one: the quantization of the input itself
         f"{converted.what}: {placement['first_fallback']}, {placement}"
     )
 
