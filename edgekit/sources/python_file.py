@@ -7,6 +7,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from edgekit._torchvision import ensure_importable
 from edgekit.errors import UsageError
 from edgekit.model import Model
 from edgekit.sources._calls import call, user_code
@@ -42,6 +43,7 @@ def load_python_file(path: Path, function: str, *, weights: Path | None = None) 
     sys.path.insert(0, folder)
     try:
         with user_code(spec):
+            ensure_importable()  # a model file may well say `import torchvision`
             found.loader.exec_module(module)
         return call(module, function, spec, weights)
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+from edgekit._torchvision import ensure_importable
 from edgekit.errors import EdgekitError, MissingDependency, UsageError
 from edgekit.model import Model
 from edgekit.sources._calls import call, user_code
@@ -30,6 +31,7 @@ def load_python_module(module: str, function: str, *, weights: Path | None = Non
         raise UsageError(f"{module!r} is neither a file nor the name of a Python module")
     with user_code(spec):
         try:
+            ensure_importable()  # a model file may well say `import torchvision`
             loaded = importlib.import_module(module)
         except ModuleNotFoundError as error:
             raise _absent(error, module) from error
