@@ -401,6 +401,8 @@ def test_ctrl_c_amid_a_conversion(shop: Path, plain: Path, tree: Tree, tmp_path:
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        # Tests that run in the background of a shell inherit a Ctrl-C that is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     me = psutil.Process(process.pid)
     _wait(lambda: any("edgekit.targets.worker" in c.cmdline() for c in me.children()), process)

@@ -368,7 +368,14 @@ def test_ctrl_c_is_130() -> None:
         "VERBS['sleep'] = ('m:command', '')\n"
         "sys.exit(main(['sleep']))\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=-1, stderr=-1, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=-1,
+        stderr=-1,
+        text=True,
+        # Tests that run in the background of a shell inherit a Ctrl-C that is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.1)
