@@ -278,11 +278,14 @@ def _constant_bytes(model: Any) -> dict[str, int]:
 
 
 def _drop_conversion_facts(path: Path) -> None:
-    """Removes run-time information such as converter arguments, which is not the model's."""
+    """Removes what is not the model's: converter arguments, and a count of the process's nodes.
+
+    Unnamed nodes are called by their type and the number of nodes that the process had made before;
+    their number within the file takes its place.
+    """
     text = path.read_text()
-    path.write_text(
-        re.sub(r"\t?<rt_info>(?:(?!<rt_info>).)*</rt_info>\n(?=</net>)", "", text, flags=re.S)
-    )
+    text = re.sub(r"\t?<rt_info>(?:(?!<rt_info>).)*</rt_info>\n(?=</net>)", "", text, flags=re.S)
+    path.write_text(re.sub(r'(<layer id="(\d+)" name="[A-Z]\w*?_)\d+"', r'\1\2"', text))
 
 
 TARGET = Openvino()

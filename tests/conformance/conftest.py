@@ -55,7 +55,7 @@ def _models() -> ModuleType:
     return module
 
 
-MODELS = ("mlp", "mobilenet_v2", "mobilenet_v3_small", "resnet18", "distilbert")
+MODELS: tuple[str, ...] = tuple(_models().KINDS)
 
 
 @dataclass(frozen=True)
