@@ -390,6 +390,7 @@ def _judge(
         probes=reference.probes,
         floor=facts["floor"],
         probe_floor=facts["probe_floor"],
+        ranges=verify.input_ranges(program, plan, [s.name for s in model.signature.inputs]),
     )
     stored = json.loads((artifact.path.parent / "convert.json").read_text())["stored"]
     verdict = verify.judge(
