@@ -343,7 +343,7 @@ def prove(
             if "error" in answer:
                 raise answer["error"]
         absorbed = kernels["convolutions"]
-        _judge(folder, result, absorbed, artifact, planned, reference, model, feeds_file())
+        _judge(folder, result, absorbed, target, artifact, planned, reference, model, feeds_file())
 
     path = store.make(key, fill, what=f"verify {target} {artifact.scheme}")
     saved = json.loads((path / "verify.json").read_text())
@@ -354,6 +354,7 @@ def _judge(
     folder: Path,
     result: Mapping[str, Any],
     absorbed: Sequence[int],
+    target: str,
     artifact: Artifact,
     planned: Planned,
     reference: Referenced,
@@ -403,7 +404,7 @@ def _judge(
         runtime=result["runtime"],
         against=against,
     )
-    verdict = verify.look_closer(verdict, artifact.target, program, plan, model.signature, feeds)
+    verdict = verify.look_closer(verdict, target, program, plan, model.signature, feeds)
     saved = {
         "document": verdict.document(artifact.id),
         "summary": verdict.report.summary(),

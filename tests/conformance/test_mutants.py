@@ -19,13 +19,17 @@ import pytest
 import torch
 
 from edgekit import layerwise, verify
+from edgekit.artifact import Artifact, Store
 from edgekit.compress.evaluate import evaluate, with_rounding_noise
 from edgekit.compress.graph import canonical, program_digest, save_program
 from edgekit.compress.plan import QuantPlan
 from edgekit.compress.quantize import quantize
 from edgekit.compress.render import render
 from edgekit.compress.taps import Tapped, tap
+from edgekit.data.samples import ArraySamples
 from edgekit.errors import EdgekitError
+from edgekit.export import stages
+from edgekit.export.request import Silent
 from edgekit.parity import TOLERANCES, check_repeatable, extreme_probes
 from edgekit.runtime.session import open_session
 from edgekit.signature import Signature
@@ -508,6 +512,42 @@ def test_num_03_one_wrong_run_in_five_is_found_as_often_as_20_runs_allow(
     session.close()
     record_property("missed", missed)
     assert len(missed) <= 5, missed
+
+
+@pytest.mark.slow
+def test_an_export_fails_over_a_faulty_converter_and_says_where(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """The stages of an export themselves: plan, reference, conversion and proof."""
+    cache = request.config.cache
+    assert cache is not None
+    subject = mutant_models.subject("pictures", cache.mkdir("mutants"))
+    model, store, silent = subject.model, Store(tmp_path / "store"), Silent()
+    calib, samples = (
+        ArraySamples(feeds, signature=model.signature)
+        for feeds in (subject.calibration, subject.evaluation)
+    )
+    planned = stages.make_plan(model, calib, ["w8a8"], store, silent)
+    reference = stages.refer(model, planned, samples, ["w8a8"], store, silent)
+    feeds, _ = stages.gather(model, samples)
+    np.savez(tmp_path / "feeds.npz", **feeds)
+
+    def prove(target: str) -> stages.Proof:
+        made = stages.convert(target, ["w8a8"], planned, model.signature, store, silent)["w8a8"]
+        assert isinstance(made, Artifact)
+        feeds_file = tmp_path / "feeds.npz"
+        return stages.prove(
+            target, made, planned, reference, model, lambda: feeds_file, store, silent
+        )
+
+    faulty = prove("mutants:one-scale-a-tenth-off@onnxruntime")
+    assert faulty.document["passed"] is False
+    assert faulty.document["first_bad_layer"] == CONV
+    assert f"first bad layer: {CONV}" in str(faulty.reason)
+    honest = prove("onnxruntime")
+    assert honest.document["passed"] is True and honest.reason is None
+    ranges = [c for c in honest.document["checks"] if c["name"] == "calibration-range:x"]
+    assert ranges and ranges[0]["passed"]
 
 
 def _lowered(lab: Lab, outputs: Arrays) -> verify.Verdict:
