@@ -7,6 +7,7 @@ and a second one loads copies of its files, so that a runtime's imports are paid
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import json
@@ -55,6 +56,15 @@ def _models() -> ModuleType:
     return module
 
 
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread for torch: threads that wait for each other cost more than small tensors."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 MODELS: tuple[str, ...] = tuple(_models().KINDS)
 
 
@@ -91,7 +101,8 @@ class Prepared:
             if scheme == "fp32":
                 self._plans[scheme] = QuantPlan("fp32", program_digest(self.program))
             elif scheme == "w8a8":
-                self._plans[scheme] = quantize(self.program, self._samples(self.calibration))
+                with _one_thread():
+                    self._plans[scheme] = quantize(self.program, self._samples(self.calibration))
             else:
                 pytest.fail(f"this suite has no plan for scheme {scheme!r}: add one to Prepared")
             path = self.folder / f"plan-{scheme}.json"
@@ -104,7 +115,7 @@ class Prepared:
         if key not in self._references:
             plan = without_convolutions(self.program, self.plan(scheme), absorbed)
             module = render(self.program, plan, "fake")
-            with torch.no_grad():
+            with torch.no_grad(), _one_thread():
                 rows = [module(*sample) for sample in self._samples(self.feeds)]
             self._references[key] = {
                 spec.name: np.stack([row[i].numpy() for row in rows])
@@ -200,7 +211,8 @@ def prepared(
 
     @functools.cache
     def prepare(name: str) -> Prepared:
-        subject = _models().subject(name, weights)
+        with _one_thread():
+            subject = _models().subject(name, weights)
         folder = tmp_path_factory.mktemp(name)
         program = canonical(subject.model.program())
         torch.export.save(program, folder / "program.pt2")

@@ -8,7 +8,7 @@ half a minute for all five on one core, with fixed seeds; the weights are kept i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -179,12 +179,6 @@ def subject(name: str, cache: Path) -> Subject:
     )
 
 
-def samples(feeds: Arrays, order: list[str]) -> Iterator[tuple[torch.Tensor, ...]]:
-    """The samples of ``feeds`` one by one, as positional tensors."""
-    for i in range(len(feeds[order[0]])):
-        yield tuple(torch.from_numpy(feeds[name][i]) for name in order)
-
-
 def _fingerprint() -> str:
     versions = [metadata.version(p) for p in ("torch", "torchvision", "transformers")]
     source = Path(__file__).read_bytes()
@@ -200,26 +194,20 @@ def _seeded(build: Callable[[], nn.Module]) -> nn.Module:
 def _train(
     module: nn.Module, inputs: dict[str, torch.Tensor], labels: torch.Tensor, kind: Kind
 ) -> None:
-    """Trains on one thread, so that the result doesn't depend on the number of cores."""
+    """Trains; on one thread the result doesn't depend on the number of cores."""
     count = len(next(iter(inputs.values())))
     steps = kind.epochs * (count // _BATCH)
     optimizer = torch.optim.AdamW(module.parameters(), lr=kind.rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, kind.rate, total_steps=steps)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     module.train()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            for _ in range(kind.epochs):
-                order = torch.randperm(count)[: count // _BATCH * _BATCH]
-                for rows in order.reshape(-1, _BATCH):
-                    optimizer.zero_grad()
-                    logits = module(*(v[rows] for v in inputs.values()))
-                    nn.functional.cross_entropy(
-                        logits, labels[rows], label_smoothing=0.1
-                    ).backward()
-                    optimizer.step()
-                    schedule.step()
-    finally:
-        torch.set_num_threads(threads)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for _ in range(kind.epochs):
+            order = torch.randperm(count)[: count // _BATCH * _BATCH]
+            for rows in order.reshape(-1, _BATCH):
+                optimizer.zero_grad()
+                logits = module(*(v[rows] for v in inputs.values()))
+                loss = nn.functional.cross_entropy(logits, labels[rows], label_smoothing=0.1)
+                loss.backward()
+                optimizer.step()
+                schedule.step()

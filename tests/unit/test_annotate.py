@@ -13,6 +13,8 @@ from edgekit.compress.graph import canonical
 from edgekit.compress.plan import QuantPlan
 from edgekit.compress.quantize import quantize
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class Graph(nn.Module):
     """Three convolutions and a linear layer, wired by a function of a test."""

@@ -21,6 +21,8 @@ from edgekit.compress.graph import (
     tensor_of,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 X = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 

@@ -16,6 +16,8 @@ from edgekit.compress.quantize import quantize
 from edgekit.errors import BadData
 from edgekit.schemas import validate
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PER_TENSOR = Edge("x", "x", "activation", "int8", (0.1,), (-3,), None, -128, 127)
 PER_CHANNEL = Edge("w", "w", "weight", "int8", (0.1, 0.5), (0, 0), 1, -127, 127)
 

@@ -15,6 +15,8 @@ from edgekit.compress.plan import Edge, QuantPlan
 from edgekit.compress.quantize import INT32_ROOM, affine_int8, quantize
 from edgekit.errors import BadData, UnsupportedError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Feeds = list[tuple[torch.Tensor, ...]]
 
 
