@@ -159,7 +159,7 @@ def examine(
     try:
         answers = answers_of(target, tapped, inputs, few)
     except EdgekitError:
-        tapped = tap(program, plan, one_pixel=False)
+        tapped = tap(program, plan, sparing=True)
         answers = answers_of(target, tapped, inputs, few)
     return layer_errors(tapped, inputs, few, answers)
 

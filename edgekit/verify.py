@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,17 @@ import numpy.typing as npt
 import torch
 
 from edgekit import layerwise
-from edgekit.compress.graph import graph_module
+from edgekit.compress.borders import input_ranges, output_steps
 from edgekit.compress.plan import QuantPlan
 from edgekit.errors import EdgekitError
-from edgekit.parity import TOLERANCES, Check, ParityAccumulator, ParityReport, Tolerance
+from edgekit.parity import (
+    TOLERANCES,
+    Check,
+    ParityAccumulator,
+    ParityReport,
+    Tolerance,
+    calibration_checks,
+)
 from edgekit.signature import Signature
 from edgekit.targets._stored import compare_stored
 
@@ -40,6 +47,7 @@ __all__ = [
     "Verdict",
     "compare_stored",
     "first_bad_layer",
+    "input_ranges",
     "judge",
     "look_closer",
     "output_steps",
@@ -59,6 +67,8 @@ class Reference:
         probes: how many of the samples are probes.
         floor: see `rounding_floor`; None for schemes without rounding.
         probe_floor: the same, of the probes.
+        ranges: lowest and highest value that the plan holds of each input that it quantizes; see
+            `input_ranges`.
     """
 
     scheme: str
@@ -68,6 +78,7 @@ class Reference:
     probes: int = 0
     floor: Mapping[str, Any] | None = None
     probe_floor: Mapping[str, Any] | None = None
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -174,6 +185,8 @@ def judge(
             f"distinct outputs in {repeats} runs of one input",
         )
     )
+    ordinary = {k: v[: reference.n] for k, v in reference.feeds.items()}
+    checks += calibration_checks(reference.ranges, ordinary)
     if stored_faults is not None:
         detail = (
             "; ".join(stored_faults[:3]) or "stored scales, zero points and weights: the plan's"
@@ -249,21 +262,6 @@ def _tolerance(scheme: str, floor: Mapping[str, Any] | None) -> tuple[Tolerance,
         f"(not {tolerance.sqnr_db:g}) and {fraction:.2%} (not {tolerance.within_fraction:.1%})"
     )
     return adapted, [Check("plan-floor", sqnr >= LOWEST_DB, sqnr, LOWEST_DB, detail)]
-
-
-def output_steps(
-    program: torch.export.ExportedProgram, plan: QuantPlan, names: Sequence[str]
-) -> dict[str, float | None]:
-    """The quantization step of every output: the scale of the edge it is, None for a float one."""
-    module = graph_module(program)
-    last = next(n for n in reversed(module.graph.nodes) if n.op == "output")
-    results = last.args[0]
-    nodes = list(results) if isinstance(results, list | tuple) else [results]
-    edges = plan.activations()
-    return {
-        name: edges[node.name].scale[0] if node.name in edges else None
-        for name, node in zip(names, nodes, strict=True)
-    }
 
 
 def first_bad_layer(

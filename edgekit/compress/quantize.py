@@ -47,29 +47,37 @@ def quantize(
         progress: called with the number of samples seen so far.
 
     Raises:
-        BadData: no samples, or a tensor that was NaN or infinite for some sample.
+        BadData: no samples, a tensor that was NaN or infinite for some sample, or samples that are
+            not what the model is used on: all alike, one value throughout, most layers silent.
         UnsupportedError: the program has nothing that can be quantized.
     """
     placement = Placement()
     module = copy.deepcopy(graph_module(program))
     prepared = prepare_pt2e(module, placement)
-    seen = 0
+    seen, alike = 0, True
+    first: tuple[torch.Tensor, ...] = ()
     with torch.no_grad():
         for feed in feeds:
             prepared(*feed)
             if seen == 0:
                 _rest_weight_observers(prepared)
+                first = feed
+            alike = alike and all(map(torch.equal, first, feed))
             seen += 1
             if progress is not None:
                 progress(seen)
     if seen == 0:
         raise BadData("calibration got no samples", hint="give --calib at least one sample")
     float_module = graph_module(program)
-    edges = _read_edges(prepared, float_module)
+    observers = _observers(prepared)
+    edges = _read_edges(observers, float_module)
     if not edges:
         raise UnsupportedError(
             "nothing in this model can be quantized: it has no convolution or linear layer"
         )
+    if alike and seen > 1:
+        raise _suspect(f"all {seen} samples are the same")
+    _refuse_silence(observers, float_module, seen)
     return QuantPlan(
         scheme="w8a8",
         program_digest=program_digest(program),
@@ -86,15 +94,45 @@ def _rest_weight_observers(prepared: fx.GraphModule) -> None:
             module.forward = nn.Identity().forward
 
 
-def _read_edges(prepared: fx.GraphModule, module: fx.GraphModule) -> list[Edge]:
-    """Reads observers out into edges named after the float graph's nodes."""
-    observers: dict[str, tuple[str, Any]] = {}
+def _observers(prepared: fx.GraphModule) -> dict[str, Any]:
+    """The observer of every quantized tensor, by the name of the node that makes it."""
+    observers: dict[str, Any] = {}
     for node in prepared.graph.nodes:
         if node.op == "call_module" and str(node.target).startswith("activation_post_process"):
-            source = node.args[0]
-            observers[source.name] = (str(node.target), getattr(prepared, str(node.target)))
+            observers[node.args[0].name] = getattr(prepared, str(node.target))
+    return observers
+
+
+def _refuse_silence(observers: Mapping[str, Any], module: fx.GraphModule, seen: int) -> None:
+    """Refuses calibration under which an input, or most layers, held one value throughout.
+
+    Such ranges give a plan that is valid and useless: scale 1 where there was nothing but zeros.
+    """
+    nodes = [n for n in module.graph.nodes if n.op != "get_attr" and n.name in observers]
+    silent = [n for n in nodes if float(observers[n.name].min_val) == observers[n.name].max_val]
+    for node in silent:
+        if node.op == "placeholder" and (seen > 1 or node.meta["val"].numel() > 1):
+            value = float(observers[node.name].min_val)
+            raise _suspect(f"input {node.target!r} is {value:g} throughout, samples: {seen}")
+    if 2 * len(silent) > len(nodes):
+        raise _suspect(
+            f"{len(silent)} of {len(nodes)} quantized tensors hold one value throughout, "
+            f"first {layer_of(silent[0])} ({silent[0].name})"
+        )
+
+
+def _suspect(finding: str) -> BadData:
+    return BadData(
+        f"calibration is suspect: {finding}",
+        hint="calibrate with what the model is used on: look at how the samples are read, scaled "
+        "and normalised",
+    )
+
+
+def _read_edges(observers: Mapping[str, Any], module: fx.GraphModule) -> list[Edge]:
+    """Reads observers out into edges named after the float graph's nodes."""
     names: dict[int, list[str]] = {}
-    for name, (_, observer) in observers.items():
+    for name, observer in observers.items():
         names.setdefault(id(observer), []).append(name)
     by_name = {n.name: n for n in module.graph.nodes}
     edges: list[Edge] = []
@@ -102,7 +140,7 @@ def _read_edges(prepared: fx.GraphModule, module: fx.GraphModule) -> list[Edge]:
     for node in module.graph.nodes:
         if node.name not in observers or node.op == "get_attr":
             continue
-        observer = observers[node.name][1]
+        observer = observers[node.name]
         members = names[id(observer)]
         edge = _activation_edge(node, observer, [by_name[m] for m in members])
         activations[node.name] = edge
@@ -178,7 +216,7 @@ def affine_int8(low: float, high: float) -> tuple[float, int]:
 def _weight_scales(
     layers: Iterable[fx.Node],
     module: fx.GraphModule,
-    observers: Mapping[str, tuple[str, Any]],
+    observers: Mapping[str, Any],
     activations: Mapping[str, Edge],
 ) -> dict[fx.Node, np.ndarray[Any, Any]]:
     """Float32 scales of every weight, one per channel, wide enough for all layers that use it."""
@@ -186,7 +224,7 @@ def _weight_scales(
     finest: dict[fx.Node, float] = {}
     for layer in layers:
         weight = _weight_node(layer)
-        observer = observers[weight.name][1]
+        observer = observers[weight.name]
         reach = torch.maximum(observer.max_val.abs(), observer.min_val.abs()).double().numpy()
         if not np.isfinite(reach).all():
             raise BadData(f"the weight of {layer_of(layer)} holds NaN or infinity")

@@ -17,7 +17,7 @@ from edgekit.compress.graph import COMPUTE, example_args, graph_module, layer_of
 from edgekit.compress.plan import Edge, QuantPlan
 from edgekit.signature import Signature, TensorSpec
 
-__all__ = ["Tap", "Tapped", "results_of", "tap"]
+__all__ = ["Tap", "Tapped", "first_quantized", "results_of", "tap"]
 
 aten = torch.ops.aten
 _RESHAPES = (
@@ -71,16 +71,14 @@ class Tapped:
         return Signature(tuple(inputs), tuple(specs))
 
 
-def tap(
-    program: torch.export.ExportedProgram, plan: QuantPlan, *, one_pixel: bool = True
-) -> Tapped:
+def tap(program: torch.export.ExportedProgram, plan: QuantPlan, *, sparing: bool = False) -> Tapped:
     """The program with the outputs of its layers as results, and its plan under the new names.
 
     Args:
         program: the canonical program.
         plan: its quantization.
-        one_pixel: whether outputs [1, C, 1, 1] are among them. LiteRT's converter may give those
-            as [1, 1, 1, C].
+        sparing: whether to leave out pictures of one pixel and what is pooled, which LiteRT's
+            converter may give with the channels last.
     """
     module = graph_module(program)
     edges = plan.activations()
@@ -88,7 +86,7 @@ def tap(
         n
         for n in module.graph.nodes
         if _is_layer(n, edges, {name for name, _ in plan.kept_float})
-        and (one_pixel or tuple(n.meta["val"].shape[2:]) != (1, 1))
+        and not (sparing and _is_delicate(n))
     ]
     module.graph.output_node().args = (tuple(nodes),)
     # The pytree that the module was exported with describes the old outputs.
@@ -133,7 +131,7 @@ def _is_layer(node: fx.Node, edges: Mapping[str, Edge], kept: Container[str]) ->
     if node.name in edges:
         first = source is None or source.name not in edges
         return first or (node.target not in _RESHAPES and not _is_identity(node, source))
-    return node.name in kept and not _quantized_later(node, edges)
+    return node.name in kept and first_quantized(node, edges) is None
 
 
 def _is_identity(node: fx.Node, source: fx.Node | None) -> bool:
@@ -143,9 +141,17 @@ def _is_identity(node: fx.Node, source: fx.Node | None) -> bool:
     return bool(source.meta["val"].shape == node.meta["val"].shape)
 
 
-def _quantized_later(node: fx.Node, edges: Container[str]) -> bool:
-    moves = [user for user in node.users if user.target in _MOVES]
-    return any(user.name in edges or _quantized_later(user, edges) for user in moves)
+def _is_delicate(node: fx.Node) -> bool:
+    pooled = any(user.target is aten.adaptive_avg_pool2d.default for user in node.users)
+    return pooled or tuple(node.meta["val"].shape[2:]) == (1, 1)
+
+
+def first_quantized(node: fx.Node, edges: Container[str]) -> str | None:
+    """The name of the node where a value is first quantized, moved at most; None if it never is."""
+    if node.name in edges:
+        return node.name
+    moves = (user for user in node.users if user.target in _MOVES)
+    return next((name for user in moves if (name := first_quantized(user, edges))), None)
 
 
 def _culprit(node: fx.Node, tapped: set[fx.Node]) -> str:

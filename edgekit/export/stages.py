@@ -343,7 +343,7 @@ def prove(
             if "error" in answer:
                 raise answer["error"]
         absorbed = kernels["convolutions"]
-        _judge(folder, result, absorbed, artifact, planned, reference, model, feeds_file())
+        _judge(folder, result, absorbed, target, artifact, planned, reference, model, feeds_file())
 
     path = store.make(key, fill, what=f"verify {target} {artifact.scheme}")
     saved = json.loads((path / "verify.json").read_text())
@@ -354,6 +354,7 @@ def _judge(
     folder: Path,
     result: Mapping[str, Any],
     absorbed: Sequence[int],
+    target: str,
     artifact: Artifact,
     planned: Planned,
     reference: Referenced,
@@ -390,6 +391,7 @@ def _judge(
         probes=reference.probes,
         floor=facts["floor"],
         probe_floor=facts["probe_floor"],
+        ranges=verify.input_ranges(program, plan, [s.name for s in model.signature.inputs]),
     )
     stored = json.loads((artifact.path.parent / "convert.json").read_text())["stored"]
     verdict = verify.judge(
@@ -402,7 +404,7 @@ def _judge(
         runtime=result["runtime"],
         against=against,
     )
-    verdict = verify.look_closer(verdict, artifact.target, program, plan, model.signature, feeds)
+    verdict = verify.look_closer(verdict, target, program, plan, model.signature, feeds)
     saved = {
         "document": verdict.document(artifact.id),
         "summary": verdict.report.summary(),

@@ -5,6 +5,7 @@
 same input again and again. numpy only: nothing here knows a runtime.
 """
 
+from edgekit.parity.calibration import calibration_checks
 from edgekit.parity.gates import TOLERANCES, Check, Tolerance
 from edgekit.parity.judge import OutputStats
 from edgekit.parity.mutants import Mutant, known_bad_mutants
@@ -20,6 +21,7 @@ __all__ = [
     "ParityReport",
     "Probe",
     "Tolerance",
+    "calibration_checks",
     "check_repeatable",
     "extreme_feeds",
     "extreme_probes",

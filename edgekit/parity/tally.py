@@ -116,8 +116,9 @@ class OutputTally:
         self.cand_energy += float((cand * cand).sum())
         self.dot += float((ref * cand).sum())
         if self.step is not None:
-            # Exactly two dequantized steps apart may be a rounding more than two steps.
-            excess = error - slack * (size + error)
+            # Exactly two dequantized steps apart may be a rounding more than two steps: of the
+            # values, or of an int8 range where a runtime computes q * step + offset.
+            excess = error - slack * (size + error + 256 * self.step)
             self.right += int(np.count_nonzero(excess <= tolerance.within_steps * self.step))
         else:
             excess = error - 10 ** (-tolerance.worst_sample_db / 20) * size
