@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
+from torchao.quantization.pt2e import PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantizer import (
     QuantizationAnnotation,
     QuantizationSpec,
@@ -28,6 +28,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from edgekit.compress.graph import COMPUTE, aten, channel_axis, groups, tensor_of
+from edgekit.compress.ranges import RangeObserver
 
 _FUSED = (aten.relu.default,)
 _FUSED_LIMITS = ((0.0, 6.0), (-1.0, 1.0))
@@ -73,7 +74,7 @@ ACTIVATION = QuantizationSpec(
     quant_min=-128,
     quant_max=127,
     qscheme=torch.per_tensor_affine,
-    observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=_EPS),
+    observer_or_fake_quant_ctr=RangeObserver.with_args(eps=_EPS),
 )
 
 

@@ -10,9 +10,11 @@ always gives the same node names, so a plan made from it in one process can be r
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -50,6 +52,7 @@ __all__ = [
     "save_program",
     "set_tensor",
     "tensor_of",
+    "with_constants",
 ]
 
 
@@ -128,3 +131,16 @@ def program_digest(program: torch.export.ExportedProgram) -> str:
             sha.update(f"{name}:{data.dtype}:{tuple(data.shape)}".encode())
             sha.update(data.reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
+
+
+def with_constants(
+    program: torch.export.ExportedProgram, values: Mapping[str, torch.Tensor]
+) -> torch.export.ExportedProgram:
+    """A copy of ``program`` with other values for some parameters and buffers, by name."""
+    new = copy.deepcopy(program)
+    for name, value in values.items():
+        held = new.state_dict.get(name)
+        if held is None:
+            held = new.constants[name]
+        held.data = value.detach().to(held.dtype).clone()
+    return new

@@ -22,7 +22,10 @@ from edgekit.compress.graph import (
     tensor_of,
 )
 from edgekit.compress.plan import Edge, QuantPlan
+from edgekit.compress.ranges import least_error_range
 from edgekit.errors import BadData, UnsupportedError
+
+Ranges = Literal["minmax", "mse"]
 
 INT32_ROOM = 2.0**30
 """A stored bias stays below this, so that the int32 accumulator keeps a bit of head room."""
@@ -33,17 +36,22 @@ def quantize(
     feeds: Iterable[tuple[torch.Tensor, ...]],
     *,
     calibration: Mapping[str, Any] | None = None,
+    ranges: Ranges = "minmax",
     progress: Callable[[int], None] | None = None,
 ) -> QuantPlan:
     """Makes the ``w8a8`` plan of a canonical program by static calibration.
 
-    Weights are int8, symmetric, per output channel; activations int8, affine, per tensor, with the
-    range (min and max) that calibration saw; biases int32 at ``scale_input * scale_weight``.
+    Weights are int8, symmetric, per output channel; activations int8, affine, per tensor; biases
+    int32 at ``scale_input * scale_weight``. The program stays as it is:
+    `edgekit.compress.ptq.post_training` makes better plans by changing weights and biases too.
 
     Args:
         program: a program in canonical form (`edgekit.compress.graph.canonical`).
         feeds: calibration inputs, one tuple of tensors per sample, batch of 1.
         calibration: where the samples came from, kept in the plan.
+        ranges: of activations: all that calibration saw (``minmax``), or what quantizes the values
+            seen with the least squared error (``mse``). A model's inputs and outputs keep theirs
+            whole: pictures saturate, and the largest logit is the answer.
         progress: called with the number of samples seen so far.
 
     Raises:
@@ -70,7 +78,7 @@ def quantize(
         raise BadData("calibration got no samples", hint="give --calib at least one sample")
     float_module = graph_module(program)
     observers = _observers(prepared)
-    edges = _read_edges(observers, float_module)
+    edges = _read_edges(observers, float_module, ranges)
     if not edges:
         raise UnsupportedError(
             "nothing in this model can be quantized: it has no convolution or linear layer"
@@ -83,7 +91,7 @@ def quantize(
         program_digest=program_digest(program),
         edges=tuple(edges),
         kept_float=tuple(placement.kept_float),
-        calibration={**(calibration or {}), "n": seen, "observer": "minmax"},
+        calibration={**(calibration or {}), "n": seen, "observer": ranges},
     )
 
 
@@ -129,7 +137,7 @@ def _suspect(finding: str) -> BadData:
     )
 
 
-def _read_edges(observers: Mapping[str, Any], module: fx.GraphModule) -> list[Edge]:
+def _read_edges(observers: Mapping[str, Any], module: fx.GraphModule, ranges: Ranges) -> list[Edge]:
     """Reads observers out into edges named after the float graph's nodes."""
     names: dict[int, list[str]] = {}
     for name, observer in observers.items():
@@ -142,7 +150,7 @@ def _read_edges(observers: Mapping[str, Any], module: fx.GraphModule) -> list[Ed
             continue
         observer = observers[node.name]
         members = names[id(observer)]
-        edge = _activation_edge(node, observer, [by_name[m] for m in members])
+        edge = _activation_edge(node, observer, [by_name[m] for m in members], ranges)
         activations[node.name] = edge
         edges.append(edge)
     layers = [
@@ -165,7 +173,7 @@ def _read_edges(observers: Mapping[str, Any], module: fx.GraphModule) -> list[Ed
     return edges
 
 
-def _activation_edge(node: fx.Node, observer: Any, members: list[fx.Node]) -> Edge:
+def _activation_edge(node: fx.Node, observer: Any, members: list[fx.Node], ranges: Ranges) -> Edge:
     low, high = float(observer.min_val), float(observer.max_val)
     if not (np.isfinite(low) and np.isfinite(high)):
         raise BadData(
@@ -178,6 +186,8 @@ def _activation_edge(node: fx.Node, observer: Any, members: list[fx.Node]) -> Ed
             low = max(low, flat_low)
         if flat_high is not None and low < flat_high:
             high = min(high, flat_high)
+    if ranges == "mse" and not any(map(_is_boundary, members)):
+        low, high = least_error_range(observer.values(), low, high)
     if any(m.target in PROBABILITIES for m in members) and low >= 0 and high <= 1:
         low, high = 0.0, 255 / 256
     scale, zero = affine_int8(low, high)
@@ -193,6 +203,10 @@ def _activation_edge(node: fx.Node, observer: Any, members: list[fx.Node]) -> Ed
         quant_max=127,
         group=min(m.name for m in members) if len(members) > 1 else None,
     )
+
+
+def _is_boundary(node: fx.Node) -> bool:
+    return node.op == "placeholder" or any(user.op == "output" for user in node.users)
 
 
 def affine_int8(low: float, high: float) -> tuple[float, int]:

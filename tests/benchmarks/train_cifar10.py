@@ -1,0 +1,178 @@
+"""Trains the CIFAR-10 networks that the benchmarks quantize, and freezes them as safetensors.
+
+Run once; the checkpoints are kept under ``tests/benchmarks/checkpoints``, so that every benchmark
+starts from the same weights::
+
+    python tests/benchmarks/train_cifar10.py mobilenet_v2 --data cifar10.zip --epochs 20
+
+``--data`` is a zip or folder of pictures, ``train/<class>/*`` and ``test/<class>/*``. The
+networks are torchvision's with a stride of 1 in the first convolution, which suits 32 x 32 pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+MEAN, STD = 0.5, 0.25
+NETWORKS = ("mobilenet_v2", "mobilenet_v3_small")
+
+
+def network(name: str) -> nn.Module:
+    """torchvision's network for 10 classes of 32 x 32 pictures, untrained."""
+    from edgekit._torchvision import torchvision
+
+    model: nn.Module = getattr(torchvision().models, name)(num_classes=10)
+    model.features[0][0].stride = (1, 1)  # type: ignore[index, union-attr, operator]
+    return model
+
+
+def checkpoint(name: str) -> Path:
+    """Where the trained weights of a network are kept."""
+    return CHECKPOINTS / f"cifar10_{name}.safetensors"
+
+
+def load(name: str) -> nn.Module:
+    """The trained network, in eval mode.
+
+    Raises:
+        FileNotFoundError: it was not trained yet.
+    """
+    from safetensors.torch import load_file
+
+    model = network(name)
+    state = {
+        k: v.float() if v.is_floating_point() else v for k, v in load_file(checkpoint(name)).items()
+    }
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def read_split(data: Path, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures uint8 [n, 3, 32, 32] and class indices int64 [n], classes in alphabetical order."""
+    pictures, labels = [], []
+    with zipfile.ZipFile(data) as archive:
+        names = sorted(
+            n for n in archive.namelist() if f"{split}/" in n and n.endswith((".jpg", ".png"))
+        )
+        classes = sorted({n.split("/")[-2] for n in names})
+        for name in names:
+            picture = Image.open(io.BytesIO(archive.read(name))).convert("RGB")
+            pictures.append(np.asarray(picture))
+            labels.append(classes.index(name.split("/")[-2]))
+    stack = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    return stack, torch.tensor(labels)
+
+
+def normalise(pictures: torch.Tensor) -> torch.Tensor:
+    """uint8 pictures as float32 with the mean and deviation that the networks are trained on."""
+    return (pictures.float() / 255 - MEAN) / STD
+
+
+def augment(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Random shifts of up to 4 pixels and mirror images, one draw per picture."""
+    count = len(pictures)
+    padded = nn.functional.pad(pictures, (4, 4, 4, 4))
+    shift = torch.randint(0, 9, (count, 2), generator=generator)
+    rows = shift[:, :1] + torch.arange(32)
+    columns = shift[:, 1:] + torch.arange(32)
+    mirrored = torch.rand(count, generator=generator) < 0.5
+    columns[mirrored] = columns[mirrored].flip(1)
+    which = torch.arange(count)
+    return padded[
+        which[:, None, None, None],
+        torch.arange(3)[None, :, None, None],
+        rows[:, None, :, None],
+        columns[:, None, None, :],
+    ]
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, pictures: torch.Tensor, labels: torch.Tensor) -> float:
+    """Top-1 on [n, 3, 32, 32] uint8 pictures, 0 to 1."""
+    model.eval()
+    right = 0
+    for start in range(0, len(pictures), 500):
+        answer = model(normalise(pictures[start : start + 500])).argmax(1)
+        right += int((answer == labels[start : start + 500]).sum())
+    return right / len(pictures)
+
+
+def train(model: nn.Module, data: Path, epochs: int, batch: int, rate: float) -> float:
+    """Trains in place with SGD and a one-cycle rate; gives the test accuracy at the end."""
+    generator = torch.Generator().manual_seed(0)
+    pictures, labels = read_split(data, "train")
+    test = read_split(data, "test")
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    decayed = [p for p in model.parameters() if p.dim() > 1]
+    plain = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": 5e-4}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
+    steps = len(pictures) // batch
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=rate, total_steps=epochs * steps, pct_start=0.2
+    )
+    found = 0.0
+    for epoch in range(epochs):
+        model.train()
+        start, order = time.time(), torch.randperm(len(pictures), generator=generator)
+        total = 0.0
+        for i in range(steps):
+            chosen = order[i * batch : (i + 1) * batch]
+            feed = normalise(augment(pictures[chosen], generator))
+            with torch.autocast("cpu", torch.bfloat16):
+                answer = model(feed.to(memory_format=torch.channels_last))
+            loss = nn.functional.cross_entropy(answer.float(), labels[chosen], label_smoothing=0.1)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += float(loss.detach())
+        found = accuracy(model, *test)
+        took = time.time() - start
+        print(
+            f"epoch {epoch + 1}: loss {total / steps:.3f} test {found:.4f} {took:.0f} s", flush=True
+        )
+    return found
+
+
+def main() -> None:
+    """Trains one network and writes its checkpoint beside a note of how it was made."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("network", choices=NETWORKS)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rate", type=float, default=0.1)
+    arguments = parser.parse_args()
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    model = network(arguments.network)
+    found = train(model, arguments.data, arguments.epochs, arguments.batch, arguments.rate)
+    CHECKPOINTS.mkdir(exist_ok=True)
+    state = {k: v.contiguous() for k, v in model.state_dict().items()}
+    save_file(state, checkpoint(arguments.network))
+    note = {
+        "network": f"torchvision {arguments.network}, first stride 1",
+        "test_top1": found,
+        "epochs": arguments.epochs,
+        "batch": arguments.batch,
+        "rate": arguments.rate,
+        "torch": torch.__version__,
+    }
+    checkpoint(arguments.network).with_suffix(".json").write_text(json.dumps(note, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
