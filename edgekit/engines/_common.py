@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,59 @@ def calls(module: fx.GraphModule) -> set[str]:
         for node in module.graph.nodes
         if node.op == "call_function" and str(node.target).startswith("aten.")
     }
+
+
+def labelled(program: torch.export.ExportedProgram) -> fx.GraphModule:
+    """The program as a module whose nodes say which layer they come from.
+
+    torch's and the vendors' annotators look for layers by ``source_fn_stack``, which a graph that
+    was rewritten or exported again has lost. Without it they find nothing, and quantize nothing,
+    without a word.
+    """
+    from edgekit.compress.graph import graph_module
+
+    module = graph_module(program)
+    sources = _sources()
+    for node in module.graph.nodes:
+        if node.op == "call_function" and node.target in sources:
+            node.meta["source_fn_stack"] = [(node.name, sources[node.target])]
+    return module
+
+
+def _sources() -> dict[Any, Any]:
+    """The layer or function that an operator stands for."""
+    from torch import cat, matmul, nn, ops
+
+    aten = ops.aten
+    return {
+        aten.conv1d.default: nn.Conv1d,
+        aten.conv2d.default: nn.Conv2d,
+        aten.linear.default: nn.Linear,
+        aten.relu.default: nn.ReLU,
+        aten.hardtanh.default: nn.Hardtanh,
+        aten.hardswish.default: nn.Hardswish,
+        aten.silu.default: nn.SiLU,
+        aten.gelu.default: nn.GELU,
+        aten.tanh.default: nn.Tanh,
+        aten.leaky_relu.default: nn.LeakyReLU,
+        aten.max_pool2d.default: nn.MaxPool2d,
+        aten.avg_pool2d.default: nn.AvgPool2d,
+        aten.adaptive_avg_pool2d.default: nn.AdaptiveAvgPool2d,
+        aten.add.Tensor: operator.add,
+        aten.mul.Tensor: operator.mul,
+        aten.cat.default: cat,
+        aten.matmul.default: matmul,
+    }
+
+
+def check_quantized(engine: str, module: fx.GraphModule) -> None:
+    """Refuses a graph that its quantizer left in float.
+
+    Raises:
+        UnsupportedError: no layer of it was quantized.
+    """
+    if not any("quantize_per" in str(node.target) for node in module.graph.nodes):
+        raise UnsupportedError(f"engine {engine!r} found nothing to quantize in this model")
 
 
 def engine_error(engine: str, target: str, error: Exception) -> EdgekitError:

@@ -24,7 +24,10 @@ class AiEdgeQuantizer:
     extra = "tflite"
     packages = ("ai-edge-quantizer", "litert-torch", "ai-edge-litert")
     targets = ("tflite",)
-    defaults: Mapping[str, Any] = {"recipe": "static_wi8_ai8", "algorithm": "min_max_uniform_quantize"}
+    defaults: Mapping[str, Any] = {
+        "recipe": "static_wi8_ai8",
+        "algorithm": "min_max_uniform_quantize",
+    }
 
     def quantize(
         self,

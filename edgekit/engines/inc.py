@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.engines._common import samples
+from edgekit.engines._common import check_quantized, labelled, samples
 from edgekit.signature import Signature
 
 if TYPE_CHECKING:
@@ -68,6 +68,9 @@ class Inc:
         targets.require_installed(made)
         with _scratch_directory():
             module = _quantized(program, rows, settings)
+        check_quantized(self.id, module)
+        if target == "onnxruntime":
+            _store_integers(module)
         with torch.no_grad():
             result = torch.export.export(module, example_args(program), strict=False)
         # It holds its quantization already: for the converter it is a program like any other.
@@ -80,8 +83,6 @@ def _quantized(
     settings: Mapping[str, Any],
 ) -> Any:
     import torch
-    from neural_compressor.common import logger
-    from neural_compressor.torch.export import export
     from neural_compressor.torch.quantization import (
         INT8StaticQuantConfig,
         TuningConfig,
@@ -93,12 +94,11 @@ def _quantized(
 
     from edgekit.compress.graph import example_args, graph_module
 
-    logger.setLevel(logging.ERROR)
+    logging.getLogger("neural_compressor").setLevel(logging.ERROR)
     args = example_args(program)
-    module = graph_module(program)
-    module.train = lambda *_, **__: module  # type: ignore[method-assign]
-    module.eval = lambda *_: module  # type: ignore[method-assign]
-    exported = export(module, example_inputs=args)
+    # What its own `export` would leave of a program: exported again, layers would lose their names.
+    exported: Any = labelled(program)
+    exported._exported, exported.dynamic_shapes = True, None
     with torch.no_grad():
         if not settings["autotune"]:
             prepared = prepare(exported, get_default_static_config(), example_inputs=args)
@@ -118,6 +118,15 @@ def _quantized(
             run_fn=lambda candidate: _run(candidate, rows),
             example_inputs=args,
         )
+
+
+def _store_integers(module: Any) -> None:
+    """Quantizes the weights now: OpenVINO does when it saves; ONNX files keep what they get."""
+    import torch
+    from torchao.quantization.pt2e.constant_fold import constant_fold
+
+    quantize = torch.ops.quantized_decomposed.quantize_per_channel.default
+    constant_fold(module, lambda node: node.target == quantize)
 
 
 def _run(module: Any, rows: list[tuple[torch.Tensor, ...]]) -> None:

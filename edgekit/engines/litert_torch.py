@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.engines._common import samples
+from edgekit.engines._common import check_quantized, labelled, samples
 from edgekit.signature import Signature
 
 if TYPE_CHECKING:
@@ -45,16 +45,17 @@ class LitertTorch:
         from litert_torch.quantize.quant_config import QuantConfig
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-        from edgekit.compress.graph import example_args, graph_module
+        from edgekit.compress.graph import example_args
         from edgekit.targets import _tflite_file
 
         quantizer = PT2EQuantizer().set_global(get_symmetric_quantization_config(**settings))
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            prepared = prepare_pt2e(graph_module(program), quantizer)
+            prepared = prepare_pt2e(labelled(program), quantizer)
             for feed in samples(feeds):
                 prepared(*feed)
             module = convert_pt2e(prepared, fold_quantize=False)
+            check_quantized(self.id, module)
             # An exported module forbids these two, and the converter calls them.
             module.train = lambda *_, **__: module
             module.eval = lambda *_: module
