@@ -21,8 +21,8 @@ def table(document: Mapping[str, Any]) -> str:
     facts = document["facts"]
     parts.append(
         f"One call on one thread, {facts['cpu']}; brackets are 95 % intervals, paired over the "
-        "same samples or the same rounds. Made in a process of its own, from the float program to the "
-        f"file; threads: {document['threads_making']}."
+        "same samples or the same rounds. Made in a process of its own, from program to file, "
+        f"on {document['threads_making']}."
     )
     return "\n\n".join(parts)
 
