@@ -118,7 +118,7 @@ class Run:
             data=about,
             code=sha256_of(HERE / "ptq_models.py"),
             weights=_checkpoint_digest(name),
-            canonical=_code("compress/graph.py", "compress/_rewrite.py", "model"),
+            canonical=_code("compress/graph.py", "compress/_*.py", "model"),
             versions=_versions("torch", "transformers"),
         )
         return self.step(key, {"step": "prepare", "model": name, "data": str(data)})
@@ -135,9 +135,11 @@ class Run:
             "program": str(folder / "program.pt2"),
             "calib": str(folder / "calib.npz"),
         }
-        parts = ["compress", "targets"]
+        # Only what has a part in it: a change of edgekit's quantizer leaves the vendors' rows.
+        parts = ["compress/render.py", "targets/_*.py", f"targets/{runtime.replace('-', '_')}.py"]
         versions = {**_versions(*find(runtime).packages), **_versions("torch", "torchao")}
-        made = {"seconds": 0.0, "peak_memory_mib": 0.0}
+        made: Document = {"seconds": 0.0, "peak_memory_mib": 0.0}
+        plan_digest = None
         if engine == "edgekit":
             plan_key = fingerprint(
                 step="plan",
@@ -148,10 +150,12 @@ class Run:
             planned, made = self.step(plan_key, {**request, "step": "plan"})
             if "error" in made:
                 return {**row, "status": "failed", "reason": made["error"]}
+            # It names the digest of its program, which need not be the float one.
+            plan_digest = sha256_of(planned / "plan.json")
             row["plan_s"], row["plan_peak_mib"] = made["seconds"], made["peak_memory_mib"]
             request |= {"program": str(planned / "program.pt2"), "plan": str(planned / "plan.json")}
         elif engine != "float":
-            parts.append("engines")
+            parts += ["engines/_common.py", f"engines/{engine.replace('-', '_')}.py"]
             versions |= _versions(*engines.find(engine).packages)
             row["settings"] = request["settings"] = PEERS[engine]
         step_key = fingerprint(
@@ -159,6 +163,7 @@ class Run:
             program=facts["digest"],
             runtime=runtime,
             engine=engine,
+            plan=plan_digest,
             settings=row.get("settings"),
             code=_code(*parts),
             versions=versions,
@@ -220,7 +225,9 @@ class Run:
             "first_fallback": placement.get("first_fallback"),
         }
 
-    def latency(self, rows: Sequence[Document], ready: tuple[Path, Document]) -> Document:
+    def latency(
+        self, rows: Sequence[Document], ready: tuple[Path, Document], *, fresh: bool = False
+    ) -> Document:
         """Latency of all artifacts of one runtime, in turn, one thread."""
         folder, facts = ready
         digests = {r["engine"]: sha256_of(Path(r["path"])) for r in rows}
@@ -232,7 +239,7 @@ class Run:
             code=_code("bench", "runtime"),
         )
         kept = self.cache / f"latency-{key[:24]}.json"
-        if not kept.exists():
+        if fresh or not kept.exists():
             with np.load(folder / "eval.npz") as data:
                 feeds = {name: data[name][0] for name in data.files}
             signature = Signature.from_json(facts["signature"])
@@ -363,9 +370,10 @@ def _tree(folder: Path) -> list[str]:
 
 
 def _code(*parts: str) -> str:
+    """sha256 of edgekit's files and folders that these patterns name."""
     sha = hashlib.sha256()
-    for part in parts:
-        place = Path(edgekit.__file__).parent / part
+    root = Path(edgekit.__file__).parent
+    for place in (p for part in parts for p in sorted(root.glob(part))):
         for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             sha.update(file.read_bytes())
     return sha.hexdigest()
@@ -436,6 +444,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads for making artifacts")
     parser.add_argument("--calls", type=int, default=300, help="timed calls per artifact")
     parser.add_argument("--no-latency", action="store_true")
+    parser.add_argument(
+        "--fresh-latency", action="store_true", help="measure again what was measured on a busy day"
+    )
     return parser.parse_args()
 
 
@@ -467,7 +478,9 @@ def main() -> int:
             judged = judge(made, labels if labels.size else None)
             alive = [r for r in judged if r["status"] == "ok"]
             if alive and not options.no_latency:
-                judged = _with_latency(judged, run.latency(alive, ready))
+                judged = _with_latency(
+                    judged, run.latency(alive, ready, fresh=options.fresh_latency)
+                )
             rows += judged
             _write(options.out, _report(rows, skipped, run))
     _write(options.out, _report(rows, skipped, run))

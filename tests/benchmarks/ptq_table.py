@@ -21,9 +21,13 @@ def table(document: Mapping[str, Any]) -> str:
     facts = document["facts"]
     parts.append(
         f"One call on one thread, {facts['cpu']}; brackets are 95 % intervals, paired over the "
-        "same samples or the same rounds. Made in a process of its own, from program to file, "
-        f"on {document['threads_making']}."
+        "same samples or the same rounds. Made from the float program to the file, each in a "
+        f"process of its own; threads: {document['threads_making']}."
     )
+    if busy := [row for row in document["rows"] if _disturbed(row)]:
+        parts.append(
+            f"The machine was busy: {len(busy)} of {len(document['rows'])} latencies are disturbed."
+        )
     return "\n\n".join(parts)
 
 
@@ -56,9 +60,14 @@ def _cells(row: Row, cosine: bool) -> tuple[str, ...]:
         f"{row['bytes'] / 1024:.0f}",
         "" if latency is None else f"{latency['p50']:.2f}",
         "" if ratio is None or ratio["ratio"] is None else f"{ratio['ratio']:.2f}",
-        f"{row['made_s']:.0f}",
+        f"{row['made_s']:.0f}" + (f" (plan {row['plan_s']:.0f})" if "plan_s" in row else ""),
         f"{row['made_peak_mib']:.0f}",
     )
+
+
+def _disturbed(row: Row) -> bool:
+    """Whether something else ran beside the measurement, by its own notes."""
+    return any(note.startswith(("busy", "waiting", "slowed")) for note in row.get("notes", ()))
 
 
 def _difference(found: Row | None, cosine: bool) -> str:
