@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,7 +51,6 @@ class Onnxruntime:
         )
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
-        logging.getLogger().setLevel(logging.ERROR)
         rows = named(feeds, signature)
         with tempfile.TemporaryDirectory(prefix="edgekit-ort-") as folder:
             source = float_file(program, signature, target, Path(folder))

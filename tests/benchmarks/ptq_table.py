@@ -36,7 +36,7 @@ def _model_table(document: Mapping[str, Any], model: str, rows: list[Row]) -> st
     n = next((row["n"] for row in rows if "n" in row), 0)
     metric = "cosine to float, mean (worst)" if cosine else "top-1"
     head = ("runtime", "quantizer", metric, "against float", "against best vendor")
-    head += ("KiB", "p50 ms", "times float", "made s", "made MiB")
+    head += ("float ops", "KiB", "p50 ms", "times float", "made s", "made MiB")
     lines = [f"**{document['titles'][model]}**, {n} evaluation samples", ""]
     lines += [_line(head), _line(("---",) * len(head))]
     lines += [_line(_cells(row, cosine)) for row in rows]
@@ -45,7 +45,7 @@ def _model_table(document: Mapping[str, Any], model: str, rows: list[Row]) -> st
 
 def _cells(row: Row, cosine: bool) -> tuple[str, ...]:
     if row["status"] != "ok":
-        return (row["runtime"], row["engine"], f"failed: {row['reason'][:120]}", *[""] * 7)
+        return (row["runtime"], row["engine"], f"failed: {row['reason'][:120]}", *[""] * 8)
     value = f"{row['value']:.4f} ({row['worst']:.4f})" if cosine else f"{row['value']:.2f}"
     against = row.get("vs_best_vendor")
     beside = "" if against is None else f"{_difference(against, cosine)} ({against['vendor']})"
@@ -57,6 +57,7 @@ def _cells(row: Row, cosine: bool) -> tuple[str, ...]:
         value,
         _difference(row.get("vs_float"), cosine),
         beside,
+        str(row.get("float_ops", "")),
         f"{row['bytes'] / 1024:.0f}",
         "" if latency is None else f"{latency['p50']:.2f}",
         "" if ratio is None or ratio["ratio"] is None else f"{ratio['ratio']:.2f}",
