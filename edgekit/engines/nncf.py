@@ -38,6 +38,7 @@ class Nncf:
         "model_type": "auto",
         "target_device": "ANY",
         "fast_bias_correction": True,
+        "per_channel_activations": "auto",
     }
 
     def quantize(
@@ -53,7 +54,10 @@ class Nncf:
 
         ``preset`` is ``performance``, ``mixed`` or ``auto``, and ``model_type`` ``transformer``,
         ``none`` or ``auto``, which is what the documentation says for the model's activations and
-        for models with attention. All samples count, whatever their number.
+        for models with attention. ``per_channel_activations`` is ``auto`` or false: NNCF gives
+        the inputs of depthwise convolutions a scale per channel, which OpenVINO's kernels take and
+        ONNX Runtime's do not (they would compute in float); ``auto`` leaves it that only for
+        OpenVINO. All samples count, whatever their number.
         """
         # NNCF reports its use to its vendor unless this is set before it is imported.
         os.environ.setdefault("NNCF_CI", "1")
@@ -72,6 +76,7 @@ class Nncf:
                 target_device=nncf.TargetDevice(settings["target_device"]),
                 subset_size=len(rows),
                 fast_bias_correction=settings["fast_bias_correction"],
+                advanced_parameters=_advanced(target, settings),
             )
             return _write(target, quantized, out)
 
@@ -88,6 +93,16 @@ def _choices(
     if preset == "auto":
         preset = "mixed" if called & _CURVED or model_type == "transformer" else "performance"
     return None if model_type == "none" else model_type, preset
+
+
+def _advanced(target: str, settings: Mapping[str, Any]) -> Any:
+    from nncf import AdvancedQuantizationParameters
+    from nncf.quantization.advanced_parameters import QuantizationParameters
+
+    if target == "openvino" and settings["per_channel_activations"] == "auto":
+        return None
+    per_tensor = QuantizationParameters(per_channel=False)
+    return AdvancedQuantizationParameters(activations_quantization_params=per_tensor)
 
 
 def _read(target: str, source: Path) -> Any:
