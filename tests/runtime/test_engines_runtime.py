@@ -79,6 +79,8 @@ def test_an_engine_makes_an_int8_artifact_that_runs(name: str, target: str, tmp_
     assert LOWEST_DB < answer["sqnr_db"] < HIGHEST_DB
     # The weights of all three layers (24 + 9 + 5 filters' worth: 328 numbers) are stored as int8.
     assert answer["placement"]["bytes_by_dtype"]["int8"] >= 328
+    # And computed with: a pooling and what stands at the border may be left in float.
+    assert answer["placement"]["float_ops"] <= 2
     assert {p.name for p in tmp_path.iterdir()} == {
         *(Path(f).name for f in answer["files"]),
         "answer.json",
