@@ -12,6 +12,7 @@ import json
 import resource
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,7 @@ def main() -> int:
     try:
         result = _STEPS[request["step"]](request)
     except EdgekitError as error:
+        traceback.print_exc()  # into the step's log.txt
         result = {"error": error.message}
     # ru_maxrss is in KiB on Linux.
     result["peak_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
