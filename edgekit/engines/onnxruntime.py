@@ -56,7 +56,12 @@ class Onnxruntime:
             source = float_file(program, signature, target, Path(folder))
             if settings["pre_process"]:
                 prepared = Path(folder) / "prepared.onnx"
-                quant_pre_process(str(source), str(prepared))
+                try:
+                    quant_pre_process(str(source), str(prepared))
+                except TypeError:
+                    # Symbolic shape inference, an optional step, fails on some transformers with
+                    # fixed shapes, which do not need it (len() of None, ONNX Runtime 1.32).
+                    quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
                 source = prepared
             quantize_static(
                 str(source),
