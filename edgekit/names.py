@@ -18,6 +18,9 @@ PLANNED_TARGETS: Final = ("executorch", "torch-mobile", "coreml")
 
 TEST_TARGET: Final = "null"
 
+ENGINES: Final = ("ai-edge-quantizer", "inc", "litert-torch", "nncf", "onnxruntime")
+"""Vendors' quantizers that `edgekit export --engine` can call; one file each in edgekit/engines."""
+
 SCHEMES: Final = {
     "w8a8": "int8 weights (per channel) and int8 activations, static",
     "w8a8-dyn": "int8 weights, activations quantized at run time",

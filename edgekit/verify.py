@@ -19,6 +19,7 @@ from edgekit import layerwise
 from edgekit.compress.borders import input_ranges, output_steps
 from edgekit.compress.plan import QuantPlan
 from edgekit.errors import EdgekitError
+from edgekit.metrics import passes
 from edgekit.parity import (
     TOLERANCES,
     Check,
@@ -27,6 +28,7 @@ from edgekit.parity import (
     Tolerance,
     calibration_checks,
 )
+from edgekit.runtime.golden import GOLDEN_SQNR_DB, OTHER_SQNR_DB
 from edgekit.signature import Signature
 from edgekit.targets._stored import compare_stored
 
@@ -39,6 +41,11 @@ FLOOR_MARGIN_DB = 3.0
 FLOOR_FACTOR = 4.0
 """For the same reason, so many times more elements may be off by over two steps."""
 
+_OF_A_PLAN = frozenset(
+    {"agreement", "bias", "close", "equal", "sqnr", "within-steps", "worst-channel", "worst-sample"}
+)
+"""Checks whose figures only mean something against a plan's own evaluation."""
+
 LOWEST_DB = 20.0
 """A plan whose own evaluation moves by more than this is refused: nothing can be proven of it."""
 
@@ -49,6 +56,7 @@ __all__ = [
     "first_bad_layer",
     "input_ranges",
     "judge",
+    "judge_without_plan",
     "look_closer",
     "output_steps",
     "rounding_floor",
@@ -193,6 +201,45 @@ def judge(
         )
         checks.append(Check("stored-plan", not stored_faults, len(stored_faults), 0, detail))
     return Verdict(report, tuple(checks), None, runtime, against, tuple(dict.fromkeys(suspects)))
+
+
+def judge_without_plan(
+    reference: Reference,
+    signature: Signature,
+    outputs: Arrays,
+    order: Sequence[str],
+    distinct: int,
+    *,
+    runtime: str,
+) -> Verdict:
+    """Judges what an engine's artifact answered: it has no plan that says what is right.
+
+    It must run: names, shapes, dtypes, finite values, the same answer every time, extreme inputs
+    included. Against the float model it must have the gist right, by the figure that a device
+    checks golden vectors with. How good it is, its accuracy tells. The arguments are those of
+    `judge`, with the float model's outputs in ``reference``.
+    """
+    verdict = judge(
+        reference,
+        signature,
+        outputs,
+        order,
+        distinct,
+        stored_faults=None,
+        runtime=runtime,
+        against="float",
+    )
+    kept = [c for c in verdict.checks if _kind(c) not in _OF_A_PLAN]
+    limit = GOLDEN_SQNR_DB.get(reference.scheme, OTHER_SQNR_DB)
+    for stats in verdict.report.outputs:
+        if (ratio := stats.sqnr_db) is not None:
+            detail = "dB against the float model: an engine has no plan to be held against"
+            kept.append(Check(f"gist:{stats.name}", passes(ratio, limit), ratio, limit, detail))
+    return dataclasses.replace(verdict, checks=tuple(kept))
+
+
+def _kind(check: Check) -> str:
+    return check.name.removeprefix("probes/").partition(":")[0]
 
 
 def rounding_floor(

@@ -15,7 +15,7 @@ from edgekit.cli import _output
 from edgekit.cli._libraries import subdued
 from edgekit.cli._output import emit, json_option, note, table, verbosity_options
 from edgekit.errors import UsageError
-from edgekit.names import TARGETS
+from edgekit.names import ENGINES, TARGETS, unknown
 
 if TYPE_CHECKING:
     from edgekit.device import Job
@@ -52,6 +52,12 @@ __all__ = ["command"]
     metavar="DATA",
     help="Calibration data, which quantized schemes need: a .npz, a folder or .zip of pictures, "
     "a .tsv, .csv or .jsonl of texts, or FILE.py:FUNCTION.",
+)
+@click.option(
+    "--engine",
+    metavar="ID",
+    help="Let a vendor's quantizer make the int8 artifacts, in place of edgekit's own: "
+    f"{', '.join(ENGINES)}.",
 )
 @click.option("--eval", "evaluation", metavar="DATA", help="Labelled data that accuracy is from.")
 @click.option(
@@ -119,6 +125,7 @@ def command(
     targets: tuple[str, ...],
     schemes: tuple[str, ...],
     calib: str | None,
+    engine: str | None,
     evaluation: str | None,
     weights: Path | None,
     max_drop: float | None,
@@ -148,6 +155,7 @@ def command(
     \b
     edgekit export net.py:build --device pixel-8 --calib pictures.zip -o net
     edgekit export net.pt2 --target tflite --scheme fp32 -o net.zip
+    edgekit export net.py:build --target openvino --engine nncf --calib pictures.zip -o net
     edgekit export torchvision:mobilenet_v2@IMAGENET1K_V2 --device pixel-8 --device x86-server \\
         --calib train.npz --eval test.npz --max-drop 1 -o mobilenet --json
     """
@@ -161,6 +169,8 @@ def command(
         )
     if max_drop is not None and math.isnan(max_drop):
         raise UsageError("--max-drop is no number")
+    if engine is not None and engine not in ENGINES:
+        raise UsageError(unknown("engine", engine, ENGINES))
     devices = devices or ("host",)
     # Before the model is opened, which may take long: most mistakes are in these names.
     jobs = plan_targets([load_device(d) for d in devices], targets, schemes)
@@ -177,6 +187,7 @@ def command(
         targets=targets,
         schemes=schemes,
         calib=calib,
+        engine=engine,
         evaluation=evaluation,
         out=out,
         name=name,

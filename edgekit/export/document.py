@@ -57,6 +57,12 @@ class Row:
         """``runtime`` once its real runtime gave the right answers."""
         return "runtime" if self.proof is not None and self.proof.document["passed"] else "none"
 
+    @property
+    def against(self) -> str:
+        """What its answers were held against: the plan, or ``float`` where an engine made it."""
+        stated = "plan" if self.proof is None else self.proof.document["against"]
+        return "float" if stated == "float" else "plan"
+
     def measured(self) -> Mapping[str, Any] | None:
         """Its own entry of the bench document."""
         return _result(self.bench, self.id)
@@ -94,7 +100,7 @@ class Row:
             return None
         outputs = self.proof.document["outputs"]
         return {
-            "against": "plan",
+            "against": self.against,
             "sqnr_db": _least(o["sqnr_db"] for o in outputs),
             "agreement": _least(o["agreement"] for o in outputs),
             "worst_sample_db": _least(o["worst_sample_db"] for o in outputs),
@@ -132,7 +138,7 @@ def gates_of(rows: Sequence[Row], request: ExportRequest) -> list[dict[str, Any]
 
     for row in rows:
         passed = None if row.proof is None else bool(row.proof.document["passed"])
-        gate(row.id, "parity", "plan", row.verification, passed)
+        gate(row.id, "parity", row.against, row.verification, passed)
         if request.require_verified:
             gate(row.id, "verified", "runtime", row.verification, row.verification == "runtime")
         if request.max_drop is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekit import engines
 from edgekit.data import Samples
 from edgekit.export import stages
 from edgekit.export.document import Row, requirements
@@ -47,7 +48,7 @@ def pack_result(
         documents=documents,
         golden_n=count,
         statistics=_statistics(model, reference),
-        lineage=_lineage(calib, evaluation, planned, schemes),
+        lineage=_lineage(calib, evaluation, planned, schemes, request.engine),
         licence=model.license,
     )
     return pack(content, out)
@@ -55,7 +56,9 @@ def pack_result(
 
 def _packed(row: Row, reference: Referenced) -> PackedArtifact:
     assert row.artifact is not None
-    bench, facts = row.measured(), reference.facts()[row.job.scheme]
+    known = reference.facts()
+    # An engine's artifact has no plan, so no steps and no floor; neither has the float model.
+    bench, facts = row.measured(), known.get(row.job.scheme, known["fp32"])
     accuracy = None
     if row.value is not None:
         accuracy = {"metric": "top1", "value": row.value, "drop_points": row.drop}
@@ -100,13 +103,15 @@ def _documents(
         return pack_golden(flat, outputs)
 
     documents = {"golden.npz": answers(reference.path / "outputs-fp32.npz")}
-    quantized = [scheme for scheme in schemes if scheme != "fp32"]
+    quantized = [s for s in schemes if s != "fp32" and planned.plan(s).exists()]
     for scheme in quantized:
         # What the plan itself answers: a device can tell a wrong kernel from quantization.
         documents[f"golden-{scheme}.npz"] = answers(reference.path / f"outputs-{scheme}.npz")
         name = "plan.json" if scheme == quantized[0] else f"plan-{scheme}.json"
         documents[name] = planned.plan(scheme).read_bytes()
     for row in rows:
+        if row.against == "float":
+            continue  # `edgekit verify` holds it against the float model's answers again
         if row.artifact and row.proof and row.proof.document["against"] != "plan":
             # Its runtime rounds otherwise than the plan does, and was proven right in that: what
             # it answered then is what it has to answer again.
@@ -159,7 +164,11 @@ def _statistics(model: Model, reference: Referenced) -> dict[str, Any]:
 
 
 def _lineage(
-    calib: Samples | None, evaluation: Samples | None, planned: Planned, schemes: Sequence[str]
+    calib: Samples | None,
+    evaluation: Samples | None,
+    planned: Planned,
+    schemes: Sequence[str],
+    engine: str | None,
 ) -> dict[str, Any]:
     def about(samples: Samples | None) -> dict[str, Any] | None:
         if samples is None:
@@ -179,8 +188,14 @@ def _lineage(
         "calibration": about(calib),
         "evaluation": about(evaluation),
         "programs": plans,
+        "engine": None if engine is None else _engine(engine),
         "tools": stages._versions(
             "torch", "torchao", "litert-torch", "openvino", "onnx", "onnxruntime"
         ),
         "parent": None,
     }
+
+
+def _engine(name: str) -> dict[str, Any]:
+    engine = engines.find(name)
+    return {"id": name, "settings": dict(engine.defaults), "packages": engines.installed(engine)}

@@ -61,6 +61,8 @@ class ExportRequest:
         max_drop: gate: accuracy lost against the float model, percentage points at most.
         max_float_ops: gate: operators left in float per quantized artifact, at most.
         require_verified: gate: every artifact must have run in its real runtime.
+        engine: a vendor's quantizer (`edgekit.engines`) that makes the quantized artifacts instead
+            of edgekit's plan; they are then held against the float model.
         keep_going: a target that fails does not end the export.
         bench: whether latency and memory are measured.
         calib_limit: calibration samples at most.
@@ -79,6 +81,7 @@ class ExportRequest:
     max_drop: float | None = None
     max_float_ops: int | None = None
     require_verified: bool = False
+    engine: str | None = None
     keep_going: bool = False
     bench: bool = True
     calib_limit: int = CALIB_LIMIT

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from edgekit import device as devices_
+from edgekit import engines
 from edgekit.artifact import Artifact, Store, fingerprint
 from edgekit.bench.measure import BenchRequest, bench
 from edgekit.data import Samples, load, load_pair
 from edgekit.device import Job, plan_targets
-from edgekit.errors import EdgekitError, Locked, UsageError, WorkerCrashed
+from edgekit.errors import EdgekitError, Locked, UnsupportedError, UsageError, WorkerCrashed
 from edgekit.export import stages
 from edgekit.export.document import Row, build, gates_of, judged
 from edgekit.export.packing import pack_result
@@ -77,6 +78,8 @@ def export_bundle(
     jobs = plan_targets(profiles, request.targets, request.schemes)
     for job in jobs:
         require_installed(find(job.target))
+    if request.engine is not None:
+        _check_engine(request.engine, jobs)
     if request.out is not None:
         check_destination(request.out)
     try:
@@ -87,6 +90,26 @@ def export_bundle(
         raise
 
 
+def _check_engine(name: str, jobs: Sequence[Job]) -> None:
+    """Refuses, before anything is made, what an engine can't make.
+
+    Raises:
+        UsageError, MissingDependency: there is no such engine, or it is not installed.
+        UnsupportedError: a target or scheme that it does not serve.
+    """
+    engine = engines.find(name)
+    engines.require_installed(engine)
+    for job in jobs:
+        if job.scheme == "fp32":
+            continue
+        if job.target not in engine.targets or job.scheme != "w8a8":
+            raise UnsupportedError(
+                f"engine {name!r} makes no {job.scheme} for {job.target}; "
+                f"it makes w8a8 for {', '.join(engine.targets)}",
+                hint="name these with --target, or leave --engine out",
+            )
+
+
 def _export(
     model: Model, request: ExportRequest, jobs: Sequence[Job], store: Store, start: float
 ) -> ExportResult:
@@ -94,12 +117,14 @@ def _export(
     calib, evaluation = _samples(model, request, jobs)
     # The float twin of every artifact is made too: it is what latency is compared with.
     schemes = list(dict.fromkeys([*(j.scheme for j in jobs), "fp32"]))
-    planned = stages.make_plan(model, calib, schemes, store, listener)
+    # An engine needs no plan: what it makes is held against the float model.
+    planned_for = schemes if request.engine is None else ["fp32"]
+    planned = stages.make_plan(model, calib, planned_for, store, listener)
     held = evaluation if evaluation is not None else calib
-    reference = stages.refer(model, planned, held, schemes, store, listener)
+    reference = stages.refer(model, planned, held, planned_for, store, listener)
     with tempfile.TemporaryDirectory(prefix="edgekit-feeds-") as folder:
         feeds = _Feeds(model, held, Path(folder))
-        rows = _make(model, jobs, planned, reference, feeds, store, request)
+        rows = _make(model, jobs, planned, reference, feeds, store, request, calib)
         if request.bench:
             rows = _measure(model, rows, feeds, store, request)
     rows = _score(model, rows, reference, evaluation, store)
@@ -194,13 +219,14 @@ def _make(
     feeds: _Feeds,
     store: Store,
     request: ExportRequest,
+    calib: Samples | None,
 ) -> list[Row]:
     """Converts and proves, target by target; two targets at a time where there are two cores."""
     targets = list(dict.fromkeys(j.target for j in jobs))
 
     def one(target: str) -> list[Row]:
         mine = [j for j in jobs if j.target == target]
-        return _make_target(model, mine, planned, reference, feeds, store, request)
+        return _make_target(model, mine, planned, reference, feeds, store, request, calib)
 
     made: list[Row] = []
     with (
@@ -239,11 +265,20 @@ def _make_target(
     feeds: _Feeds,
     store: Store,
     request: ExportRequest,
+    calib: Samples | None,
 ) -> list[Row]:
     target = jobs[0].target
     wanted = list(dict.fromkeys([*(j.scheme for j in jobs), "fp32"]))
+    ours = wanted if request.engine is None else ["fp32"]
+    signature, listener = model.signature, request.listener
     try:
-        made = stages.convert(target, wanted, planned, model.signature, store, request.listener)
+        made = stages.convert(target, ours, planned, signature, store, listener)
+        if request.engine is not None and calib is not None:
+            engine = engines.find(request.engine)
+            for scheme in (s for s in wanted if s not in ours):
+                made[scheme] = stages.convert_by_engine(
+                    engine, target, scheme, planned, calib, signature, store, listener
+                )
     except WorkerCrashed as error:
         if not request.keep_going:
             raise

@@ -11,20 +11,26 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 import edgekit
+from edgekit import engines
 from edgekit.artifact import Artifact, Store, fingerprint, sha256_of
 from edgekit.data import Samples
-from edgekit.errors import BadData, EdgekitError
+from edgekit.engines import Engine
+from edgekit.engines._task import TASK
+from edgekit.errors import BadData, EdgekitError, WorkerCrashed
 from edgekit.export.request import Listener
 from edgekit.model import Model
 from edgekit.parity import TOLERANCES, extreme_probes
 from edgekit.signature import Signature
 from edgekit.targets import Target, find, installed, worker
+
+if TYPE_CHECKING:
+    from edgekit.verify import Verdict
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -36,6 +42,7 @@ __all__ = [
     "Proof",
     "Referenced",
     "convert",
+    "convert_by_engine",
     "load_arrays",
     "make_plan",
     "prove",
@@ -290,6 +297,79 @@ def convert(
     return result
 
 
+def convert_by_engine(
+    engine: Engine,
+    target: str,
+    scheme: str,
+    planned: Planned,
+    calib: Samples,
+    signature: Signature,
+    store: Store,
+    listener: Listener,
+) -> Artifact | EdgekitError:
+    """What an engine quantizes for one target, in the target's worker process.
+
+    Returns:
+        The artifact, or the error with which the engine refused the model.
+
+    Raises:
+        WorkerCrashed: the engine or the converter died.
+    """
+    made = find(target)
+    key = fingerprint(
+        stage="engine",
+        engine=engine.id,
+        settings=dict(engine.defaults),
+        target=target,
+        scheme=scheme,
+        program=planned.key,
+        calib=[calib.digest, len(calib)],
+        signature=signature.to_json(),
+        code=_code("compress", "engines", "targets"),
+        versions={
+            **installed(made),
+            **engines.installed(engine),
+            **_versions("torch", "torchao", "edgekit"),
+        },
+    )
+    if store.get(key) is None:
+        listener.note(f"{target}: {engine.id} quantizes, {scheme}")
+    with tempfile.TemporaryDirectory(prefix="edgekit-engine-") as scratch:
+        folder = Path(scratch) / "made"
+
+        def fill(entry: Path) -> None:
+            folder.mkdir()
+            out, feeds = folder / f"model{made.suffix}", Path(scratch) / "calib.npz"
+            rows = [calib.feed(i) for i in range(len(calib))]
+            arrays = {s.name: np.stack([row[s.name] for row in rows]) for s in signature.inputs}
+            np.savez(feeds, **arrays)  # type: ignore[arg-type]
+            task = {
+                "op": TASK,
+                "engine": engine.id,
+                "settings": dict(engine.defaults),
+                "program": str(planned.program),
+                "calib": str(feeds),
+                "signature": signature.to_json(),
+                "out": str(out),
+            }
+            done, seen = worker.run(target, [task, {"op": "inspect", "artifact": str(out)}])
+            for answer in (done, seen):
+                if "error" in answer:
+                    raise answer["error"]
+            files = [Path(f).name for f in done["files"]]
+            facts = {"files": files, "placement": seen["placement"], "stored": []}
+            (folder / "convert.json").write_text(json.dumps(facts))
+            _copy(folder, entry)
+
+        try:
+            entry = store.make(key, fill, what=f"convert {target} {scheme} by {engine.id}")
+        except WorkerCrashed:
+            raise
+        except EdgekitError as error:
+            return error
+    return _artifact(entry, made, scheme)
+
+
 def placement(artifact: Artifact) -> dict[str, Any]:
     """What the target's `inspect` found when the artifact was made."""
     loaded: dict[str, Any] = json.loads((artifact.path.parent / "convert.json").read_text())
@@ -369,6 +449,9 @@ def _judge(
     from edgekit.compress.render import render, without_convolutions
 
     scheme = artifact.scheme
+    if not planned.plan(scheme).exists():
+        _judge_without_plan(folder, result, artifact, reference, model, feeds_file)
+        return
     program = torch.export.load(planned.program)
     plan = QuantPlan.from_json(json.loads(planned.plan(scheme).read_text()))
     facts = reference.facts()[scheme]
@@ -405,6 +488,39 @@ def _judge(
         against=against,
     )
     verdict = verify.look_closer(verdict, target, program, plan, model.signature, feeds)
+    _save(folder, verdict, artifact)
+
+
+def _judge_without_plan(
+    folder: Path,
+    result: Mapping[str, Any],
+    artifact: Artifact,
+    reference: Referenced,
+    model: Model,
+    feeds_file: Path,
+) -> None:
+    from edgekit import verify
+
+    held = verify.Reference(
+        scheme=artifact.scheme,
+        feeds=load_arrays(feeds_file),
+        outputs=load_arrays(reference.path / "outputs-fp32.npz"),
+        steps={spec.name: None for spec in model.signature.outputs},
+        probes=reference.probes,
+    )
+    answers = load_arrays(folder / "outputs.npz")
+    verdict = verify.judge_without_plan(
+        held,
+        model.signature,
+        answers,
+        result["order"],
+        result["distinct"],
+        runtime=result["runtime"],
+    )
+    _save(folder, verdict, artifact)
+
+
+def _save(folder: Path, verdict: Verdict, artifact: Artifact) -> None:
     saved = {
         "document": verdict.document(artifact.id),
         "summary": verdict.report.summary(),

@@ -19,7 +19,14 @@ from edgekit.metrics import passes, sqnr_db
 from edgekit.runtime.session import Array, Session
 from edgekit.signature import TensorSpec
 
-__all__ = ["GOLDEN_SQNR_DB", "GoldenCheck", "check_golden", "pack_golden", "unpack_golden"]
+__all__ = [
+    "GOLDEN_SQNR_DB",
+    "OTHER_SQNR_DB",
+    "GoldenCheck",
+    "check_golden",
+    "pack_golden",
+    "unpack_golden",
+]
 
 GOLDEN_SQNR_DB = {"fp32": 60.0, "fp16": 40.0, "w8": 25.0, "w8a16": 25.0}
 """Lowest signal-to-quantization-noise ratio against the float model; other schemes 15 dB.
@@ -28,7 +35,9 @@ This catches a broken runtime or processor (transposed tensors, a saturating mul
 point of accuracy: that is verify's work, on the evaluation data.
 """
 
-_OTHER_SQNR_DB = 15.0
+OTHER_SQNR_DB = 15.0
+"""The same for the other schemes."""
+
 _ABSOLUTE = 1e-4
 
 
@@ -123,7 +132,7 @@ def check_golden(
         session.run({name: array[start : start + batch] for name, array in feeds.items()})
         for start in range(0, n, batch)
     ]
-    limit = GOLDEN_SQNR_DB.get(scheme, _OTHER_SQNR_DB)
+    limit = GOLDEN_SQNR_DB.get(scheme, OTHER_SQNR_DB)
     sqnr: dict[str, float] = {}
     worst: dict[str, float] = {}
     passed = True

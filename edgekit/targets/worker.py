@@ -7,6 +7,7 @@ results. What the converter prints goes to a log file, never to the caller's ter
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -50,7 +51,7 @@ def run(
 
     Args:
         target: a target id or ``module:attribute``.
-        tasks: see the functions named ``_task_*``; paths as strings.
+        tasks: see the functions named ``_task_*``, or ``module:function``; paths as strings.
         timeout: seconds for all of them together.
         on_done: called with the number of tasks finished so far, while they run.
 
@@ -265,6 +266,15 @@ _TASKS: dict[str, Callable[[Any, Task], Result]] = {
 }
 
 
+def _task(op: str) -> Callable[[Any, Task], Result]:
+    """A task of this file, or ``module:function`` of a package that stands above this one."""
+    if op in _TASKS:
+        return _TASKS[op]
+    module, _, name = op.partition(":")
+    found: Callable[[Any, Task], Result] = getattr(importlib.import_module(module), name)
+    return found
+
+
 def _serve(request_path: str) -> int:
     from edgekit.targets import find, require_installed
 
@@ -278,7 +288,7 @@ def _serve(request_path: str) -> int:
             try:
                 target = find(request["target"])
                 require_installed(target)
-                result = _TASKS[task["op"]](target, task)
+                result = _task(task["op"])(target, task)
             except EdgekitError as error:
                 result = _encode(error)
             except OSError as error:
@@ -286,7 +296,7 @@ def _serve(request_path: str) -> int:
 
                 place = task.get("out") or task.get("outputs") or tempfile.gettempdir()
                 result = _encode(storage_error(Path(place).parent, error))
-        if "error" in result and task["op"] == "convert":
+        if "error" in result and "out" in task:
             # What is asked about this artifact further on has no other answer.
             refused[task["out"]] = result
         with results.open("a") as file:

@@ -1,0 +1,491 @@
+"""Post-training quantization: edgekit beside the vendors' own quantizers, in the same runtimes.
+
+    python tests/benchmarks/bench_ptq.py --out out/bench/ptq.json --imagenet imagenet500.zip \
+        --cifar10 cifar10.zip --sst2 sst2/
+    python tests/benchmarks/ptq_table.py out/bench/ptq.json
+
+Models x runtimes x (float, edgekit, every engine that serves the runtime). All start from the same
+canonical float program and the same calibration samples; engines are set as ``peers.toml`` says.
+Accuracy is paired over the evaluation samples, with a 95 % interval: each artifact against the
+float one, and edgekit against the vendor that came out best. Latency: one call, one thread, all
+artifacts of a runtime in turn in one run (`edgekit.bench.measure`). ``made_s`` and
+``made_peak_mib`` are of a fresh process from the float program to the artifact, the vendors'
+libraries and edgekit's converters included; of edgekit they are the plan's and the conversion's
+together.
+
+Every step is kept in ``--cache`` under what it depends on; a run that was interrupted goes on.
+A model without its data or weights is left out, and the report says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ptq_models import MODELS, Spec
+
+import edgekit
+from edgekit import engines
+from edgekit.artifact import fingerprint, sha256_of
+from edgekit.bench.facts import host_facts
+from edgekit.bench.measure import BenchRequest, bench
+from edgekit.errors import EdgekitError
+from edgekit.metrics import top1_correct
+from edgekit.names import TARGETS
+from edgekit.paired import paired_difference
+from edgekit.signature import Signature
+from edgekit.targets import find, worker
+
+HERE = Path(__file__).parent
+PEERS: dict[str, dict[str, Any]] = tomllib.loads((HERE / "peers.toml").read_text())
+DATA = ("imagenet", "cifar10", "sst2")
+PACKAGES = ("torch", "torchao", "numpy", "onnx", "onnxscript", "litert-torch", "ai-edge-litert")
+ROUNDS = 10
+STEP_TIMEOUT_S = 3 * 3600
+
+Document = dict[str, Any]
+
+
+class Run:
+    """One run of the benchmark: its options, and what it does with the cache.
+
+    Args:
+        cache: folder of finished steps.
+        threads: CPU threads for making artifacts.
+        limit: evaluation samples at most, None for all.
+        calls: timed calls per artifact.
+    """
+
+    def __init__(self, cache: Path, *, threads: int, limit: int | None, calls: int) -> None:
+        self.cache, self.threads, self.limit, self.calls = cache, threads, limit, calls
+
+    def step(self, key: str, request: Document) -> tuple[Path, Document]:
+        """A step of ``ptq_cell.py``: its folder and result, from the cache where it is there.
+
+        What failed is not kept: a vendor's crash may have been this machine's.
+        """
+        folder = self.cache / f"{request['step']}-{key[:24]}"
+        if (folder / "done.json").exists():
+            return folder, json.loads((folder / "done.json").read_text())
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        path = folder / "request.json"
+        request = {**request, "folder": str(folder.resolve()), "threads": self.threads}
+        path.write_text(json.dumps(request, indent=1))
+        result = self._spawn(path)
+        if "error" not in result and "unavailable" not in result:
+            _write(folder / "done.json", result)
+        return folder, result
+
+    def _spawn(self, request: Path) -> Document:
+        count = str(self.threads)
+        env = {**os.environ, "OMP_NUM_THREADS": count, "PYTHONWARNINGS": "ignore"}
+        log = request.with_name("log.txt")
+        with log.open("wb") as sink:
+            try:
+                code = subprocess.run(
+                    [sys.executable, str(HERE / "ptq_cell.py"), str(request)],
+                    stdout=sink,
+                    stderr=subprocess.STDOUT,
+                    env=env,
+                    timeout=STEP_TIMEOUT_S,
+                ).returncode
+            except subprocess.TimeoutExpired:
+                return {"error": f"did not finish in {STEP_TIMEOUT_S} s"}
+        if code != 0:
+            lines = log.read_text(errors="replace").strip().splitlines() or ["no message"]
+            return {"error": f"exited with {code}: {lines[-1][:300]}"}
+        loaded: Document = json.loads(request.with_name("result.json").read_text())
+        return loaded
+
+    def model(self, name: str, data: Path) -> tuple[Path, Document]:
+        """A model made ready: its folder and facts."""
+        about = sha256_of(data) if data.is_file() else _tree(data)
+        key = fingerprint(
+            step="prepare",
+            model=name,
+            data=about,
+            code=sha256_of(HERE / "ptq_models.py"),
+            weights=_checkpoint_digest(name),
+            canonical=_code("compress/graph.py", "compress/_*.py", "model"),
+            versions=_versions("torch", "transformers"),
+        )
+        return self.step(key, {"step": "prepare", "model": name, "data": str(data)})
+
+    def row(self, name: str, runtime: str, engine: str, ready: tuple[Path, Document]) -> Document:
+        """Makes one artifact, runs it over the evaluation samples, and scores nothing yet."""
+        folder, facts = ready
+        row: Document = {"model": name, "runtime": runtime, "engine": engine, "status": "ok"}
+        request = {
+            "step": "artifact",
+            "runtime": runtime,
+            "engine": engine,
+            "signature": facts["signature"],
+            "program": str(folder / "program.pt2"),
+            "calib": str(folder / "calib.npz"),
+        }
+        # Only what has a part in it: a change of edgekit's quantizer leaves the vendors' rows.
+        parts = ["compress/render.py", "targets/_*.py", f"targets/{runtime.replace('-', '_')}.py"]
+        versions = {**_versions(*find(runtime).packages), **_versions("torch", "torchao")}
+        made: Document = {"seconds": 0.0, "peak_memory_mib": 0.0}
+        plan_digest = None
+        if engine == "edgekit":
+            plan_key = fingerprint(
+                step="plan",
+                program=facts["digest"],
+                code=_code("compress"),
+                versions=_versions("torch", "torchao"),
+            )
+            planned, made = self.step(plan_key, {**request, "step": "plan"})
+            if "error" in made:
+                return {**row, "status": "failed", "reason": made["error"]}
+            # It names the digest of its program, which need not be the float one.
+            plan_digest = sha256_of(planned / "plan.json")
+            row["plan_s"], row["plan_peak_mib"] = made["seconds"], made["peak_memory_mib"]
+            request |= {"program": str(planned / "program.pt2"), "plan": str(planned / "plan.json")}
+        elif engine != "float":
+            parts += ["engines/_common.py", f"engines/{engine.replace('-', '_')}.py"]
+            versions |= _versions(*engines.find(engine).packages)
+            row["settings"] = request["settings"] = PEERS[engine]
+        step_key = fingerprint(
+            step="artifact",
+            program=facts["digest"],
+            runtime=runtime,
+            engine=engine,
+            plan=plan_digest,
+            settings=row.get("settings"),
+            code=_code(*parts),
+            versions=versions,
+        )
+        place, result = self.step(step_key, request)
+        if "error" in result:
+            return {**row, "status": "failed", "reason": result["error"]}
+        row |= {
+            "bytes": result["bytes"],
+            "made_s": result["seconds"] + made["seconds"],
+            "made_peak_mib": max(result["peak_memory_mib"], made["peak_memory_mib"]),
+            "path": str(place / result["files"][0]),
+        }
+        return self._infer(row, place, folder, facts)
+
+    def _infer(self, row: Document, place: Path, folder: Path, facts: Document) -> Document:
+        """Answers over the evaluation samples in ``outputs-N.npz``, by the artifact's runtime."""
+        n = min(facts["n"], self.limit or facts["n"])
+        outputs, told = place / f"outputs-{n}.npz", place / f"outputs-{n}.json"
+        if not told.exists():
+            feeds = folder / "eval.npz"
+            if n < facts["n"]:
+                feeds = folder / f"eval-{n}.npz"
+                with np.load(folder / "eval.npz") as data:
+                    np.savez(feeds, **{k: data[k][:n] for k in data.files})
+            tasks = [
+                {
+                    "op": "infer",
+                    "artifact": row["path"],
+                    "signature": facts["signature"],
+                    "feeds": str(feeds),
+                    "outputs": str(outputs),
+                    "repeats": 5,
+                },
+                {"op": "inspect", "artifact": row["path"]},
+            ]
+            try:
+                answered, seen = worker.run(row["runtime"], tasks, timeout=STEP_TIMEOUT_S)
+            except EdgekitError as error:
+                return {**row, "status": "failed", "reason": error.message}
+            if "error" in answered:
+                return {**row, "status": "failed", "reason": answered["error"].message}
+            placement = None if "error" in seen else seen["placement"]
+            _write(
+                told,
+                {
+                    "distinct": answered["distinct"],
+                    "runtime": answered["runtime"],
+                    "placement": placement,
+                },
+            )
+        found = json.loads(told.read_text())
+        placement = found["placement"] or {}
+        return row | {
+            "outputs": str(outputs),
+            "runtime_version": found["runtime"],
+            "repeatable": found["distinct"] == 1,
+            "float_ops": placement.get("float_ops"),
+            "first_fallback": placement.get("first_fallback"),
+        }
+
+    def latency(
+        self, rows: Sequence[Document], ready: tuple[Path, Document], *, fresh: bool = False
+    ) -> Document:
+        """Latency of all artifacts of one runtime, in turn, one thread."""
+        folder, facts = ready
+        digests = {r["engine"]: sha256_of(Path(r["path"])) for r in rows}
+        key = fingerprint(
+            step="latency",
+            artifacts=digests,
+            calls=self.calls,
+            rounds=ROUNDS,
+            code=_code("bench", "runtime"),
+        )
+        kept = self.cache / f"latency-{key[:24]}.json"
+        if fresh or not kept.exists():
+            with np.load(folder / "eval.npz") as data:
+                feeds = {name: data[name][0] for name in data.files}
+            signature = Signature.from_json(facts["signature"])
+            pairs = [("float", r["engine"]) for r in rows if r["engine"] != "float"]
+            pairs += [(r["engine"], "edgekit") for r in rows if r["engine"] in PEERS]
+            known = {r["engine"] for r in rows}
+            document = bench(
+                [
+                    BenchRequest(
+                        artifact=r["engine"],
+                        target=r["runtime"],
+                        path=Path(r["path"]),
+                        signature=signature,
+                        bytes=r["bytes"],
+                        feeds=feeds,
+                    )
+                    for r in rows
+                ],
+                threads=1,
+                runs=self.calls,
+                max_seconds=30.0,
+                rounds=ROUNDS,
+                compare=[p for p in pairs if set(p) <= known],
+            )
+            for result in document["results"]:
+                del result["samples_ms"]
+            _write(kept, document)
+        loaded: Document = json.loads(kept.read_text())
+        return loaded
+
+
+def judge(rows: Sequence[Document], labels: np.ndarray[Any, Any] | None) -> list[Document]:
+    """Rows of one runtime with their values, and how they differ from float and best vendor.
+
+    Args:
+        rows: with ``outputs`` where the artifact ran; the first output is scored.
+        labels: class indices, or None for the cosine to the float artifact's answers.
+    """
+    answers = {r["engine"]: _answers(Path(r["outputs"])) for r in rows if r["status"] == "ok"}
+    judged = []
+    scores: dict[str, np.ndarray[Any, Any]] = {}
+    for row in rows:
+        answer = answers.get(row["engine"])
+        if answer is None or "float" not in answers:
+            judged.append(row)
+            continue
+        if not np.isfinite(answer).all():
+            judged.append({**row, "status": "failed", "reason": "answers are NaN or infinite"})
+            continue
+        if labels is None:
+            score = _cosines(answer, answers["float"])
+            value = {"value": float(score.mean()), "worst": float(score.min())}
+        else:
+            score = top1_correct(answer, labels[: len(answer)])
+            value = {"value": float(score.mean()) * 100}
+        scores[row["engine"]] = score
+        judged.append({**row, **value, "n": len(score)})
+    unit = 1.0 if labels is None else 100.0
+    vendors = [r for r in judged if r["engine"] in PEERS and r["engine"] in scores]
+    best = max(vendors, key=lambda r: r["value"], default=None)
+    for row in judged:
+        mine = scores.get(row["engine"])
+        if mine is None:
+            continue
+        if row["engine"] != "float":
+            row["vs_float"] = _difference(scores["float"], mine, unit)
+        if row["engine"] == "edgekit" and best is not None:
+            found = _difference(scores[best["engine"]], mine, unit)
+            row["vs_best_vendor"] = {"vendor": best["engine"], **found}
+    return judged
+
+
+def _difference(reference: Any, candidate: Any, unit: float) -> Document:
+    found = paired_difference(reference, candidate)
+    return {
+        "difference": unit * found.difference,
+        "ci95": [unit * found.low, unit * found.high],
+        "discordant": found.discordant,
+        "verdict": found.verdict,
+    }
+
+
+def _answers(path: Path) -> np.ndarray[Any, Any]:
+    """The first output as [n, values]."""
+    with np.load(path) as data:
+        first: np.ndarray[Any, Any] = data[data.files[0]]
+    return first.reshape(len(first), -1)
+
+
+def _cosines(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.asarray((a * b).sum(axis=1) / np.maximum(norms, 1e-30))
+
+
+def _with_latency(rows: Sequence[Document], measured: Document) -> list[Document]:
+    results = {r["artifact"]: r for r in measured["results"]}
+    pairs = {(c["a"], c["b"]): c for c in measured["comparisons"]}
+    timed = []
+    for row in rows:
+        result = results.get(row["engine"])
+        if result is None:
+            timed.append(row)
+            continue
+        more: Document = {
+            "latency_ms": result["latency_ms"],
+            "load_ms": result["load_ms"],
+            "run_peak_mib": result["peak_memory_mib"],
+            "notes": result["notes"],
+        }
+        if (found := pairs.get(("float", row["engine"]))) is not None:
+            more["latency_vs_float"] = found
+        if row["engine"] == "edgekit":
+            more["latency_vs"] = {
+                a: c for (a, b), c in pairs.items() if b == "edgekit" and a in PEERS
+            }
+        timed.append({**row, **more})
+    return timed
+
+
+def _checkpoint_digest(name: str) -> str | None:
+    path = HERE / "checkpoints" / f"cifar10_{name.replace('-', '_')}.safetensors"
+    return sha256_of(path) if path.exists() else None
+
+
+def _tree(folder: Path) -> list[str]:
+    return [sha256_of(f) for f in sorted(folder.rglob("*")) if f.is_file()]
+
+
+def _code(*parts: str) -> str:
+    """sha256 of edgekit's files and folders that these patterns name."""
+    sha = hashlib.sha256()
+    root = Path(edgekit.__file__).parent
+    for place in (p for part in parts for p in sorted(root.glob(part))):
+        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            sha.update(file.read_bytes())
+    return sha.hexdigest()
+
+
+def _versions(*names: str) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_text(json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    aside.replace(path)
+
+
+def _report(rows: Sequence[Document], skipped: Sequence[Document], run: Run) -> Document:
+    used = {p for e in PEERS for p in engines.find(e).packages}
+    hidden = ("path", "outputs")
+    return {
+        "benchmark": "ptq",
+        "edgekit": edgekit.__version__,
+        "facts": host_facts(),
+        "packages": _versions(
+            *sorted({*used, *PACKAGES, *(p for t in TARGETS for p in find(t).packages)})
+        ),
+        "threads_making": run.threads,
+        "threads_measuring": 1,
+        "settings": PEERS,
+        "titles": {name: spec.title for name, spec in MODELS.items()},
+        "metrics": {name: spec.metric for name, spec in MODELS.items()},
+        "rows": [{k: v for k, v in row.items() if k not in hidden} for row in rows],
+        "skipped": list(skipped),
+    }
+
+
+def _chosen(runtime: str, wanted: Sequence[str]) -> list[str]:
+    """float and edgekit first, then the engines that serve a runtime."""
+    serving = [e for e in engines.available() if runtime in engines.find(e).targets]
+    return ["float", *(e for e in ["edgekit", *serving] if e in wanted)]
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    known = ["edgekit", *engines.available()]
+    parser.add_argument("--out", type=Path, required=True, help="the report, JSON")
+    parser.add_argument("--cache", type=Path, default=None, help="default: ptq-cache beside --out")
+    for name in DATA:
+        variable = f"EDGEKIT_BENCH_{name.upper()}"
+        value = os.environ.get(variable)
+        parser.add_argument(
+            f"--{name}", type=Path, default=value, help=f"its data; default: ${variable}"
+        )
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--runtimes", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument(
+        "--engines", nargs="+", choices=known, default=known, help="beside float, always made"
+    )
+    parser.add_argument("--limit", type=int, default=None, help="evaluation samples at most")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads for making artifacts")
+    parser.add_argument("--calls", type=int, default=300, help="timed calls per artifact")
+    parser.add_argument("--no-latency", action="store_true")
+    parser.add_argument(
+        "--fresh-latency", action="store_true", help="measure again what was measured on a busy day"
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Runs what was asked for; the report is written anew after every runtime of every model."""
+    options = _options()
+    cache = options.cache or options.out.parent / "ptq-cache"
+    run = Run(cache.resolve(), threads=options.threads, limit=options.limit, calls=options.calls)
+    rows: list[Document] = []
+    skipped: list[Document] = []
+    for name in options.models:
+        spec: Spec = MODELS[name]
+        data = getattr(options, spec.data)
+        ready = None if data is None else run.model(name, data.resolve())
+        reason = f"no --{spec.data}" if ready is None else ready[1].get("unavailable")
+        reason = reason or (ready[1].get("error") if ready else None)
+        if ready is None or reason:
+            skipped.append({"model": name, "reason": reason})
+            print(f"{name}: left out: {reason}", flush=True)
+            continue
+        labels = np.load(ready[0] / "labels.npy")
+        for runtime in options.runtimes:
+            made = []
+            for engine in _chosen(runtime, options.engines):
+                print(f"{name} {runtime} {engine}", flush=True)
+                made.append(run.row(name, runtime, engine, ready))
+                if made[-1]["status"] != "ok":
+                    print(f"  failed: {made[-1]['reason']}", flush=True)
+            judged = judge(made, labels if labels.size else None)
+            alive = [r for r in judged if r["status"] == "ok"]
+            if alive and not options.no_latency:
+                judged = _with_latency(
+                    judged, run.latency(alive, ready, fresh=options.fresh_latency)
+                )
+            rows += judged
+            _write(options.out, _report(rows, skipped, run))
+    _write(options.out, _report(rows, skipped, run))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

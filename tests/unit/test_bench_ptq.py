@@ -1,0 +1,129 @@
+"""The quantization benchmark's own arithmetic: what it compares, and what its table says."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def ptq() -> Iterator[Any]:
+    """The modules ``bench_ptq`` and ``ptq_table``; they import their neighbours by name."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield importlib.import_module("bench_ptq"), importlib.import_module("ptq_table")
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
+def row(folder: Path, engine: str, answers: np.ndarray[Any, Any]) -> dict[str, Any]:
+    path = folder / f"{engine}.npz"
+    np.savez(path, scores=answers[:, None])
+    return {
+        "model": "minilm", "runtime": "openvino", "engine": engine, "status": "ok",
+        "outputs": str(path), "bytes": 2048, "made_s": 1.5, "made_peak_mib": 300.0,
+    }  # fmt: skip
+
+
+def one_hot(classes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.eye(4, dtype=np.float32)[classes]
+
+
+@pytest.fixture
+def judged(ptq: Any, tmp_path: Path) -> list[dict[str, Any]]:
+    """100 samples of class 0: float has all right, nncf 60, inc 70, edgekit 90."""
+    rows = []
+    for engine, wrong in (("float", 0), ("edgekit", 10), ("inc", 30), ("nncf", 40)):
+        classes = np.zeros(100, np.int64)
+        classes[:wrong] = 1
+        rows.append(row(tmp_path, engine, one_hot(classes)))
+    found: list[dict[str, Any]] = ptq[0].judge(rows, np.zeros(100, np.int64))
+    return found
+
+
+def test_accuracy_is_paired_with_float_and_with_the_best_vendor(
+    judged: list[dict[str, Any]],
+) -> None:
+    by_engine = {r["engine"]: r for r in judged}
+    assert [r["value"] for r in judged] == [100.0, 90.0, 70.0, 60.0]
+    assert by_engine["nncf"]["vs_float"]["difference"] == pytest.approx(-40)
+    beside = by_engine["edgekit"]["vs_best_vendor"]
+    assert beside["vendor"] == "inc"
+    assert beside["difference"] == pytest.approx(20)
+    assert beside["verdict"] == "better"
+    assert 0 < beside["ci95"][0] < 20 < beside["ci95"][1]
+    assert "vs_float" not in by_engine["float"]
+    assert "vs_best_vendor" not in by_engine["nncf"]
+
+
+def test_embeddings_are_scored_by_their_cosine_to_the_float_ones(ptq: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.standard_normal((50, 8)).astype(np.float32)
+    turned = truth.copy()
+    turned[7] = -turned[7]
+    rows = [row(tmp_path, "float", truth), row(tmp_path, "nncf", turned)]
+    of_float, of_nncf = ptq[0].judge(rows, None)
+    assert of_float["value"] == pytest.approx(1)
+    assert of_nncf["value"] == pytest.approx(48 / 50)
+    assert of_nncf["worst"] == pytest.approx(-1)
+
+
+def test_answers_that_are_not_finite_fail(ptq: Any, tmp_path: Path) -> None:
+    right = one_hot(np.zeros(10, np.int64))
+    wrong = right.copy()
+    wrong[3, 0] = np.nan
+    rows = [row(tmp_path, "float", right), row(tmp_path, "inc", wrong)]
+    found = ptq[0].judge(rows, np.zeros(10, np.int64))[1]
+    assert found["status"] == "failed"
+    assert "NaN" in found["reason"]
+    assert "value" not in found
+
+
+def test_a_finished_step_is_taken_from_the_cache_and_a_failed_one_is_tried_again(
+    ptq: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [{"error": "exited with -9: killed"}, {"seconds": 2.0}]
+    monkeypatch.setattr(ptq[0].Run, "_spawn", lambda self, path: answers.pop(0))
+    run = ptq[0].Run(tmp_path, threads=1, limit=None, calls=10)
+    assert run.step("a" * 64, {"step": "plan"})[1] == {"error": "exited with -9: killed"}
+    assert run.step("a" * 64, {"step": "plan"})[1] == {"seconds": 2.0}
+    assert run.step("a" * 64, {"step": "plan"})[1] == {"seconds": 2.0}
+    assert answers == []
+
+
+def test_calibration_pictures_are_spread_over_the_classes(ptq: Any) -> None:
+    models = sys.modules["ptq_models"]
+    chosen = models.evenly(500, 128)
+    assert len(set(chosen.tolist())) == 128
+    assert set(np.diff(chosen)) <= {3, 4}
+    assert models.evenly(5, 128).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_the_table_shows_intervals_failures_and_what_was_left_out(
+    ptq: Any, judged: list[dict[str, Any]]
+) -> None:
+    failed = {"model": "minilm", "runtime": "openvino", "engine": "ort", "status": "failed"}
+    document = {
+        "rows": [*judged, {**failed, "reason": "it gave up"}],
+        "skipped": [{"model": "mobilenet-v2", "reason": "no --cifar10"}],
+        "titles": {"minilm": "MiniLM"},
+        "metrics": {"minilm": "top1"},
+        "facts": {"cpu": "a processor"},
+        "threads_making": 1,
+    }
+    text = ptq[1].table(document)
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1
+    (ours,) = [line for line in lines if "| edgekit |" in line]
+    assert "| 90.00 | -10.00 [" in ours
+    assert "+20.00 [" in ours and "(inc)" in ours
+    assert "failed: it gave up" in text
+    assert "mobilenet-v2 was left out: no --cifar10." in text
