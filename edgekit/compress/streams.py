@@ -72,7 +72,10 @@ class Streams:
 
         In half precision, where they fit in it: this is much, and for one look only.
         """
-        runs = ((self._float, {}), (self._quantized, self._changed))
+        runs: tuple[tuple[Any, dict[fx.Node, torch.Tensor]], ...] = (
+            (self._float, {}),
+            (self._quantized, self._changed),
+        )
         exact, rounded = (
             [_store(self._compute(node, i, values, changed)) for i in range(self.count)]
             for values, changed in runs
@@ -98,14 +101,14 @@ class Streams:
         if node.op in ("get_attr", "output"):
             return
         if node.op == "placeholder":
-            given = [feed[self._inputs] for feed in self._feeds]
+            given: list[Any] = [feed[self._inputs] for feed in self._feeds]
             self._inputs += 1
             made = given, given
         elif made is None:
             made = self.outputs(node)
         self._float[node] = [_store(value) for value in made[0]]
         edge = self._activations.get(node.name)
-        kept = []
+        kept: list[Any] = []
         for i, value in enumerate(made[1]):
             value = _load(value) if shift is None else _load(value) + shift
             if node.op != "placeholder":

@@ -5,8 +5,8 @@ starts from the same weights::
 
     python tests/benchmarks/train_cifar10.py mobilenet_v2 --data cifar10.zip --epochs 20
 
-``--data`` is a zip or folder of pictures, ``train/<class>/*`` and ``test/<class>/*``. The
-networks are torchvision's with a stride of 1 in the first convolution, which suits 32 x 32 pictures.
+``--data`` is a zip of pictures, ``train/<class>/*`` and ``test/<class>/*``. The networks are
+torchvision's with a stride of 1 in the first convolution, which suits 32 x 32 pictures.
 """
 
 from __future__ import annotations
