@@ -20,6 +20,7 @@ import torch
 import torchao.quantization.pt2e.quantize_pt2e  # noqa: F401  (registers quantized_decomposed)
 from torch import fx
 
+from edgekit.compress._lean import absorbable_pads, saturating_clamps
 from edgekit.compress.graph import (
     CONVS,
     example_args,
@@ -37,7 +38,12 @@ _qd = torch.ops.quantized_decomposed
 
 
 def render(
-    program: torch.export.ExportedProgram, plan: QuantPlan, form: Form, *, bias: bool = True
+    program: torch.export.ExportedProgram,
+    plan: QuantPlan,
+    form: Form,
+    *,
+    bias: bool = True,
+    bare_pads: bool = False,
 ) -> fx.GraphModule:
     """Renders ``plan`` onto ``program``.
 
@@ -46,6 +52,8 @@ def render(
         plan: the plan; an empty one (``fp32``) gives the float graph itself.
         form: see the module's text.
         bias: whether biases are rounded to the plan's int32 too.
+        bare_pads: whether zeros around a quantized tensor go into their convolutions without being
+            quantized again, which changes no value and lets converters make the two one operator.
 
     Raises:
         UsageError: the plan was made from another program.
@@ -57,8 +65,17 @@ def render(
         )
     module = copy.deepcopy(graph_module(program))
     activations, constants = plan.activations(), plan.constants()
+    bare = absorbable_pads(module, activations) if bare_pads else set()
+    clamps = saturating_clamps(module, activations) if form != "fake" else set()
     for node in list(module.graph.nodes):
-        if node.name in activations and node.op != "get_attr":
+        if node in bare:
+            continue
+        if node in clamps:
+            source = node.all_input_nodes[0]
+            node.replace_all_uses_with(source)
+            module.graph.erase_node(node)
+            _render_activation(module, source, activations[node.name], form)
+        elif node.name in activations and node.op != "get_attr":
             _render_activation(module, node, activations[node.name], form)
         elif node.name in constants and node.op == "get_attr":
             edge = constants[node.name]
@@ -82,10 +99,15 @@ def without_convolutions(
 
 
 def render_program(
-    program: torch.export.ExportedProgram, plan: QuantPlan, form: Form, *, bias: bool = True
+    program: torch.export.ExportedProgram,
+    plan: QuantPlan,
+    form: Form,
+    *,
+    bias: bool = True,
+    bare_pads: bool = False,
 ) -> torch.export.ExportedProgram:
     """`render`, exported again as a program (what converters take)."""
-    module = render(program, plan, form, bias=bias)
+    module = render(program, plan, form, bias=bias, bare_pads=bare_pads)
     with torch.no_grad():
         return torch.export.export(module, example_args(program), strict=False)
 

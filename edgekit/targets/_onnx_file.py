@@ -117,6 +117,71 @@ def global_pooling(model: Any) -> None:
             del node.attribute[:]
 
 
+def fold_pads(model: Any) -> None:
+    """Zeros put around the input of a convolution become the convolution's own padding.
+
+    Only where every reader of the padded tensor is a convolution that takes it as its input, the
+    padding is constant zeros, and none of it is negative or beside a batch or channel axis.
+    """
+    from onnx import helper
+
+    graph = model.graph
+    values = {i.name: i for i in graph.initializer}
+    readers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    results = {o.name for o in graph.output}
+    gone = []
+    for node in graph.node:
+        made = node.output[0]
+        ends = _zero_ends(node, values)
+        convolutions = readers.get(made, [])
+        if ends is None or made in results or not convolutions:
+            continue
+        if not all(_takes_pads(n, made) for n in convolutions):
+            continue
+        for conv in convolutions:
+            conv.input[0] = node.input[0]
+            own = next((a for a in conv.attribute if a.name == "pads"), None)
+            before = list(own.ints) if own is not None else [0] * len(ends)
+            if own is not None:
+                conv.attribute.remove(own)
+            total = [a + b for a, b in zip(before, ends, strict=True)]
+            conv.attribute.append(helper.make_attribute("pads", total))
+        gone.append(node)
+    for node in gone:
+        graph.node.remove(node)
+
+
+def _zero_ends(node: Any, values: dict[str, Any]) -> list[int] | None:
+    """How many zeros a ``Pad`` puts at both ends of the spatial axes, or None for any other."""
+    from onnx import numpy_helper
+
+    if node.op_type != "Pad" or len(node.input) > 3 or node.input[1] not in values:
+        return None
+    mode = next((a.s for a in node.attribute if a.name == "mode"), b"constant")
+    if mode != b"constant":
+        return None
+    if len(node.input) == 3 and node.input[2]:
+        value = values.get(node.input[2])
+        if value is None or numpy_helper.to_array(value).any():
+            return None
+    ends = [int(n) for n in numpy_helper.to_array(values[node.input[1]])]
+    rank = len(ends) // 2
+    beside = (*ends[:2], *ends[rank : rank + 2])
+    if min(ends) < 0 or any(beside):
+        return None
+    return [*ends[2:rank], *ends[rank + 2 :]]
+
+
+def _takes_pads(node: Any, name: str) -> bool:
+    automatic = next((a.s for a in node.attribute if a.name == "auto_pad"), b"NOTSET")
+    if node.op_type != "Conv" or automatic != b"NOTSET":
+        return False
+    return bool(node.input[0] == name and name not in list(node.input)[1:])
+
+
 def prune(model: Any) -> None:
     """Drops initializers that no operator uses."""
     graph = model.graph

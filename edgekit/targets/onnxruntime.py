@@ -54,7 +54,7 @@ class Onnxruntime:
         from edgekit.compress.render import render_program
         from edgekit.targets import _onnx_file
 
-        rendered = render_program(program, plan, "qdq-folded")
+        rendered = render_program(program, plan, "qdq-folded", bare_pads=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -75,6 +75,7 @@ class Onnxruntime:
             _onnx_file.unsigned_activations(model)
             _onnx_file.integer_biases(model)
             _onnx_file.global_pooling(model)
+            _onnx_file.fold_pads(model)
         _onnx_file.prune(model)
         out.write_bytes(model.SerializeToString(deterministic=True))
         onnx.checker.check_model(str(out))

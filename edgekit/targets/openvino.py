@@ -51,7 +51,7 @@ class Openvino:
         from edgekit.compress.render import render_program
 
         try:
-            model = openvino.convert_model(render_program(program, plan, "qdq"))
+            model = openvino.convert_model(render_program(program, plan, "qdq", bare_pads=True))
         except Exception as error:
             raise converter_error("openvino", error) from error
         _keep_ranges_per_tensor(model)
