@@ -11,6 +11,17 @@ from edgekit.compress._nodes import aten
 from edgekit.compress.plan import Edge
 
 CONVERTERS_CLAMPS = ((0.0, 6.0), (-1.0, 1.0))
+_MOVES = (
+    aten.view.default,
+    aten.reshape.default,
+    aten.flatten.using_ints,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.squeeze.dim,
+    aten.unsqueeze.default,
+    aten.slice.Tensor,
+    aten.pixel_shuffle.default,
+)
 _PADDING_CONVS = (aten.conv1d.default, aten.conv2d.default)
 
 
@@ -30,6 +41,20 @@ def absorbable_pads(module: fx.GraphModule, edges: Mapping[str, Edge]) -> set[fx
         read = all(u.target in _PADDING_CONVS and u.args[0] is node for u in node.users)
         spatial = len(node.args[1]) <= 2 * (node.meta["val"].dim() - 2)
         if alike and read and spatial and min(node.args[1]) >= 0:
+            found.add(node)
+    return found
+
+
+def idle_moves(module: fx.GraphModule, edges: Mapping[str, Edge]) -> set[fx.Node]:
+    """Data movement whose result has the scale of its source: quantizing it again does nothing."""
+    found = set()
+    for node in module.graph.nodes:
+        if node.target not in _MOVES:
+            continue
+        edge, source = edges.get(node.name), edges.get(node.args[0].name)
+        if edge is None or source is None:
+            continue
+        if (edge.scale, edge.zero_point) == (source.scale, source.zero_point):
             found.add(node)
     return found
 

@@ -125,6 +125,17 @@ def fold_hard_sigmoid(module: fx.GraphModule) -> None:
         node.target, node.args, node.kwargs = aten.hardtanh.default, (layer, 0.0, 1.0), {}
 
 
+def state_silu(module: fx.GraphModule) -> None:
+    """Writes SiLU as what integer kernels compute: a product with a sigmoid."""
+    for node in list(module.graph.nodes):
+        if node.op == "call_function" and node.target is aten.silu.default:
+            source = node.args[0]
+            with module.graph.inserting_before(node):
+                gate = module.graph.call_function(aten.sigmoid.default, (source,))
+            gate.meta = {**node.meta}
+            node.target, node.args = aten.mul.Tensor, (source, gate)
+
+
 def _named_padding_args(node: fx.Node) -> list[Any]:
     """Input, weight, bias, stride, padding, dilation and groups, whatever is left to defaults."""
     dims = 1 if node.target is aten.conv1d.padding else 2

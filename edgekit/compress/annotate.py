@@ -7,7 +7,7 @@ all:
   the activation function that kernels fuse with it (ReLU, ReLU6, a clamp from zero up), never
   before: a range that covers values which the activation throws away costs several points on
   mobile CNNs.
-- Hard-swish, SiLU, GELU and sigmoid are kernels of their own: the tensor before them is quantized
+- Hard-swish, GELU and sigmoid are kernels of their own: the tensor before them is quantized
   too. Where such a function is flat the range is cut (`flat_range`), which loses nothing.
 - Data movement and max pooling pass their input's scale on; concatenation shares one scale.
 - Element-wise operators and pooling are quantized where all their inputs are; everything else
@@ -31,7 +31,7 @@ from torchao.quantization.pt2e.quantizer import (
 from edgekit.compress.graph import COMPUTE, aten, channel_axis, groups, tensor_of
 
 _FUSED = (aten.relu.default,)
-_CURVES = (aten.silu.default, aten.sigmoid.default, aten.gelu.default)
+_CURVES = (aten.sigmoid.default, aten.gelu.default)
 _ELEMENTWISE = (
     *_CURVES,
     aten.add.Tensor,

@@ -106,6 +106,24 @@ def test_the_input_is_quantized_before_it_is_padded() -> None:
     assert "x" not in plan.activations(), "something else reads it in float"
 
 
+def test_moved_integers_are_not_quantized_again() -> None:
+    def wire(m: Any, x: Tensor) -> Tensor:
+        y = m.a(x)
+        y = y.view(1, 2, 2, 7, 7).transpose(1, 2).reshape(1, 4, 7, 7)
+        result: Tensor = m.b(y[:, :, 1:])
+        return result
+
+    program, plan, feeds = prepared(wire)
+    count = {}
+    for bare in (False, True):
+        lean = render(program, plan, "qdq", bare_moves=bare)
+        with torch.no_grad():
+            fake = render(program, plan, "fake")
+            assert all(torch.equal(_first(lean(*f)), _first(fake(*f))) for f in feeds)
+        count[bare] = sum("dequantize_per_tensor" in str(n.target) for n in lean.graph.nodes)
+    assert count == {False: 7, True: 3}
+
+
 @pytest.mark.parametrize("high", [0.5, 1.0, 3.0])
 def test_a_clamp_where_the_integers_end_is_dropped(high: float) -> None:
     assert not quantized(lambda m, x: m.b(m.a(x).clamp(0, high)), bare_pads=False)
