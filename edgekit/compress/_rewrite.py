@@ -99,6 +99,43 @@ def state_clamps(module: fx.GraphModule) -> None:
             node.args, node.kwargs = node.args[:1], {}
 
 
+def fold_hard_sigmoid(module: fx.GraphModule) -> None:
+    """Folds a hard-sigmoid into the layer that feeds it alone: ``clamp(x / 6 + 1 / 2, 0, 1)``.
+
+    The factor and the term go into the layer's constants; integer kernels clamp as they requantize.
+    """
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or node.target is not aten.hardsigmoid.default:
+            continue
+        layer = node.args[0]
+        if layer.target not in COMPUTE or len(layer.users) > 1:
+            continue
+        weight = tensor_of(module, layer.args[1])
+        if weight is None or len(layer.args[1].users) > 1:
+            continue
+        bias = tensor_of(module, layer.args[2]) if len(layer.args) > 2 else None
+        channels = weight.shape[channel_axis(layer)] * (
+            groups(layer) if channel_axis(layer) == 1 else 1
+        )
+        old = torch.zeros(channels) if bias is None else bias
+        set_tensor(module, layer.args[1], (weight.double() / 6).float())
+        name = f"{layer.args[1].name}_hard_sigmoid_bias"
+        new = add_constant(module, name, (old.double() / 6 + 0.5).float(), layer)
+        layer.args = (*layer.args[:2], new, *layer.args[3:])
+        node.target, node.args, node.kwargs = aten.hardtanh.default, (layer, 0.0, 1.0), {}
+
+
+def state_silu(module: fx.GraphModule) -> None:
+    """Writes SiLU as what integer kernels compute: a product with a sigmoid."""
+    for node in list(module.graph.nodes):
+        if node.op == "call_function" and node.target is aten.silu.default:
+            source = node.args[0]
+            with module.graph.inserting_before(node):
+                gate = module.graph.call_function(aten.sigmoid.default, (source,))
+            gate.meta = {**node.meta}
+            node.target, node.args = aten.mul.Tensor, (source, gate)
+
+
 def _named_padding_args(node: fx.Node) -> list[Any]:
     """Input, weight, bias, stride, padding, dilation and groups, whatever is left to defaults."""
     dims = 1 if node.target is aten.conv1d.padding else 2

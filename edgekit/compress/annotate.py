@@ -4,13 +4,14 @@ The rules follow what integer kernels of mobile runtimes compute, so that one pl
 all:
 
 - A convolution or linear layer takes int8 in and gives int8 out. Its output is quantized *after*
-  the activation function that kernels fuse with it (ReLU, ReLU6), never before: a range that
-  covers values which the activation throws away costs several points on mobile CNNs.
-- Hard-swish and hard-sigmoid are kernels of their own: the tensor before them is quantized too, but
-  its range is cut where the function is flat (`flat_range`), which loses nothing.
+  the activation function that kernels fuse with it (ReLU, ReLU6, a clamp from zero up), never
+  before: a range that covers values which the activation throws away costs several points on
+  mobile CNNs.
+- Hard-swish, GELU and sigmoid are kernels of their own: the tensor before them is quantized
+  too. Where such a function is flat the range is cut (`flat_range`), which loses nothing.
 - Data movement and max pooling pass their input's scale on; concatenation shares one scale.
 - Element-wise operators and pooling are quantized where all their inputs are; everything else
-  (layer norm, attention, GELU) stays in float.
+  (layer norm, attention) stays in float.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from edgekit.compress.graph import COMPUTE, aten, channel_axis, groups, tensor_o
 from edgekit.compress.ranges import RangeObserver
 
 _FUSED = (aten.relu.default,)
-_FUSED_LIMITS = ((0.0, 6.0), (-1.0, 1.0))
+_CURVES = (aten.sigmoid.default, aten.gelu.default)
 _ELEMENTWISE = (
+    *_CURVES,
     aten.add.Tensor,
     aten.mul.Tensor,
     aten.hardswish.default,
@@ -65,7 +67,7 @@ _FLAT: dict[Any, tuple[float | None, float | None]] = {
     aten.hardsigmoid.default: (-3.0, 3.0),
 }
 
-PROBABILITIES = (aten.softmax.int, aten._softmax.default)
+PROBABILITIES = (aten.softmax.int, aten._softmax.default, aten.sigmoid.default)
 """Operators whose integers stand for k / 256: LiteRT's specification allows no other scale."""
 
 _EPS = float(torch.finfo(torch.float32).tiny)
@@ -91,10 +93,16 @@ def weight_spec(node: fx.Node) -> QuantizationSpec:
 
 
 def is_fused_activation(node: fx.Node) -> bool:
-    """ReLU, ReLU6 or a clamp to [-1, 1], which integer kernels apply while requantizing."""
+    """ReLU, ReLU6 or a clamp to [-1, 1], which integer kernels apply while requantizing.
+
+    So do they with any clamp from zero up: the integers of its result end where the clamp does.
+    """
     if node.target in _FUSED:
         return True
-    return node.target is aten.hardtanh.default and _limits(node) in _FUSED_LIMITS
+    if node.target is not aten.hardtanh.default:
+        return False
+    low, high = _limits(node)
+    return (low == 0 and high > 0) or (low, high) == (-1.0, 1.0)
 
 
 def _limits(node: fx.Node) -> tuple[float, float]:
@@ -167,8 +175,19 @@ class Placement(Quantizer):  # type: ignore[misc]
             )
             return
         assert isinstance(source, fx.Node) and isinstance(weight, fx.Node)
+        if self._is_lone_pad(source):
+            self._annotate_move(source)
         self._mark(node, {source: ACTIVATION, weight: weight_spec(node)})
         self._quantized.add(source)
+
+    def _is_lone_pad(self, node: fx.Node) -> bool:
+        """Whether ``node`` puts zeros around a float tensor that nothing else reads.
+
+        Such a tensor is quantized before it is padded, so that kernels can pad by themselves.
+        """
+        if node.target is not aten.constant_pad_nd.default or node in self._quantized:
+            return False
+        return not any(node.args[2:]) and len(node.all_input_nodes[0].users) == 1
 
     def _elementwise(self, node: fx.Node) -> None:
         inputs = [a for a in node.args if isinstance(a, fx.Node)]
@@ -178,6 +197,8 @@ class Placement(Quantizer):  # type: ignore[misc]
             self.kept_float.append((node.name, "one operand is a plain number"))
         elif not all(self._gives_quantized(n) for n in inputs):
             self.kept_float.append((node.name, "one of its inputs stays in float"))
+        elif node.target in _CURVES and not self._used_quantized(node, result=False):
+            self.kept_float.append((node.name, "nothing behind it takes integers"))
         else:
             self._mark(node, {n: ACTIVATION for n in inputs})
 
@@ -189,9 +210,14 @@ class Placement(Quantizer):  # type: ignore[misc]
         if node.target is aten.constant_pad_nd.default and any(node.args[2:]):
             self.kept_float.append((node.name, "it pads with a number other than zero"))
             return
-        if not self._used_quantized(node):
-            return
+        if self._used_quantized(node):
+            self._annotate_move(node)
+
+    def _annotate_move(self, node: fx.Node) -> None:
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
         self._annotate(node, {source: ACTIVATION}, SharedQuantizationSpec((source, node)))
+        self._quantized.add(source)
 
     def _concatenate(self, node: fx.Node) -> None:
         inputs = node.args[0]
@@ -224,16 +250,19 @@ class Placement(Quantizer):  # type: ignore[misc]
     def _gives_quantized(self, node: fx.Node) -> bool:
         return node in self._quantized and _is_float(node)
 
-    def _used_quantized(self, node: fx.Node) -> bool:
-        """Whether some consumer, through data movement, will take the tensor as integers."""
+    def _used_quantized(self, node: fx.Node, *, result: bool = True) -> bool:
+        """Whether some consumer, through data movement, will take the tensor as integers.
+
+        ``result`` says whether being a result of the model counts as such.
+        """
         for user in node.users:
             if user.target in COMPUTE or user.target in _ELEMENTWISE:
                 return True
             if user.target is aten.cat.default:
                 return True
-            if user.target in _PASS_THROUGH and self._used_quantized(user):
+            if user.target in _PASS_THROUGH and self._used_quantized(user, result=result):
                 return True
-            if user.op == "output":
+            if user.op == "output" and result:
                 return True
         return False
 

@@ -20,8 +20,10 @@ import torch
 import torchao.quantization.pt2e.quantize_pt2e  # noqa: F401  (registers quantized_decomposed)
 from torch import fx
 
+from edgekit.compress._lean import absorbable_pads, idle_moves, saturating_clamps
 from edgekit.compress.graph import (
     CONVS,
+    aten,
     example_args,
     graph_module,
     program_digest,
@@ -33,11 +35,20 @@ from edgekit.errors import UsageError
 
 Form = Literal["fake", "qdq", "qdq-folded"]
 
+GATES = -1
+"""See `without_convolutions`."""
+
 _qd = torch.ops.quantized_decomposed
 
 
 def render(
-    program: torch.export.ExportedProgram, plan: QuantPlan, form: Form, *, bias: bool = True
+    program: torch.export.ExportedProgram,
+    plan: QuantPlan,
+    form: Form,
+    *,
+    bias: bool = True,
+    bare_pads: bool = False,
+    bare_moves: bool = False,
 ) -> fx.GraphModule:
     """Renders ``plan`` onto ``program``.
 
@@ -46,6 +57,9 @@ def render(
         plan: the plan; an empty one (``fp32``) gives the float graph itself.
         form: see the module's text.
         bias: whether biases are rounded to the plan's int32 too.
+        bare_pads: whether zeros around a quantized tensor go into their convolutions without being
+            quantized again, which changes no value and lets converters make the two one operator.
+        bare_moves: the same for data that is moved.
 
     Raises:
         UsageError: the plan was made from another program.
@@ -57,8 +71,18 @@ def render(
         )
     module = copy.deepcopy(graph_module(program))
     activations, constants = plan.activations(), plan.constants()
+    bare = absorbable_pads(module, activations) if bare_pads else set()
+    bare |= idle_moves(module, activations) if bare_moves else set()
+    clamps = saturating_clamps(module, activations) if form != "fake" else set()
     for node in list(module.graph.nodes):
-        if node.name in activations and node.op != "get_attr":
+        if node in bare:
+            continue
+        if node in clamps:
+            source = node.all_input_nodes[0]
+            node.replace_all_uses_with(source)
+            module.graph.erase_node(node)
+            _render_activation(module, source, activations[node.name], form)
+        elif node.name in activations and node.op != "get_attr":
             _render_activation(module, node, activations[node.name], form)
         elif node.name in constants and node.op == "get_attr":
             edge = constants[node.name]
@@ -73,19 +97,38 @@ def render(
 def without_convolutions(
     program: torch.export.ExportedProgram, plan: QuantPlan, ordinals: Sequence[int]
 ) -> QuantPlan:
-    """The plan without the output edges of some convolutions, counted in execution order."""
+    """The plan without the output edges of some convolutions, counted in execution order.
+
+    The ordinal `GATES` stands for the sigmoids in all SiLUs.
+    """
     nodes = graph_module(program).graph.nodes
     convolutions = [n.name for n in nodes if n.op == "call_function" and n.target in CONVS]
-    dropped = {convolutions[i] for i in ordinals}
+    dropped = {convolutions[i] for i in ordinals if i != GATES}
+    if GATES in ordinals:
+        dropped |= {n.name for n in nodes if _is_silu_gate(n)}
     edges = tuple(e for e in plan.edges if e.kind != "activation" or e.node not in dropped)
     return dataclasses.replace(plan, edges=edges)
 
 
+def _is_silu_gate(node: fx.Node) -> bool:
+    """A sigmoid that nothing but its own argument is multiplied with."""
+    if node.target is not aten.sigmoid.default:
+        return False
+    own = {node, node.args[0]}
+    return all(u.target is aten.mul.Tensor and set(u.args) == own for u in node.users)
+
+
 def render_program(
-    program: torch.export.ExportedProgram, plan: QuantPlan, form: Form, *, bias: bool = True
+    program: torch.export.ExportedProgram,
+    plan: QuantPlan,
+    form: Form,
+    *,
+    bias: bool = True,
+    bare_pads: bool = False,
+    bare_moves: bool = False,
 ) -> torch.export.ExportedProgram:
     """`render`, exported again as a program (what converters take)."""
-    module = render(program, plan, form, bias=bias)
+    module = render(program, plan, form, bias=bias, bare_pads=bare_pads, bare_moves=bare_moves)
     with torch.no_grad():
         return torch.export.export(module, example_args(program), strict=False)
 

@@ -99,22 +99,181 @@ def integer_biases(model: Any) -> None:
 
 
 def global_pooling(model: Any) -> None:
-    """A mean over both spatial axes that keeps them becomes ``GlobalAveragePool``.
+    """A mean over both spatial axes becomes ``GlobalAveragePool``.
 
-    They are the same by definition; the runtime has an integer kernel for the latter only.
+    They are the same by definition; the runtime has an integer kernel for the latter only. Where
+    the mean drops the axes, that is done to the integers behind it.
     """
-    from onnx import numpy_helper
+    from onnx import helper, numpy_helper
 
-    values = {i.name: i for i in model.graph.initializer}
-    for node in model.graph.node:
+    graph = model.graph
+    values = {i.name: i for i in graph.initializer}
+    readers = _readers(graph)
+    flat = []
+    for node in graph.node:
         if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in values:
             continue
         axes = sorted(int(a) for a in numpy_helper.to_array(values[node.input[1]]).reshape(-1))
         keep = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
-        if axes in ([-2, -1], [2, 3]) and keep == 1:
-            node.op_type = "GlobalAveragePool"
-            del node.input[1:]
-            del node.attribute[:]
+        behind = _only_quantizer(graph, readers, node.output[0])
+        if axes not in ([-2, -1], [2, 3]) or (keep != 1 and behind is None):
+            continue
+        if keep != 1:
+            pooled = f"{behind.output[0]}_pooled"
+            squeeze = helper.make_node("Flatten", [pooled], [behind.output[0]], pooled, axis=1)
+            behind.output[0] = pooled
+            flat.append((behind, squeeze))
+        node.op_type = "GlobalAveragePool"
+        del node.input[1:]
+        del node.attribute[:]
+    _insert_behind(graph, flat)
+
+
+def integer_clamps(model: Any) -> None:
+    """Applies a ReLU or clamp before a quantization to its integers, which gives the same ones.
+
+    The runtime leaves out a clamp where the integers end. Elsewhere (a tensor that shares the scale
+    of a concatenation with others) it would compute the whole layer before it in float.
+    """
+    from onnx import helper, numpy_helper
+
+    graph = model.graph
+    values = {i.name: i for i in graph.initializer}
+    readers = _readers(graph)
+    made = []
+    for node in graph.node:
+        limits = _limits(node, values)
+        behind = _only_quantizer(graph, readers, node.output[0]) if limits else None
+        if limits is None or behind is None or len(behind.input) < 3:
+            continue
+        scale, zero = (numpy_helper.to_array(values[name]) for name in behind.input[1:3])
+        if scale.size != 1:
+            continue
+        ends = np.iinfo(zero.dtype)
+        steps = np.rint(np.array(limits, np.float32) / scale.reshape(())) + zero.astype(np.float32)
+        low, high = (int(v) for v in np.clip(steps, ends.min, ends.max))
+        behind.input[0] = node.input[0]
+        if (low, high) == (ends.min, ends.max):
+            continue
+        result = behind.output[0]
+        names = [f"{result}_unclamped", f"{result}_low", f"{result}_high"]
+        for name, value in zip(names[1:], (low, high), strict=True):
+            graph.initializer.append(numpy_helper.from_array(zero.dtype.type(value), name))
+        behind.output[0] = names[0]
+        made.append((behind, helper.make_node("Clip", names, [result], f"{result}_clamp")))
+    _insert_behind(graph, made)
+    used = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
+    for node in [n for n in graph.node if n.op_type in ("Relu", "Clip")]:
+        if node.output[0] not in used:
+            graph.node.remove(node)
+
+
+def _limits(node: Any, values: dict[str, Any]) -> tuple[float, float] | None:
+    """Between which numbers a ReLU or a float ``Clip`` keeps values, or None for another node."""
+    from onnx import numpy_helper
+
+    if node.op_type == "Relu":
+        return 0.0, np.inf
+    if node.op_type != "Clip" or len(node.input) < 2:
+        return None
+    limits = [-np.inf, np.inf]
+    for i, name in enumerate(node.input[1:3]):
+        if name and name not in values:
+            return None
+        if name:
+            limits[i] = float(numpy_helper.to_array(values[name]))
+    return limits[0], limits[1]
+
+
+def _readers(graph: Any) -> dict[str, list[Any]]:
+    readers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    return readers
+
+
+def _only_quantizer(graph: Any, readers: dict[str, list[Any]], name: str) -> Any:
+    """The ``QuantizeLinear`` that alone reads a tensor, or None."""
+    found = readers.get(name, [])
+    if len(found) != 1 or found[0].op_type != "QuantizeLinear":
+        return None
+    return None if name in {o.name for o in graph.output} else found[0]
+
+
+def _insert_behind(graph: Any, pairs: list[tuple[Any, Any]]) -> None:
+    """Inserts the second node of every pair right behind its first."""
+    behind = {before.output[0]: node for before, node in pairs}
+    nodes = []
+    for node in graph.node:
+        nodes.append(type(node).FromString(node.SerializeToString()))
+        if node.output[0] in behind:
+            nodes.append(behind[node.output[0]])
+    if pairs:
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+
+def fold_pads(model: Any) -> None:
+    """Zeros put around the input of a convolution become the convolution's own padding.
+
+    Only where every reader of the padded tensor is a convolution that takes it as its input, the
+    padding is constant zeros, and none of it is negative or beside a batch or channel axis.
+    """
+    from onnx import helper
+
+    graph = model.graph
+    values = {i.name: i for i in graph.initializer}
+    readers = _readers(graph)
+    results = {o.name for o in graph.output}
+    gone = []
+    for node in graph.node:
+        made = node.output[0]
+        ends = _zero_ends(node, values)
+        convolutions = readers.get(made, [])
+        if ends is None or made in results or not convolutions:
+            continue
+        if not all(_takes_pads(n, made) for n in convolutions):
+            continue
+        for conv in convolutions:
+            conv.input[0] = node.input[0]
+            own = next((a for a in conv.attribute if a.name == "pads"), None)
+            before = list(own.ints) if own is not None else [0] * len(ends)
+            if own is not None:
+                conv.attribute.remove(own)
+            total = [a + b for a, b in zip(before, ends, strict=True)]
+            conv.attribute.append(helper.make_attribute("pads", total))
+        gone.append(node)
+    for node in gone:
+        graph.node.remove(node)
+
+
+def _zero_ends(node: Any, values: dict[str, Any]) -> list[int] | None:
+    """How many zeros a ``Pad`` puts at both ends of the spatial axes, or None for any other."""
+    from onnx import numpy_helper
+
+    if node.op_type != "Pad" or len(node.input) > 3 or node.input[1] not in values:
+        return None
+    mode = next((a.s for a in node.attribute if a.name == "mode"), b"constant")
+    if mode != b"constant":
+        return None
+    if len(node.input) == 3 and node.input[2]:
+        value = values.get(node.input[2])
+        if value is None or numpy_helper.to_array(value).any():
+            return None
+    ends = [int(n) for n in numpy_helper.to_array(values[node.input[1]])]
+    rank = len(ends) // 2
+    beside = (*ends[:2], *ends[rank : rank + 2])
+    if min(ends) < 0 or any(beside):
+        return None
+    return [*ends[2:rank], *ends[rank + 2 :]]
+
+
+def _takes_pads(node: Any, name: str) -> bool:
+    automatic = next((a.s for a in node.attribute if a.name == "auto_pad"), b"NOTSET")
+    if node.op_type != "Conv" or automatic != b"NOTSET":
+        return False
+    return bool(node.input[0] == name and name not in list(node.input)[1:])
 
 
 def prune(model: Any) -> None:

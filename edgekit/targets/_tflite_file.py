@@ -109,6 +109,31 @@ def float_boundary(model: Any) -> None:
     graph.operators = [*before, *graph.operators, *after]
 
 
+def hard_swish_in_float(model: Any) -> None:
+    """Puts a ``DEQUANTIZE`` before and a ``QUANTIZE`` behind every int8 ``HARD_SWISH``, in place.
+
+    XNNPACK has that operator in float only: an int8 one cuts the graph in two, and runs in a kernel
+    that costs more than all the convolutions around it (MobileNetV3-Small: 7.6 ms with it, 0.9 ms
+    so). The answer is the plan's own, which the integer kernel's is not to the last step.
+    """
+    api = schema()
+    graph = model.subgraphs[0]
+    operators = []
+    for op in graph.operators:
+        ends = [graph.tensors[op.inputs[0]], graph.tensors[op.outputs[0]]] if len(op.inputs) else []
+        integers = ends and all(t.type == api.TensorType.INT8 for t in ends)
+        if op_name(model, op) != "HARD_SWISH" or not integers:
+            operators.append(op)
+            continue
+        source, result = op.inputs[0], op.outputs[0]
+        op.inputs = [_add_float(graph, ends[0], b"_float")]
+        op.outputs = [_add_float(graph, ends[1], b"_float")]
+        operators.append(_operator(model, "DEQUANTIZE", [source], op.inputs))
+        operators.append(op)
+        operators.append(_operator(model, "QUANTIZE", op.outputs, [result]))
+    graph.operators = operators
+
+
 def rename_boundary(model: Any, inputs: list[str], outputs: list[str]) -> None:
     """Names the main subgraph's inputs and outputs, in the tensors and in its SignatureDef."""
     graph = model.subgraphs[0]

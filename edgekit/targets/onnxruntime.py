@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 OPSET = 21
 _U8_OFFSET = 128
 _FLOAT_FREE = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "NhwcMaxPool")
+_ANY_TYPE = (
+    *_FLOAT_FREE,
+    *("Slice", "Split", "Pad", "Clip", "Concat", "Gather", "Resize"),
+    *("DepthToSpace", "SpaceToDepth"),
+)
+"""Operators that compute in the type they are given."""
 
 
 class Onnxruntime:
@@ -54,7 +60,7 @@ class Onnxruntime:
         from edgekit.compress.render import render_program
         from edgekit.targets import _onnx_file
 
-        rendered = render_program(program, plan, "qdq-folded")
+        rendered = render_program(program, plan, "qdq-folded", bare_pads=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -75,6 +81,8 @@ class Onnxruntime:
             _onnx_file.unsigned_activations(model)
             _onnx_file.integer_biases(model)
             _onnx_file.global_pooling(model)
+            _onnx_file.fold_pads(model)
+            _onnx_file.integer_clamps(model)
         _onnx_file.prune(model)
         out.write_bytes(model.SerializeToString(deterministic=True))
         onnx.checker.check_model(str(out))
@@ -157,13 +165,17 @@ def _placement(optimized: Any, written: Any) -> Placement:
     starts = {i.name for i in optimized.input}
     boundary = float_ops = 0
     first: str | None = None
+    integers: set[str] = set()
     for node in optimized.node:
+        integer = "QLinear" in node.op_type or node.op_type in ("QuantizeLinear", "QGemm")
+        if integer or (node.op_type in _ANY_TYPE and node.input[0] in integers):
+            integers.update(node.output)
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             boundary += bool(starts & set(node.input)) or bool(results & set(node.output))
             continue
         if "QLinear" in node.op_type or node.op_type in ("QGemm", "MatMulIntegerToFloat"):
             continue
-        if node.op_type in _FLOAT_FREE:
+        if node.op_type in _FLOAT_FREE or node.output[0] in integers:
             continue
         float_ops += 1
         first = first or f"{node.op_type} computes in float ({node.name or node.output[0]})"

@@ -48,10 +48,13 @@ class Openvino:
         """See `edgekit.targets.Target.convert`."""
         import openvino
 
-        from edgekit.compress.render import render_program
+        from edgekit.compress.render import GATES, render_program, without_convolutions
 
+        # The plug-in fuses a SiLU with the layer before it, if nothing is rounded within.
+        plan = without_convolutions(program, plan, [GATES])
         try:
-            model = openvino.convert_model(render_program(program, plan, "qdq"))
+            rendered = render_program(program, plan, "qdq", bare_pads=True, bare_moves=True)
+            model = openvino.convert_model(rendered)
         except Exception as error:
             raise converter_error("openvino", error) from error
         _keep_ranges_per_tensor(model)
@@ -103,15 +106,21 @@ class Openvino:
         )
 
     def absorbed(self, path: Path) -> list[int]:
-        """Ordinals of convolutions whose rounding this processor's kernels fuse away."""
+        """Ordinals of convolutions whose rounding this processor's kernels fuse away.
+
+        `edgekit.compress.render.GATES` among them says that SiLUs are computed in one piece.
+        """
         import openvino
 
+        from edgekit.compress.render import GATES
         from edgekit.targets._openvino_sums import absorbed_convolutions
 
-        compiled = openvino.Core().compile_model(
+        core = openvino.Core()
+        compiled = core.compile_model(
             str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         )
-        return absorbed_convolutions(compiled)
+        whole = any(n.get_type_name() == "Swish" for n in core.read_model(str(path)).get_ops())
+        return [*absorbed_convolutions(compiled), *([GATES] if whole else [])]
 
     def stored(self, path: Path) -> list[Stored]:
         """``FakeQuantize`` ranges as scales, and compressed weights with their integers."""

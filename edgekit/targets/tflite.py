@@ -51,8 +51,9 @@ class Tflite:
 
         from edgekit.compress.graph import example_args
         from edgekit.compress.render import render
-        from edgekit.targets import _tflite_file
+        from edgekit.targets import _tflite_file, _tflite_graph
 
+        _tflite_graph.keep_pads_channels_last()
         module = _without_mode_switch(render(program, plan, "qdq"))
         options: dict[str, Any] = {}
         if plan.edges:
@@ -67,6 +68,7 @@ class Tflite:
             except Exception as error:
                 raise converter_error("tflite", error) from error
         model = _tflite_file.read(out)
+        _tflite_file.hard_swish_in_float(model)
         _tflite_file.float_boundary(model)
         _tflite_file.rename_boundary(
             model, [t.name for t in signature.inputs], [t.name for t in signature.outputs]

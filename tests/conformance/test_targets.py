@@ -127,7 +127,7 @@ def test_placement_counts_bytes(converted: Any) -> None:
 def test_nothing_falls_back_to_float_where_every_runtime_has_integer_kernels(
     converted: Any,
 ) -> None:
-    """Not in MobileNetV3 (hard-sigmoid) and DistilBERT (layer norm and more)."""
+    """Not in MobileNetV3 (hard-swish) and DistilBERT (layer norm and more)."""
     if converted.scheme != "w8a8" or converted.prepared.name not in ALL_INTEGER:
         return
     placement = converted.placement

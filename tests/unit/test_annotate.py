@@ -56,8 +56,10 @@ def reach(plan: QuantPlan, node: str) -> tuple[float, float]:
         (torch.relu, "relu"),
         (nn.functional.relu6, "hardtanh"),
         (lambda x: nn.functional.hardtanh(x, -1.0, 1.0), "hardtanh"),
+        (lambda x: x.clamp(0.0, 3.0), "hardtanh"),
+        (nn.functional.hardsigmoid, "hardtanh"),
     ],
-    ids=["relu", "relu6", "clamp-to-one"],
+    ids=["relu", "relu6", "clamp-to-one", "clamp-from-zero", "hard-sigmoid"],
 )
 def test_a_fused_activation_is_quantized_after_it_only(
     activation: Callable[[torch.Tensor], torch.Tensor], name: str
@@ -72,7 +74,7 @@ def test_an_activation_is_not_fused_where_its_input_is_used_elsewhere() -> None:
 
 
 def test_a_clamp_that_kernels_do_not_fuse_has_both_sides_quantized() -> None:
-    plan = plan_of(lambda m, x: m.b(nn.functional.hardtanh(m.a(x), 0.0, 3.0)))
+    plan = plan_of(lambda m, x: m.b(nn.functional.hardtanh(m.a(x), -0.5, 3.0)))
     assert nodes(plan) == ["x", "conv2d", "hardtanh", "conv2d_1"]
 
 
@@ -84,7 +86,8 @@ def test_the_range_before_hardswish_is_cut_where_it_is_flat() -> None:
 
 
 def test_the_range_before_hardsigmoid_is_cut_on_both_sides() -> None:
-    plan = plan_of(lambda m, x: m.b(nn.functional.hardsigmoid(m.a(x))), scale=20.0)
+    # A weight that is used twice can't take the hard-sigmoid's factor.
+    plan = plan_of(lambda m, x: m.a(nn.functional.hardsigmoid(m.a(x))), scale=20.0)
     low, high = reach(plan, "conv2d")
     assert -3.1 <= low <= -2.9 and 2.9 <= high <= 3.1
 
@@ -179,6 +182,25 @@ def test_a_mean_has_a_scale_of_its_own() -> None:
 def test_data_movement_between_float_operators_stays_in_float() -> None:
     plan = plan_of(lambda m, x: m.a(x).sigmoid().permute(0, 2, 3, 1).exp())
     assert nodes(plan) == ["x", "conv2d"]
+    assert reasons(plan)["sigmoid"] == "nothing behind it takes integers"
+
+
+@pytest.mark.parametrize("gate", [nn.functional.gelu, torch.sigmoid])
+def test_a_curve_between_integers_takes_and_gives_them(
+    gate: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    plan = plan_of(lambda m, x: gate(m.a(x)) * m.b(x))
+    name = getattr(gate, "__name__", "")
+    assert nodes(plan) == ["x", "conv2d", name, "conv2d_1", "mul"]
+    if gate is torch.sigmoid:
+        edge = plan.activations()[name]
+        assert (edge.scale, edge.zero_point) == ((1 / 256,), (-128,)), "LiteRT allows no other"
+
+
+def test_silu_is_a_product_with_a_sigmoid() -> None:
+    plan = plan_of(lambda m, x: m.b(nn.functional.silu(m.a(x))))
+    assert nodes(plan) == ["x", "conv2d", "sigmoid", "mul", "conv2d_1"]
+    assert plan.activations()["sigmoid"].scale == (1 / 256,)
 
 
 def reasons(plan: QuantPlan) -> dict[str, str]:
@@ -189,12 +211,12 @@ def reasons(plan: QuantPlan) -> dict[str, str]:
 def test_what_stays_in_float_says_why() -> None:
     def wire(m: Graph, x: torch.Tensor) -> torch.Tensor:
         y = m.norm(m.a(x).permute(0, 2, 3, 1))
-        z = m.linear(nn.functional.gelu(y) + 1.0)
+        z = m.linear(nn.functional.elu(y) + 1.0)
         return torch.cat([z, z.exp()], -1)
 
     kept = reasons(plan_of(wire))
     assert kept["layer_norm"] == "no integer form of aten.layer_norm.default in the rules"
-    assert "aten.gelu" in kept["gelu"] and "aten.exp" in kept["exp"]
+    assert "aten.elu" in kept["elu"] and "aten.exp" in kept["exp"]
     assert kept["add"] == "one operand is a plain number"
     assert kept["cat"] == "one of its inputs stays in float"
     assert "linear" not in kept and "conv2d" not in kept

@@ -165,7 +165,8 @@ def test_biases_are_rounded_unless_asked_not_to(
     assert len(biases) == 7, "the shared layer has two"
     for name, edge in biases.items():
         steps = rounded[name].double().numpy() / np.array(edge.scale)
-        assert np.abs(steps - np.rint(steps)).max() < 0.01
+        # Within float32's own rounding of a large integer.
+        assert (np.abs(steps - np.rint(steps)) < 0.01 + np.abs(steps) * 2.0**-23).all()
         assert torch.equal(kept[name], original[name])
 
 
