@@ -32,6 +32,14 @@ SCHEMES: Final = {
 }
 """Quantization schemes: ``w<bits>`` weights, ``a<bits>`` activations, ``-dyn`` dynamic ranges."""
 
+METHODS: Final = {
+    "equalization": "scale channels between layers so that they fill their ranges",
+    "mse-ranges": "ranges of activations by squared error, not by the largest value seen",
+    "bias-correction": "let biases make up for mean errors",
+    "rounding": "round the weights of a layer together, not each by itself",
+}
+"""Methods of the plan maker, each of which can be left out."""
+
 SCHEME_ALIASES: Final = {"int8": "w8a8", "float": "fp32", "float32": "fp32", "float16": "fp16"}
 
 EXTRAS: Final = (

@@ -15,7 +15,7 @@ from edgekit.cli import _output
 from edgekit.cli._libraries import subdued
 from edgekit.cli._output import emit, json_option, note, table, verbosity_options
 from edgekit.errors import UsageError
-from edgekit.names import ENGINES, TARGETS, unknown
+from edgekit.names import ENGINES, METHODS, TARGETS, unknown
 
 if TYPE_CHECKING:
     from edgekit.device import Job
@@ -58,6 +58,13 @@ __all__ = ["command"]
     metavar="ID",
     help="Let a vendor's quantizer make the int8 artifacts, in place of edgekit's own: "
     f"{', '.join(ENGINES)}.",
+)
+@click.option(
+    "--without",
+    multiple=True,
+    metavar="METHOD",
+    help=f"Leave a method of the quantizer out; may be repeated: {', '.join(METHODS)}. Without "
+    "rounding, which takes most of the time, a plan is made in seconds.",
 )
 @click.option("--eval", "evaluation", metavar="DATA", help="Labelled data that accuracy is from.")
 @click.option(
@@ -126,6 +133,7 @@ def command(
     schemes: tuple[str, ...],
     calib: str | None,
     engine: str | None,
+    without: tuple[str, ...],
     evaluation: str | None,
     weights: Path | None,
     max_drop: float | None,
@@ -171,6 +179,11 @@ def command(
         raise UsageError("--max-drop is no number")
     if engine is not None and engine not in ENGINES:
         raise UsageError(unknown("engine", engine, ENGINES))
+    for method in without:
+        if method not in METHODS:
+            raise UsageError(unknown("method", method, METHODS))
+    if engine is not None and without:
+        raise UsageError("--without is for edgekit's own quantizer, not for an --engine")
     devices = devices or ("host",)
     # Before the model is opened, which may take long: most mistakes are in these names.
     jobs = plan_targets([load_device(d) for d in devices], targets, schemes)
@@ -188,6 +201,7 @@ def command(
         schemes=schemes,
         calib=calib,
         engine=engine,
+        without=without,
         evaluation=evaluation,
         out=out,
         name=name,

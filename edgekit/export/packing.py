@@ -13,8 +13,10 @@ from edgekit import engines
 from edgekit.data import Samples
 from edgekit.export import stages
 from edgekit.export.document import Row, requirements
+from edgekit.export.keys import versions
+from edgekit.export.planning import Planned
 from edgekit.export.request import ExportRequest
-from edgekit.export.stages import Planned, Referenced
+from edgekit.export.stages import Referenced
 from edgekit.model import Model
 from edgekit.pack import BundleContent, PackedArtifact, pack
 from edgekit.runtime.golden import pack_golden
@@ -189,9 +191,7 @@ def _lineage(
         "evaluation": about(evaluation),
         "programs": plans,
         "engine": None if engine is None else _engine(engine),
-        "tools": stages._versions(
-            "torch", "torchao", "litert-torch", "openvino", "onnx", "onnxruntime"
-        ),
+        "tools": versions("torch", "torchao", "litert-torch", "openvino", "onnx", "onnxruntime"),
         "parent": None,
     }
 

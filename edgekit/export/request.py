@@ -63,6 +63,7 @@ class ExportRequest:
         require_verified: gate: every artifact must have run in its real runtime.
         engine: a vendor's quantizer (`edgekit.engines`) that makes the quantized artifacts instead
             of edgekit's plan; they are then held against the float model.
+        without: methods of the plan maker to leave out (`edgekit.names.METHODS`).
         keep_going: a target that fails does not end the export.
         bench: whether latency and memory are measured.
         calib_limit: calibration samples at most.
@@ -82,6 +83,7 @@ class ExportRequest:
     max_float_ops: int | None = None
     require_verified: bool = False
     engine: str | None = None
+    without: tuple[str, ...] = ()
     keep_going: bool = False
     bench: bool = True
     calib_limit: int = CALIB_LIMIT

@@ -24,9 +24,11 @@ from edgekit.device import Job, plan_targets
 from edgekit.errors import EdgekitError, Locked, UnsupportedError, UsageError, WorkerCrashed
 from edgekit.export import stages
 from edgekit.export.document import Row, build, gates_of, judged
+from edgekit.export.keys import code, isa
 from edgekit.export.packing import pack_result
+from edgekit.export.planning import Planned, make_plan
 from edgekit.export.request import MIN_CALIB, ExportRequest
-from edgekit.export.stages import Planned, Proof, Referenced
+from edgekit.export.stages import Proof, Referenced
 from edgekit.metrics import top1, top1_correct
 from edgekit.model import Model
 from edgekit.pack import check_destination
@@ -119,7 +121,7 @@ def _export(
     schemes = list(dict.fromkeys([*(j.scheme for j in jobs), "fp32"]))
     # An engine needs no plan: what it makes is held against the float model.
     planned_for = schemes if request.engine is None else ["fp32"]
-    planned = stages.make_plan(model, calib, planned_for, store, listener)
+    planned = make_plan(model, calib, planned_for, store, listener, without=request.without)
     held = evaluation if evaluation is not None else calib
     reference = stages.refer(model, planned, held, planned_for, store, listener)
     with tempfile.TemporaryDirectory(prefix="edgekit-feeds-") as folder:
@@ -365,8 +367,8 @@ def _bench(
         threads=threads,
         runs=request.bench_runs,
         seconds=request.bench_seconds,
-        code=stages._code("bench", "runtime"),
-        isa=stages._isa(),
+        code=code("bench", "runtime"),
+        isa=isa(),
     )
 
     def fill(folder: Path) -> None:

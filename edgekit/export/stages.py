@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
-import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-import edgekit
 from edgekit import engines
 from edgekit.artifact import Artifact, Store, fingerprint, sha256_of
 from edgekit.data import Samples
 from edgekit.engines import Engine
 from edgekit.engines._task import TASK
 from edgekit.errors import BadData, EdgekitError, WorkerCrashed
+from edgekit.export.keys import code, isa, versions
+from edgekit.export.planning import Planned
 from edgekit.export.request import Listener
 from edgekit.model import Model
 from edgekit.parity import TOLERANCES, extreme_probes
@@ -38,33 +36,14 @@ FLOOR_SAMPLES = 128
 GOLDEN_SAMPLES = 8
 
 __all__ = [
-    "Planned",
     "Proof",
     "Referenced",
     "convert",
     "convert_by_engine",
     "load_arrays",
-    "make_plan",
     "prove",
     "refer",
 ]
-
-
-@dataclass(frozen=True)
-class Planned:
-    """The store entry of a plan: ``program.pt2`` and one ``plan-<scheme>.json`` per scheme."""
-
-    key: str
-    path: Path
-
-    @property
-    def program(self) -> Path:
-        """The canonical program."""
-        return self.path / "program.pt2"
-
-    def plan(self, scheme: str) -> Path:
-        """The plan of one scheme."""
-        return self.path / f"plan-{scheme}.json"
 
 
 @dataclass(frozen=True)
@@ -110,61 +89,6 @@ class Proof:
     path: Path
 
 
-def make_plan(
-    model: Model,
-    calib: Samples | None,
-    schemes: Sequence[str],
-    store: Store,
-    listener: Listener,
-) -> Planned:
-    """The canonical program and the plan of every scheme.
-
-    Raises:
-        BadData: a scheme needs calibration and there are no samples.
-        UnsupportedError: the model can't be exported, or has nothing to quantize.
-    """
-    key = fingerprint(
-        stage="plan",
-        model=model.digest(),
-        calib=None if calib is None else [calib.digest, len(calib)],
-        schemes=sorted(schemes),
-        code=_code("compress"),
-        versions=_versions("torch", "torchao"),
-    )
-
-    def fill(folder: Path) -> None:
-        import torch
-
-        from edgekit.compress.graph import canonical, program_digest, save_program
-        from edgekit.compress.plan import QuantPlan
-        from edgekit.compress.quantize import quantize
-
-        program = canonical(model.program())
-        save_program(program, folder / "program.pt2")
-        # Saving and loading must not change what the plan names.
-        program = torch.export.load(folder / "program.pt2")
-        for scheme in schemes:
-            if scheme == "fp32":
-                plan = QuantPlan("fp32", program_digest(program))
-            else:
-                if calib is None:
-                    raise BadData(
-                        f"scheme {scheme} needs calibration data",
-                        hint="give --calib DATA, or --scheme fp32",
-                    )
-                about = {"source": Path(calib.source).name, "digest": calib.digest}
-                with listener.progress("calibrating", len(calib)) as advance:
-                    plan = quantize(
-                        program,
-                        _tensors(calib, model.signature),
-                        calibration=about,
-                        progress=lambda _: advance(1),
-                    )
-            (folder / f"plan-{scheme}.json").write_text(json.dumps(plan.to_json()))
-
-    return Planned(key, store.make(key, fill, what="plan"))
-
-
 def refer(
     model: Model,
     planned: Planned,
@@ -179,9 +103,9 @@ def refer(
         plan=planned.key,
         samples=None if samples is None else [samples.digest, len(samples)],
         schemes=sorted(schemes),
-        code=_code("compress", "parity", "verify.py"),
-        versions=_versions("torch", "numpy"),
-        isa=_isa(),
+        code=code("compress", "parity", "verify.py"),
+        versions=versions("torch", "numpy"),
+        isa=isa(),
     )
     n = GOLDEN_SAMPLES if samples is None else len(samples)
 
@@ -193,7 +117,6 @@ def refer(
         from edgekit.compress.render import render
         from edgekit.verify import output_steps, rounding_floor
 
-        program = torch.export.load(planned.program)
         feeds, _ = gather(model, samples)
         names = [s.name for s in model.signature.inputs]
         outs = [s.name for s in model.signature.outputs]
@@ -201,6 +124,7 @@ def refer(
         total = len(feeds[names[0]])
         for scheme in dict.fromkeys(["fp32", *schemes]):
             file = planned.plan(scheme)
+            program = torch.export.load(planned.program(scheme))
             plan = (
                 QuantPlan.from_json(json.loads(file.read_text()))
                 if file.exists()
@@ -325,11 +249,11 @@ def convert_by_engine(
         program=planned.key,
         calib=[calib.digest, len(calib)],
         signature=signature.to_json(),
-        code=_code("compress", "engines", "targets"),
+        code=code("compress", "engines", "targets"),
         versions={
             **installed(made),
             **engines.installed(engine),
-            **_versions("torch", "torchao", "edgekit"),
+            **versions("torch", "torchao", "edgekit"),
         },
     )
     if store.get(key) is None:
@@ -347,7 +271,7 @@ def convert_by_engine(
                 "op": TASK,
                 "engine": engine.id,
                 "settings": dict(engine.defaults),
-                "program": str(planned.program),
+                "program": str(planned.program("fp32")),
                 "calib": str(feeds),
                 "signature": signature.to_json(),
                 "out": str(out),
@@ -397,9 +321,9 @@ def prove(
         stage="verify",
         artifact=artifact.digest,
         reference=reference.key,
-        code=_code("parity", "verify.py", "layerwise.py", "runtime"),
-        versions={**installed(find(target)), **_versions("numpy")},
-        isa=_isa(),
+        code=code("parity", "verify.py", "layerwise.py", "runtime"),
+        versions={**installed(find(target)), **versions("numpy")},
+        isa=isa(),
     )
 
     def fill(folder: Path) -> None:
@@ -452,7 +376,7 @@ def _judge(
     if not planned.plan(scheme).exists():
         _judge_without_plan(folder, result, artifact, reference, model, feeds_file)
         return
-    program = torch.export.load(planned.program)
+    program = torch.export.load(planned.program(scheme))
     plan = QuantPlan.from_json(json.loads(planned.plan(scheme).read_text()))
     facts = reference.facts()[scheme]
     feeds = load_arrays(feeds_file)
@@ -554,7 +478,7 @@ def _run_conversions(
         tasks.append(
             {
                 "op": "convert",
-                "program": str(planned.program),
+                "program": str(planned.program(scheme)),
                 "plan": str(planned.plan(scheme)),
                 "signature": signature.to_json(),
                 "out": str(out),
@@ -590,8 +514,8 @@ def _convert_key(
         plan=sha256_of(planned.plan(scheme)),
         program=planned.key,
         signature=signature.to_json(),
-        code=_code("compress", "targets"),
-        versions={**installed(made), **_versions("torch", "torchao", "edgekit")},
+        code=code("compress", "targets"),
+        versions={**installed(made), **versions("torch", "torchao", "edgekit")},
     )
 
 
@@ -608,14 +532,6 @@ def _artifact(entry: Path, made: Target, scheme: str) -> Artifact:
 def _copy(source: Path, folder: Path) -> None:
     for file in source.iterdir():
         shutil.copyfile(file, folder / file.name)
-
-
-def _tensors(calib: Samples, signature: Signature) -> Any:
-    import torch
-
-    for i in range(len(calib)):
-        feed = calib.feed(i)
-        yield tuple(torch.from_numpy(np.ascontiguousarray(feed[s.name])) for s in signature.inputs)
 
 
 def _probes(model: Model, ranges: Mapping[str, tuple[float, float]] | None) -> list[Arrays]:
@@ -636,34 +552,3 @@ def _digest_of(program: Any) -> str:
     from edgekit.compress.graph import program_digest
 
     return program_digest(program)
-
-
-def _versions(*names: str) -> dict[str, str]:
-    found = {}
-    for name in names:
-        if name == "edgekit":
-            found[name] = edgekit.__version__
-            continue
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found
-
-
-def _code(*parts: str) -> str:
-    """sha256 of our own source that a stage's result depends on."""
-    root = Path(edgekit.__file__).parent
-    sha = hashlib.sha256()
-    for part in parts:
-        place = root / part
-        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-            sha.update(file.read_bytes())
-    return sha.hexdigest()
-
-
-def _isa() -> list[str]:
-    from edgekit.bench.facts import host_facts
-
-    facts = host_facts()
-    return [platform.machine(), *facts["isa"]]

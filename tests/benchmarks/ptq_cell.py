@@ -71,11 +71,12 @@ def plan(request: dict[str, Any]) -> dict[str, Any]:
 def edgekit_plan(program: Any, feeds: Iterator[Any]) -> tuple[Any, Any]:
     """The one place where edgekit's own quantizer is called: the program to render, and the plan.
 
-    As `edgekit.export.stages.make_plan` calls it.
+    As `edgekit.export.planning.make_plan` calls it.
     """
-    from edgekit.compress.quantize import quantize
+    from edgekit.compress.ptq import post_training
 
-    return program, quantize(program, feeds)
+    made = post_training(program, feeds)
+    return made.program, made.plan
 
 
 def artifact(request: dict[str, Any]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from edgekit.compress.taps import Tapped, tap
 from edgekit.data.samples import ArraySamples
 from edgekit.errors import EdgekitError
 from edgekit.export import stages
+from edgekit.export.planning import make_plan
 from edgekit.export.request import Silent
 from edgekit.parity import TOLERANCES, check_repeatable, extreme_probes
 from edgekit.runtime.session import open_session
@@ -527,7 +528,7 @@ def test_an_export_fails_over_a_faulty_converter_and_says_where(
         ArraySamples(feeds, signature=model.signature)
         for feeds in (subject.calibration, subject.evaluation)
     )
-    planned = stages.make_plan(model, calib, ["w8a8"], store, silent)
+    planned = make_plan(model, calib, ["w8a8"], store, silent)
     reference = stages.refer(model, planned, samples, ["w8a8"], store, silent)
     feeds, _ = stages.gather(model, samples)
     np.savez(tmp_path / "feeds.npz", **feeds)
