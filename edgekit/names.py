@@ -34,6 +34,7 @@ SCHEMES: Final = {
 
 METHODS: Final = {
     "equalization": "scale channels between layers so that they fill their ranges",
+    "smoothing": "share the size of large features between inputs and weights of linear layers",
     "mse-ranges": "ranges of activations by squared error, not by the largest value seen",
     "bias-correction": "let biases make up for mean errors",
     "rounding": "round the weights of a layer together, not each by itself",

@@ -11,7 +11,7 @@ from edgekit.compress._nodes import aten
 from edgekit.compress.plan import Edge
 
 CONVERTERS_CLAMPS = ((0.0, 6.0), (-1.0, 1.0))
-_MOVES = (
+MOVES = (
     aten.view.default,
     aten.reshape.default,
     aten.flatten.using_ints,
@@ -49,7 +49,7 @@ def idle_moves(module: fx.GraphModule, edges: Mapping[str, Edge]) -> set[fx.Node
     """Data movement whose result has the scale of its source: quantizing it again does nothing."""
     found = set()
     for node in module.graph.nodes:
-        if node.target not in _MOVES:
+        if node.target not in MOVES:
             continue
         edge, source = edges.get(node.name), edges.get(node.args[0].name)
         if edge is None or source is None:

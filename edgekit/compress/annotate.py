@@ -197,7 +197,9 @@ class Placement(Quantizer):  # type: ignore[misc]
             self.kept_float.append((node.name, "one operand is a plain number"))
         elif not all(self._gives_quantized(n) for n in inputs):
             self.kept_float.append((node.name, "one of its inputs stays in float"))
-        elif node.target in _CURVES and not self._used_quantized(node, result=False):
+        elif (binary and not self._used_quantized(node)) or (
+            node.target in _CURVES and not self._used_quantized(node, result=False)
+        ):
             self.kept_float.append((node.name, "nothing behind it takes integers"))
         else:
             self._mark(node, {n: ACTIVATION for n in inputs})
@@ -256,15 +258,22 @@ class Placement(Quantizer):  # type: ignore[misc]
         ``result`` says whether being a result of the model counts as such.
         """
         for user in node.users:
-            if user.target in COMPUTE or user.target in _ELEMENTWISE:
+            if user.target in COMPUTE or user.target is aten.cat.default:
                 return True
-            if user.target is aten.cat.default:
+            if user.target in _ELEMENTWISE and self._may_take_integers(user):
                 return True
             if user.target in _PASS_THROUGH and self._used_quantized(user, result=result):
                 return True
             if user.op == "output" and result:
                 return True
         return False
+
+    def _may_take_integers(self, node: fx.Node) -> bool:
+        """Whether an element-wise operator can be quantized, and is worth it."""
+        if node.target in (aten.add.Tensor, aten.mul.Tensor):
+            operands = [a for a in node.args[:2] if isinstance(a, fx.Node) and a.op != "get_attr"]
+            return len(operands) == 2 and self._used_quantized(node)
+        return node.target not in _CURVES or self._used_quantized(node, result=False)
 
 
 def _is_float(node: fx.Node) -> bool:

@@ -18,6 +18,7 @@ from edgekit.compress.graph import compute_nodes, graph_module
 from edgekit.compress.plan import QuantPlan
 from edgekit.compress.quantize import Ranges, quantize
 from edgekit.compress.reconstruct import reconstruct
+from edgekit.compress.smooth import smooth
 from edgekit.compress.streams import peak_bytes
 from edgekit.errors import BadData
 
@@ -36,12 +37,14 @@ class Methods:
 
     Attributes:
         equalization: scale channels between layers so that they fill their ranges.
+        smoothing: share the size of large features between linear layers' inputs and weights.
         ranges: of activations, ``minmax`` or ``mse``.
         bias_correction: let biases make up for mean errors.
         rounding: round weights together, not each by itself; most of the time goes here.
     """
 
     equalization: bool = True
+    smoothing: bool = True
     ranges: Ranges = "mse"
     bias_correction: bool = True
     rounding: bool = True
@@ -51,7 +54,9 @@ class Methods:
         return dataclasses.asdict(self)
 
 
-PLAIN = Methods(equalization=False, ranges="minmax", bias_correction=False, rounding=False)
+PLAIN = Methods(
+    equalization=False, smoothing=False, ranges="minmax", bias_correction=False, rounding=False
+)
 """Static calibration and nothing else."""
 
 
@@ -100,6 +105,11 @@ def post_training(
         tell("equalizing", 0, 1)
         program = equalize(program, few)
         tell("equalizing", 1, 1)
+    if methods.smoothing:
+        tell("smoothing", 0, 1)
+        program = smooth(program, few)
+        tell("smoothing", 1, 1)
+        module = graph_module(program)
     plan = quantize(
         program,
         samples,

@@ -50,8 +50,9 @@ def quantize(
         feeds: calibration inputs, one tuple of tensors per sample, batch of 1.
         calibration: where the samples came from, kept in the plan.
         ranges: of activations: all that calibration saw (``minmax``), or what quantizes the values
-            seen with the least squared error (``mse``). A model's inputs and outputs keep theirs
-            whole: pictures saturate, and the largest logit is the answer.
+            seen with the least squared error (``mse``). That is for pictures' tensors; a model's
+            inputs and outputs keep their range whole, as pictures saturate and the largest logit is
+            the answer.
         progress: called with the number of samples seen so far.
 
     Raises:
@@ -186,7 +187,7 @@ def _activation_edge(node: fx.Node, observer: Any, members: list[fx.Node], range
             low = max(low, flat_low)
         if flat_high is not None and low < flat_high:
             high = min(high, flat_high)
-    if ranges == "mse" and not any(map(_is_boundary, members)):
+    if ranges == "mse" and all(_may_be_cut(m) for m in members):
         low, high = least_error_range(observer.values(), low, high)
     if any(m.target in PROBABILITIES for m in members) and low >= 0 and high <= 1:
         low, high = 0.0, 255 / 256
@@ -205,8 +206,14 @@ def _activation_edge(node: fx.Node, observer: Any, members: list[fx.Node], range
     )
 
 
-def _is_boundary(node: fx.Node) -> bool:
-    return node.op == "placeholder" or any(user.op == "output" for user in node.users)
+def _may_be_cut(node: fx.Node) -> bool:
+    """Whether the largest values of a tensor may be given up for finer steps.
+
+    Not a model's input or output, nor what comes as rows (tokens): one row's outlier may be all of
+    what the norm after it keeps of that row.
+    """
+    boundary = node.op == "placeholder" or any(user.op == "output" for user in node.users)
+    return not boundary and len(node.meta["val"].shape) == 4
 
 
 def affine_int8(low: float, high: float) -> tuple[float, int]:

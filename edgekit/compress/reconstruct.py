@@ -31,6 +31,7 @@ from edgekit.compress.graph import (
     with_constants,
 )
 from edgekit.compress.plan import Edge, QuantPlan
+from edgekit.compress.render import GATES, RESULTS, without_convolutions
 from edgekit.compress.rounding import Moments, round_layer
 from edgekit.compress.streams import Streams
 
@@ -66,7 +67,9 @@ def reconstruct(
     """
     module = graph_module(program)
     constants = plan.constants()
-    streams = Streams(module, plan.activations(), feeds)
+    # What some runtimes don't round must not be made up for: the others would suffer.
+    rounded = without_convolutions(program, plan, [GATES, RESULTS])
+    streams = Streams(module, rounded.activations(), feeds)
     changed: dict[str, torch.Tensor] = {}
     scales: dict[str, torch.Tensor] = {}
     uses = _uses(module)
@@ -175,13 +178,14 @@ def _moments(
     spread = None
     if limits is not None and layer.bias is not None:
         spread = layer.bias.double().reshape(weight.shape[0], 1, 1)
+    linear = layer.node.target in LINEARS
     for i in range(streams.count):
         state = generator.get_state()
         x, y = streams.inputs(source, i)
         x_rows = _matrix(layer.node, x, layer.weight.shape, rows, generator)
         generator.set_state(state)
         y_rows = _matrix(layer.node, y, layer.weight.shape, rows, generator)
-        share = None
+        share = _row_share(x_rows @ weight.transpose(1, 2)) if x.dim() > 2 and linear else None
         if limits is not None:
             before = x_rows @ weight.transpose(1, 2) + (0.0 if spread is None else spread.float())
             share = _kept_share(before, limits)
@@ -269,6 +273,15 @@ def _kept_share(values: torch.Tensor, limits: tuple[float, float]) -> torch.Tens
     return torch.where((values > low - margin) & (values < high + margin), 1.0, _IDLE)
 
 
+def _row_share(values: torch.Tensor) -> torch.Tensor:
+    """Weights [.., rows, 1] that let rows count alike, however large the values in them.
+
+    Rows are tokens, and a norm comes after: one of them may hold values a hundred times as large.
+    """
+    size = values.square().mean(-1, keepdim=True)
+    return 1 / (size / size.median().clamp_min(1e-12) + 0.1)
+
+
 def _correct_bias(
     layer: _Layer,
     streams: Streams,
@@ -283,7 +296,12 @@ def _correct_bias(
     for exact, rounded in zip(*made, strict=True):
         a = exact.float().movedim(axis, 0).flatten(1)
         b = rounded.float().movedim(axis, 0).flatten(1)
-        share = torch.ones_like(a) if limits is None else _kept_share(a, limits)
+        if limits is not None:
+            share = _kept_share(a, limits)
+        elif axis == -1 and exact.dim() > 2:
+            share = _row_share(exact.float()).flatten()[None].expand_as(a)
+        else:
+            share = torch.ones_like(a)
         total = total + ((a - b) * share).sum(1).double()
         weight = weight + share.sum(1).double()
     shift = (total / weight).float()

@@ -370,7 +370,7 @@ def _judge(
     from edgekit import verify
     from edgekit.compress.evaluate import evaluate
     from edgekit.compress.plan import QuantPlan
-    from edgekit.compress.render import GATES, render, without_convolutions
+    from edgekit.compress.render import GATES, RESULTS, render, without_convolutions
 
     scheme = artifact.scheme
     if not planned.plan(scheme).exists():
@@ -382,16 +382,15 @@ def _judge(
     feeds = load_arrays(feeds_file)
     outputs = load_arrays(reference.path / f"outputs-{scheme}.npz")
     against = "plan"
-    carried = without_convolutions(program, plan, [GATES]) if GATES in absorbed else plan
-    if absorbed and plan.edges:
+    computed = without_convolutions(program, plan, absorbed)
+    unstored = [i for i in absorbed if i in (GATES, RESULTS)]
+    carried = without_convolutions(program, plan, unstored)
+    if len(computed.edges) < len(plan.edges):
         # The runtime's kernels round less often than the plan: so must what they are held against.
         inputs = [s.name for s in model.signature.inputs]
-        module = render(program, without_convolutions(program, plan, absorbed), "fake")
+        module = render(program, computed, "fake")
         outputs = evaluate(module, feeds, inputs, [s.name for s in model.signature.outputs])
-        sums = sum(i != GATES for i in absorbed)
-        left_out = [f"{sums} convolutions that are added at once"] if sums else []
-        left_out += ["what is inside of SiLUs"] if GATES in absorbed else []
-        against = f"plan, without the rounding of {' and of '.join(left_out)}"
+        against = f"plan, without the rounding of {_left_out(program, plan, absorbed)}"
     held = verify.Reference(
         scheme=scheme,
         feeds=feeds,
@@ -415,6 +414,24 @@ def _judge(
     )
     verdict = verify.look_closer(verdict, target, program, plan, model.signature, feeds)
     _save(folder, verdict, artifact)
+
+
+def _left_out(program: Any, plan: Any, absorbed: Sequence[int]) -> str:
+    """What a runtime does not round, in words."""
+    from edgekit.compress.render import GATES, RESULTS, without_convolutions
+
+    def fewer(ordinals: Sequence[int]) -> int:
+        return len(plan.edges) - len(without_convolutions(program, plan, ordinals).edges)
+
+    sums = [i for i in absorbed if i not in (GATES, RESULTS)]
+    parts = [
+        f"{fewer(sums)} convolutions that are added at once" if sums else "",
+        "what is inside of SiLUs" if GATES in absorbed and fewer([GATES]) else "",
+        "linear layers that floating point follows" if RESULTS in absorbed else "",
+    ]
+    if RESULTS in absorbed and not fewer([RESULTS]):
+        parts.pop()
+    return " and of ".join(p for p in parts if p)
 
 
 def _judge_without_plan(

@@ -57,9 +57,11 @@ class Onnxruntime:
         import onnx
         import torch
 
-        from edgekit.compress.render import render_program
+        from edgekit.compress.render import RESULTS, render_program, without_convolutions
         from edgekit.targets import _onnx_file
 
+        # Integer matrix products give float where float is read (MatMulIntegerToFloat).
+        plan = without_convolutions(program, plan, [RESULTS])
         rendered = render_program(program, plan, "qdq-folded", bare_pads=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -101,6 +103,12 @@ class Onnxruntime:
             onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             graph = onnx.load(str(optimized)).graph
         return _placement(graph, onnx.load(str(path)).graph)
+
+    def absorbed(self, path: Path) -> list[int]:
+        """Linear layers give float where float is read."""
+        from edgekit.compress.render import RESULTS
+
+        return [RESULTS]
 
     def stored(self, path: Path) -> list[Stored]:
         """Scales and zero points of every quantize and dequantize operator.

@@ -48,10 +48,11 @@ class Openvino:
         """See `edgekit.targets.Target.convert`."""
         import openvino
 
-        from edgekit.compress.render import GATES, render_program, without_convolutions
+        from edgekit.compress.render import GATES, RESULTS, render_program, without_convolutions
 
-        # The plug-in fuses a SiLU with the layer before it, if nothing is rounded within.
-        plan = without_convolutions(program, plan, [GATES])
+        # The plug-in fuses a SiLU with the layer before it, if nothing is rounded within, and its
+        # matrix products give float where float is read.
+        plan = without_convolutions(program, plan, [GATES, RESULTS])
         try:
             rendered = render_program(program, plan, "qdq", bare_pads=True, bare_moves=True)
             model = openvino.convert_model(rendered)
@@ -108,11 +109,12 @@ class Openvino:
     def absorbed(self, path: Path) -> list[int]:
         """Ordinals of convolutions whose rounding this processor's kernels fuse away.
 
-        `edgekit.compress.render.GATES` among them says that SiLUs are computed in one piece.
+        `edgekit.compress.render.GATES` among them says that SiLUs are computed in one piece, and
+        `RESULTS` that linear layers give float where float is read.
         """
         import openvino
 
-        from edgekit.compress.render import GATES
+        from edgekit.compress.render import GATES, RESULTS
         from edgekit.targets._openvino_sums import absorbed_convolutions
 
         core = openvino.Core()
@@ -120,7 +122,7 @@ class Openvino:
             str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         )
         whole = any(n.get_type_name() == "Swish" for n in core.read_model(str(path)).get_ops())
-        return [*absorbed_convolutions(compiled), *([GATES] if whole else [])]
+        return [*absorbed_convolutions(compiled), *([GATES] if whole else []), RESULTS]
 
     def stored(self, path: Path) -> list[Stored]:
         """``FakeQuantize`` ranges as scales, and compressed weights with their integers."""
