@@ -68,6 +68,13 @@ def channel_axis(node: fx.Node) -> int:
     return 1 if node.target is aten.conv_transpose2d.input else 0
 
 
+def feature_axis(node: fx.Node) -> int:
+    """The channel axis of what a convolution or linear layer gives, counted from the end."""
+    if node.target in LINEARS:
+        return -1
+    return -2 if node.target is aten.conv1d.default else -3
+
+
 def groups(node: fx.Node) -> int:
     """The number of groups of a convolution; 1 for a linear layer."""
     if node.target not in CONVS or len(node.args) <= _GROUPS:

@@ -18,7 +18,7 @@ samples and 5 % of room, the float model itself fell to 18 dB.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,7 @@ from edgekit.compress.graph import (
     LINEARS,
     aten,
     channel_axis,
+    feature_axis,
     graph_module,
     groups,
     tensor_of,
@@ -73,7 +74,7 @@ def find_pairs(module: fx.GraphModule) -> list[Pair]:
             value = after
         second = _only_user(value)
         while second is not None and second.target is aten.constant_pad_nd.default:
-            second = _only_user(second) if not any(second.args[2:]) else None
+            second = _only_user(second) if _pads_around(second, feature_axis(first)) else None
         if second is None or not _has_own_constants(module, second):
             continue
         if (second.target in LINEARS) != (first.target in LINEARS):
@@ -103,7 +104,7 @@ def equalize(
     chosen = [
         p for p in find_pairs(module) if names is None or (p.first.name, p.second.name) in names
     ]
-    reach = _channel_reach(module, [p.value for p in chosen], feeds)
+    reach = _channel_reach(module, {p.value: feature_axis(p.first) for p in chosen}, feeds)
     values: dict[str, torch.Tensor] = {}
 
     def current(node: object) -> torch.Tensor:
@@ -127,6 +128,8 @@ def equalize(
             if pair.depthwise
             else [1, -1] + [1] * (weight.dim() - 2)
         )
+        if pair.depthwise:  # it may have several outputs per channel
+            factor = factor.repeat_interleave(len(weight) // len(factor))
         values[str(pair.second.args[1].target)] = weight / factor.reshape(inputs)  # type: ignore[union-attr]
     return with_constants(program, {k: v.float() for k, v in values.items()})
 
@@ -150,11 +153,14 @@ def _factors(pair: Pair, reach: torch.Tensor, weight: torch.Tensor) -> torch.Ten
 
 def _channel_reach(
     module: fx.GraphModule,
-    nodes: Sequence[fx.Node],
+    axes: Mapping[fx.Node, int],
     feeds: Sequence[tuple[torch.Tensor, ...]],
 ) -> dict[fx.Node, torch.Tensor]:
-    """The largest absolute value of every channel [channels] that samples show, by node."""
-    reader = _Reader(module, nodes)
+    """The largest absolute value of every channel [channels] that samples show.
+
+    By node, as are the channel axes given.
+    """
+    reader = _Reader(module, axes)
     with torch.no_grad():
         for feed in feeds:
             reader.run(*feed)
@@ -162,20 +168,27 @@ def _channel_reach(
 
 
 class _Reader(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, nodes: Sequence[fx.Node]) -> None:
+    def __init__(self, module: fx.GraphModule, axes: Mapping[fx.Node, int]) -> None:
         super().__init__(module)
-        self.nodes = set(nodes)
+        self.axes = axes
         self.reach: dict[fx.Node, torch.Tensor] = {}
 
     def run_node(self, node: fx.Node) -> object:
         value = super().run_node(node)
-        if node in self.nodes:
+        if node in self.axes:
             assert isinstance(value, torch.Tensor)
-            axis = 1 if node.target not in LINEARS and value.dim() > 2 else -1
-            largest = value.abs().movedim(axis, 0).flatten(1).amax(1)
+            channels = value.abs().movedim(self.axes[node], 0)
+            largest = channels.reshape(len(channels), -1).amax(1)
             before = self.reach.get(node)
             self.reach[node] = largest if before is None else torch.maximum(before, largest)
         return value
+
+
+def _pads_around(pad: fx.Node, axis: int) -> bool:
+    """Whether padding puts zeros around channels and adds none to them; ``axis`` from the end."""
+    sides = pad.args[1]
+    assert isinstance(sides, list | tuple)
+    return not any(pad.args[2:]) and not any(sides[-2 * axis - 2 :])
 
 
 def _width(module: fx.GraphModule, layer: fx.Node) -> int:

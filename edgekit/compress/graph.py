@@ -30,6 +30,7 @@ from edgekit.compress._nodes import (
     aten,
     channel_axis,
     compute_nodes,
+    feature_axis,
     groups,
     layer_of,
     set_tensor,
@@ -46,6 +47,7 @@ __all__ = [
     "channel_axis",
     "compute_nodes",
     "example_args",
+    "feature_axis",
     "graph_module",
     "groups",
     "layer_of",
@@ -141,6 +143,10 @@ def with_constants(
 ) -> torch.export.ExportedProgram:
     """A copy of ``program`` with other values for some parameters and buffers, by name."""
     new = copy.deepcopy(program)
+    # Copying renames inputs called like a builtin: `input`, as nn.Sequential has it.
+    for old, copied in zip(program.graph.nodes, new.graph.nodes, strict=True):
+        copied.name = old.name
+    new.graph_module.recompile()
     for name, value in values.items():
         held = new.state_dict.get(name)
         if held is None:

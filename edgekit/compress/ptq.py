@@ -118,7 +118,8 @@ def post_training(
         progress=lambda seen: tell("calibrating", seen, len(samples)),
     )
     if methods.rounding or methods.bias_correction:
-        layers = len(list(compute_nodes(module)))
+        quantized = plan.constants()
+        layers = sum(str(n.args[1]) in quantized for n in compute_nodes(module))
         done = 0
 
         def advance(count: int) -> None:

@@ -24,6 +24,7 @@ from edgekit.compress.graph import (
     LINEARS,
     aten,
     compute_nodes,
+    feature_axis,
     graph_module,
     groups,
     program_digest,
@@ -31,6 +32,7 @@ from edgekit.compress.graph import (
     with_constants,
 )
 from edgekit.compress.plan import Edge, QuantPlan
+from edgekit.compress.quantize import INT32_ROOM
 from edgekit.compress.render import GATES, RESULTS, without_convolutions
 from edgekit.compress.rounding import Moments, round_layer
 from edgekit.compress.streams import Streams
@@ -67,6 +69,7 @@ def reconstruct(
     """
     module = graph_module(program)
     constants = plan.constants()
+    activations = plan.activations()
     # What some runtimes don't round must not be made up for: the others would suffer.
     rounded = without_convolutions(program, plan, [GATES, RESULTS])
     streams = Streams(module, rounded.activations(), feeds)
@@ -79,8 +82,10 @@ def reconstruct(
             if layer is None:
                 streams.advance(node)
                 continue
+            corrects = bias and layer.bias_node is not None and uses[layer.bias_node] == 1
             if rounding and uses[layer.weight_node] == 1 and _has_moments(node):
-                _round(layer, streams, changed, scales, about_mean=bias)
+                step = activations[node.all_input_nodes[0].name].scale[0]
+                _round(layer, streams, step, changed, scales, about_mean=corrects)
             else:
                 edge = constants[layer.weight_node.name]
                 stored = edge.dequantize(edge.quantize(layer.weight.numpy()))
@@ -88,7 +93,7 @@ def reconstruct(
             streams.replace(layer.weight_node, changed[str(layer.weight_node.target)])
             made = streams.outputs(node)
             shift = None
-            if bias and layer.bias_node is not None and uses[layer.bias_node] == 1:
+            if corrects:
                 shift = _correct_bias(layer, streams, made, changed)
             streams.advance(node, made, shift=shift)
             if progress is not None:
@@ -143,6 +148,7 @@ def _has_moments(node: fx.Node) -> bool:
 def _round(
     layer: _Layer,
     streams: Streams,
+    step: float,
     changed: dict[str, torch.Tensor],
     scales: dict[str, torch.Tensor],
     *,
@@ -155,6 +161,9 @@ def _round(
     asked = torch.tensor(layer.edge.scale, dtype=torch.float64).reshape(parts, -1, 1)
     needed = weight.double().abs().amax(2, keepdim=True) / layer.edge.quant_max
     least = torch.where(asked > 1.01 * needed, asked, torch.zeros_like(asked))
+    if layer.bias is not None:  # narrower scales than the plan's may ask for it too
+        room = layer.bias.double().abs() / (step * INT32_ROOM)
+        least = torch.maximum(least, room.reshape(least.shape))
     least = torch.maximum(least, torch.full_like(least, float(np.finfo(np.float32).tiny)))
     found = round_layer(weight, least, fit, held_out, both, limit=layer.edge.quant_max)
     silent = needed[:, :, 0] == 0  # a channel without weights stays one
@@ -291,11 +300,11 @@ def _correct_bias(
     """Sets the new bias; gives what it adds, shaped for the layer's output."""
     assert layer.bias is not None and layer.bias_node is not None
     limits = _kept_range(layer.node)
-    axis = 1 if layer.node.target in CONVS else -1
+    axis = feature_axis(layer.node)
     total = weight = torch.zeros(())
     for exact, rounded in zip(*made, strict=True):
-        a = exact.float().movedim(axis, 0).flatten(1)
-        b = rounded.float().movedim(axis, 0).flatten(1)
+        a = exact.float().movedim(axis, 0).reshape(len(layer.bias), -1)
+        b = rounded.float().movedim(axis, 0).reshape(len(layer.bias), -1)
         if limits is not None:
             share = _kept_share(a, limits)
         elif axis == -1 and exact.dim() > 2:
@@ -322,8 +331,10 @@ def _matrix(
         if len(flat) > rows:
             flat = flat[torch.randperm(len(flat), generator=generator)[:rows]]
         return flat[None]
-    if x.dim() == 3:  # one spatial axis: a picture of one row
-        return _windows(_two_axes(node), x[:, :, None], (1, *shape[2:]), rows, generator)
+    if node.target is aten.conv1d.default:  # a picture of one row
+        x = x.reshape(-1, x.shape[-2], 1, x.shape[-1])
+        return _windows(_two_axes(node), x, (1, *shape[2:]), rows, generator)
+    x = x.reshape(-1, *x.shape[-3:])
     return _windows(_attributes(node), x, tuple(shape[2:]), rows, generator)
 
 

@@ -2,7 +2,8 @@
 
 Layer-by-layer methods need what a layer gets in the float model and what it gets behind layers
 that are quantized already. Both runs advance together, and a value is dropped after its last use.
-Float values are kept in half precision, quantized ones as the integers that they are.
+Float values are kept in half precision, quantized ones as the integers that they are, and inputs
+as they were given.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from edgekit.compress.plan import Edge
 
 __all__ = ["Streams", "peak_bytes"]
 
-_HALF_REACH = 3e4
-"""Values beyond this are kept in single precision: half precision ends at 65504."""
+_HALF_REACH = (1e-2, 3e4)
+"""Tensors that reach less or more keep single precision: half has no digits left below 6e-8."""
 
 
 @dataclass(frozen=True)
@@ -100,19 +101,20 @@ class Streams:
         """
         if node.op in ("get_attr", "output"):
             return
+        edge = self._activations.get(node.name)
         if node.op == "placeholder":
             given: list[Any] = [feed[self._inputs] for feed in self._feeds]
             self._inputs += 1
-            made = given, given
-        elif made is None:
+            self._float[node] = given
+            self._quantized[node] = given if edge is None else [_quantize(v, edge) for v in given]
+            return
+        if made is None:
             made = self.outputs(node)
         self._float[node] = [_store(value) for value in made[0]]
-        edge = self._activations.get(node.name)
         kept: list[Any] = []
         for i, value in enumerate(made[1]):
             value = _load(value) if shift is None else _load(value) + shift
-            if node.op != "placeholder":
-                made[1][i] = None
+            made[1][i] = None
             kept.append(_store(value) if edge is None else _quantize(value, edge))
         self._quantized[node] = kept
         for source in node.all_input_nodes:
@@ -162,7 +164,7 @@ def _elements(node: fx.Node) -> int:
 def _store(value: Any) -> Any:
     if not isinstance(value, torch.Tensor) or value.dtype != torch.float32 or not value.numel():
         return value
-    return value.half() if float(value.abs().max()) < _HALF_REACH else value
+    return value.half() if _HALF_REACH[0] < float(value.abs().max()) < _HALF_REACH[1] else value
 
 
 def _load(value: Any) -> Any:
