@@ -142,14 +142,15 @@ def with_constants(
     program: torch.export.ExportedProgram, values: Mapping[str, torch.Tensor]
 ) -> torch.export.ExportedProgram:
     """A copy of ``program`` with other values for some parameters and buffers, by name."""
-    new = copy.deepcopy(program)
-    # Copying renames inputs called like a builtin: `input`, as nn.Sequential has it.
-    for old, copied in zip(program.graph.nodes, new.graph.nodes, strict=True):
-        copied.name = old.name
-    new.graph_module.recompile()
+    # Not a deep copy: that renames inputs called like a builtin (`input`, as nn.Sequential has it),
+    # and doubles the model in memory.
+    new = copy.copy(program)
+    new._state_dict = dict(program.state_dict)
+    new._constants = dict(program.constants)
     for name, value in values.items():
-        held = new.state_dict.get(name)
-        if held is None:
-            held = new.constants[name]
-        held.data = value.detach().to(held.dtype).clone()
+        held = new._state_dict if name in new._state_dict else new._constants
+        old = held[name]
+        assert isinstance(old, torch.Tensor)
+        tensor = value.detach().to(old.dtype).clone()
+        held[name] = torch.nn.Parameter(tensor) if isinstance(old, torch.nn.Parameter) else tensor
     return new
