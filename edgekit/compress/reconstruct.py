@@ -41,6 +41,8 @@ __all__ = ["reconstruct"]
 
 _ROWS = 16384
 """Input vectors per layer that moments are taken over, about."""
+_FEW = 16
+"""Rows up to which sums are made in double precision: what is left about the mean is little."""
 _IDLE = 0.01
 """The weight of a value that the activation function after it throws away."""
 
@@ -219,6 +221,8 @@ class _Sums:
     def add(self, x: torch.Tensor, y: torch.Tensor, share: torch.Tensor | None) -> None:
         """Adds rows; ``share`` is [groups, rows, 1]."""
         x, y = x - self.origin, y - self.origin
+        if x.shape[1] <= _FEW:
+            x, y = x.double(), y.double()
         if share is None:
             weight = torch.full((x.shape[0], 1, 1), float(x.shape[1]), dtype=torch.float64)
             heavy = y

@@ -117,8 +117,13 @@ def _solve(
     linear = (1 - shrink) * (weight @ moments.cross) + weight * (shrink * diagonal + floor)[:, None]
     optimum = weight
     if shrink < 1:
-        factor = torch.linalg.cholesky(gram)
+        factor, failed = torch.linalg.cholesky_ex(gram)
         optimum = torch.cholesky_solve(linear.transpose(1, 2), factor).transpose(1, 2)
+        # Moments of very few rows may hold nothing but float rounding: no ground to stand on.
+        sound = (failed == 0)[:, None, None]
+        gram = torch.where(sound, gram, torch.diag_embed(diagonal + floor))
+        linear = torch.where(sound, linear, weight * (diagonal + floor)[:, None])
+        optimum = torch.where(sound, optimum, weight)
     # A weight of the optimum may lie outside what the layer's own weights reach.
     reach = weight.abs().amax(2, keepdim=True)
     optimum = torch.minimum(torch.maximum(optimum, -1.25 * reach), 1.25 * reach)

@@ -20,6 +20,8 @@ import pytest
 
 from edgekit import schemas
 from edgekit.cli.export import Terminal
+from edgekit.compress.ptq import PLAIN, Methods
+from edgekit.names import METHODS
 from edgekit.runtime.bundle import Bundle
 
 Run = Callable[..., Any]
@@ -81,6 +83,16 @@ def test_a_dry_run_tells_the_jobs_and_opens_and_writes_nothing(
         (["--target", "tflite", "--max-drop", "nan"], 2, ["--max-drop"]),
         (["--target", "tflite", "--max-drop", "-1"], 2, ["--max-drop"]),
         (["--target", "tflite", "--threads", "0"], 2, ["--threads"]),
+        (
+            ["--target", "tflite", "--without", "rounding", "--without", "mse-range"],
+            2,
+            ["'mse-range'", "Did you mean 'mse-ranges'?", "bias-correction"],
+        ),
+        (
+            ["--target", "openvino", "--engine", "nncf", "--without", "rounding"],
+            2,
+            ["--without", "--engine"],
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
@@ -282,6 +294,23 @@ def test_int8_for_a_real_runtime(int8: tuple[Path, list[str], Any]) -> None:
         assert bundle.check_golden(bundle.session(artifact)).passed
         assert artifact.evidence["steps"]["output"] > 0
     schemas.validate(json.loads((out / "manifest.json").read_text()))
+
+
+@pytest.mark.runtime
+def test_methods_that_are_left_out_make_another_plan(
+    int8: tuple[Path, list[str], Any], edgekit: Run, tmp_path: Path
+) -> None:
+    out, request, whole = int8
+    left_out = [word for name in METHODS for word in ("--without", name)]
+    done = edgekit(*request, *left_out, "-o", tmp_path / "plain")
+    assert done.code == 0, done.err
+    assert "rounding" in whole.err and "rounding" not in done.err
+    full, plain = (json.loads((o / "plan.json").read_text()) for o in (out, tmp_path / "plain"))
+    assert full["calibration"]["methods"] == Methods().to_json()
+    assert plain["calibration"]["methods"] == PLAIN.to_json()
+    assert plain["program_digest"] != full["program_digest"]
+    with Bundle.open(tmp_path / "plain") as bundle:
+        assert bundle.check_golden(bundle.session(bundle.artifact(scheme="w8a8"))).passed
 
 
 @pytest.mark.runtime

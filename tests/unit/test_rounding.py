@@ -136,6 +136,15 @@ def test_a_channel_without_weights_stays_one() -> None:
     assert torch.isfinite(found.scale).all() and (found.scale > 0).all()
 
 
+def test_moments_of_float_rounding_alone_give_plain_rounding() -> None:
+    """What one row leaves about its mean is noise, and no matrix to divide by."""
+    generator = torch.Generator().manual_seed(0)
+    noise = 1e-9 * torch.randn(1, 12, 12, generator=generator, dtype=torch.float64)
+    weight = weights(1, 4, 12)
+    found = rounded(weight, Moments(noise + noise.mT - 1e-8, noise), search_scales=False)
+    assert torch.allclose(real(found), plain(weight), rtol=1e-6)
+
+
 @pytest.mark.parametrize("limit", [127, 7, 1])
 def test_integers_keep_their_limit_and_scales_are_float32(limit: int) -> None:
     found = rounded(weights(1, 8, 33), moments(correlated(300, 33)), limit=limit)
