@@ -263,17 +263,22 @@ def test_channels_without_weights_and_large_biases() -> None:
 
 
 def test_a_weight_that_fades_leaves_room_for_its_bias() -> None:
-    """The second input is noise far below its step: the best weights for it are next to nothing."""
+    """The second input is less than a step of both: the best weight for it is smaller."""
     torch.manual_seed(0)
+    step = 2 / 255
     layer = nn.Conv2d(2, 2, 1, groups=2)
     with torch.no_grad():
         layer.weight[1] = 1.0
-        layer.bias[1] = 3e4  # type: ignore[index]
-    feeds = correlated(1, 2, 6, 6)
+        layer.bias[1] = 0.95 * step * INT32_ROOM / 127  # type: ignore[index]
+    feeds: Feeds = [(2 * torch.rand(1, 2, 20, 20) - 1,) for _ in range(8)]
     for (x,) in feeds:
-        x[:, 1] *= 1e-4
+        x[:, 1] *= 0.55 * step
     program = program_of(layer, feeds)
-    check(*reconstruct(program, quantize(program, feeds), feeds))
+    plan = quantize(program, feeds)
+    made = reconstruct(program, plan, feeds)
+    check(*made)
+    before, after = (next(e for e in p.edges if e.kind == "weight").scale for p in (plan, made[1]))
+    assert 0.9 * before[1] < after[1] < before[1], "no smaller than its bias allows"
 
 
 @pytest.mark.parametrize(
