@@ -18,7 +18,7 @@ from edgekit.compress.graph import compute_nodes, graph_module
 from edgekit.compress.plan import QuantPlan
 from edgekit.compress.quantize import Ranges, quantize
 from edgekit.compress.reconstruct import reconstruct
-from edgekit.compress.smooth import smooth
+from edgekit.compress.smooth import find_groups, smooth
 from edgekit.compress.streams import peak_bytes
 from edgekit.errors import BadData
 
@@ -105,7 +105,7 @@ def post_training(
         tell("equalizing", 0, 1)
         program = equalize(program, few)
         tell("equalizing", 1, 1)
-    if methods.smoothing:
+    if methods.smoothing and find_groups(module):
         tell("smoothing", 0, 1)
         program = smooth(program, few)
         tell("smoothing", 1, 1)

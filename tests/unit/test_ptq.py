@@ -116,6 +116,7 @@ def test_methods_by_name() -> None:
     }
     assert {n: sorted({k for k, _ in c}) for n, c in changed.items()} == {
         "equalization": ["equalization"],
+        "smoothing": ["smoothing"],
         "mse-ranges": ["ranges"],
         "bias-correction": ["bias_correction"],
         "rounding": ["rounding"],
