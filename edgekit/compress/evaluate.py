@@ -89,17 +89,20 @@ def jitter(value: torch.Tensor, relative: float, seed: int) -> torch.Tensor:
     return value * (1 + relative * noise)
 
 
-def with_rounding_noise(module: fx.GraphModule, relative: float = 1e-6) -> fx.GraphModule:
+def with_rounding_noise(
+    module: fx.GraphModule, relative: float = 1e-6, *, draw: int = 0
+) -> fx.GraphModule:
     """A ``fake`` rendering whose every value is disturbed a little before it is quantized.
 
     Kernels sum in different orders and so differ by some 1e-7 to 1e-6 of a value. Before a rounding
     that is enough to move an element by a step here and there, and deep graphs carry that on. What
     the plan's evaluation does under this noise is the closest that any runtime can be asked to
-    come to it.
+    come to it. Which roundings tip is chance: every ``draw`` is another noise.
     """
     noisy = copy.deepcopy(module)
     fake = aten.fake_quantize_per_tensor_affine.default
-    for seed, node in enumerate([n for n in noisy.graph.nodes if n.target is fake]):
+    quantizers = [n for n in noisy.graph.nodes if n.target is fake]
+    for seed, node in enumerate(quantizers, start=draw * len(quantizers)):
         source = node.args[0]
         with noisy.graph.inserting_before(node):
             disturbed = noisy.graph.call_function(jitter, (source, relative, seed))

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 Arrays = dict[str, npt.NDArray[Any]]
 
 FLOOR_SAMPLES = 128
+PROBE_DRAWS = 8
+"""Probes are a handful: whether a rounding tips on one of them, one draw of noise does not tell."""
 GOLDEN_SAMPLES = 8
 
 __all__ = [
@@ -138,19 +140,34 @@ def refer(
             steps = output_steps(program, plan, outs)
             floors: dict[str, Any] = {"floor": None, "probe_floor": None}
             if plan.edges:
-                noisy = with_rounding_noise(module)
-                parts = {"floor": slice(0, min(FLOOR_SAMPLES, n)), "probe_floor": slice(n, total)}
-                for kind, part in parts.items():
+                parts = {
+                    "floor": (slice(0, min(FLOOR_SAMPLES, n)), 1),
+                    "probe_floor": (slice(n, total), PROBE_DRAWS),
+                }
+                for kind, (part, draws) in parts.items():
                     few = {k: v[part] for k, v in feeds.items()}
                     right = {k: v[part] for k, v in answers.items()}
-                    disturbed = evaluate(noisy, few, names, outs)
-                    floors[kind] = rounding_floor(model.signature, right, disturbed, steps)
+                    found = []
+                    for draw in range(draws):
+                        disturbed = evaluate(
+                            with_rounding_noise(module, draw=draw), few, names, outs
+                        )
+                        found.append(rounding_floor(model.signature, right, disturbed, steps))
+                    floors[kind] = _lowest(found)
             facts[scheme] = {"steps": steps, **floors}
         (folder / "facts.json").write_text(json.dumps(facts))
 
     path = store.make(key, fill, what="reference")
     probes = len(_probes(model, None))
     return Referenced(key, path, samples, n, probes)
+
+
+def _lowest(floors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The lowest of every figure; None where no draw moved anything."""
+    return {
+        name: min((f[name] for f in floors if f[name] is not None), default=None)
+        for name in floors[0]
+    }
 
 
 def gather(model: Model, samples: Samples | None) -> tuple[Arrays, int]:
