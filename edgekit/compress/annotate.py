@@ -44,6 +44,9 @@ _ELEMENTWISE = (
     aten.adaptive_avg_pool2d.default,
     aten.mean.dim,
 )
+INTEGER_KERNELS = (*_ELEMENTWISE, aten.cat.default)
+"""Operators without weights that compute on integers where the plan quantizes their output."""
+
 _PASS_THROUGH = (
     aten.view.default,
     aten.reshape.default,

@@ -21,6 +21,7 @@ import torchao.quantization.pt2e.quantize_pt2e  # noqa: F401  (registers quantiz
 from torch import fx
 
 from edgekit.compress._lean import MOVES, absorbable_pads, idle_moves, saturating_clamps
+from edgekit.compress.annotate import INTEGER_KERNELS
 from edgekit.compress.graph import (
     COMPUTE,
     CONVS,
@@ -126,7 +127,7 @@ def _read_as_integers(node: fx.Node, edges: Mapping[str, Edge]) -> bool:
         moved = user.target in MOVES
         if moved and _read_as_integers(user, edges):
             return True
-        if not moved and user.name in edges:
+        if user.target in INTEGER_KERNELS and user.name in edges:
             return True
         clamps = [u for u in user.users if u.target in (aten.relu.default, aten.hardtanh.default)]
         if user.target is aten.add.Tensor and any(u.name in edges for u in clamps):

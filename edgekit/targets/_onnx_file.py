@@ -61,6 +61,103 @@ def unsigned_activations(model: Any) -> None:
         node.input[2] = made[name]
 
 
+def row_products(model: Any) -> None:
+    """Linear layers on more than two axes become ``Gemm`` on rows, which the runtime fuses.
+
+    ``MatMul(DQ(x), Transpose(DQ(w))) + b`` has no integer kernel: the transposed weight hides its
+    scales, and the runtime's own way to rows puts a reshape between the dequantizer and the
+    product. Here the integers are reshaped, then dequantized.
+    """
+    from onnx import helper, numpy_helper, shape_inference
+
+    graph = model.graph
+    values = {i.name: i for i in graph.initializer}
+    maker = {o: n for n in graph.node for o in n.output}
+    readers = _readers(graph)
+    results = {o.name for o in graph.output}
+    shapes = {v.name: v for v in shape_inference.infer_shapes(model).graph.value_info}
+    made: dict[str, list[Any]] = {}
+    for node in graph.node:
+        found = _row_product(node, maker, values, readers, results)
+        shape = _static_shape(shapes.get(node.output[0])) if found is not None else None
+        if found is None or shape is None:
+            continue
+        source, weight, add, bias = found
+        inner = numpy_helper.to_array(values[weight.input[0]]).shape[1]
+        base = node.name or node.output[0]
+        for suffix, sizes in (("_rows", (-1, inner)), ("_back", shape)):
+            array = np.asarray(sizes, np.int64)
+            graph.initializer.append(numpy_helper.from_array(array, base + suffix))
+        rows, real, out = (f"{base}_{part}" for part in ("int8", "real", "gemm"))
+        product = [real, weight.output[0], bias]
+        made[node.output[0]] = []
+        made[add.output[0]] = [
+            helper.make_node("Reshape", [source.input[0], f"{base}_rows"], [rows], rows),
+            helper.make_node("DequantizeLinear", [rows, *source.input[1:]], [real], real),
+            helper.make_node("Gemm", product, [out], out, transB=1),
+            helper.make_node("Reshape", [out, f"{base}_back"], [add.output[0]], f"{out}_back"),
+        ]
+    if made:
+        _replace_nodes(graph, [m for n in graph.node for m in made.get(n.output[0], [n])])
+        _drop_unread(graph)
+
+
+def _static_shape(info: Any) -> tuple[int, ...] | None:
+    """The sizes of all axes, or None where one is not known."""
+    if info is None or not info.type.tensor_type.HasField("shape"):
+        return None
+    sizes = tuple(d.dim_value for d in info.type.tensor_type.shape.dim)
+    return sizes if sizes and all(sizes) else None
+
+
+def _row_product(
+    node: Any,
+    maker: dict[str, Any],
+    values: dict[str, Any],
+    readers: dict[str, list[Any]],
+    results: set[str],
+) -> tuple[Any, Any, Any, str] | None:
+    """The dequantizers of input and weight, the addition and its bias, of a quantized product."""
+    from onnx import numpy_helper
+
+    if node.op_type != "MatMul" or node.output[0] in results:
+        return None
+    source, turned = (maker.get(name) for name in node.input)
+    if source is None or turned is None or source.op_type != "DequantizeLinear":
+        return None
+    weight = maker.get(turned.input[0]) if turned.op_type == "Transpose" else None
+    if weight is None or weight.op_type != "DequantizeLinear" or weight.input[0] not in values:
+        return None
+    users = readers.get(node.output[0], [])
+    if len(users) != 1 or users[0].op_type != "Add" or source.input[0] in values:
+        return None
+    bias = next((name for name in users[0].input if name in values), None)
+    if bias is None or len(numpy_helper.to_array(values[weight.input[0]]).shape) != 2:
+        return None
+    outputs = numpy_helper.to_array(values[weight.input[0]]).shape[0]
+    if numpy_helper.to_array(values[bias]).shape != (outputs,):
+        return None
+    return source, weight, users[0], bias
+
+
+def _replace_nodes(graph: Any, nodes: list[Any]) -> None:
+    # Copies, because clearing the list below empties nodes that live in it.
+    copied = [type(n).FromString(n.SerializeToString()) for n in nodes]
+    del graph.node[:]
+    graph.node.extend(copied)
+
+
+def _drop_unread(graph: Any) -> None:
+    """Drops operators whose results nothing reads."""
+    while True:
+        read = {name for node in graph.node for name in node.input}
+        read |= {o.name for o in graph.output}
+        kept = [n for n in graph.node if any(o in read for o in n.output)]
+        if len(kept) == len(graph.node):
+            return
+        _replace_nodes(graph, kept)
+
+
 def integer_biases(model: Any) -> None:
     """Float biases of quantized layers become int32 with a dequantize operator.
 
@@ -92,10 +189,7 @@ def integer_biases(model: Any) -> None:
             )
             node.input[2] = names[3]
         nodes.append(node)
-    # Copies, because clearing the list below empties nodes that live in it.
-    copied = [type(n).FromString(n.SerializeToString()) for n in nodes]
-    del graph.node[:]
-    graph.node.extend(copied)
+    _replace_nodes(graph, nodes)
 
 
 def global_pooling(model: Any) -> None:

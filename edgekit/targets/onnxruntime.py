@@ -80,6 +80,7 @@ class Onnxruntime:
         model = exported.model_proto
         _onnx_file.strip(model)
         if plan.edges:
+            _onnx_file.row_products(model)
             _onnx_file.unsigned_activations(model)
             _onnx_file.integer_biases(model)
             _onnx_file.global_pooling(model)

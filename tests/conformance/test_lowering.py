@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 from edgekit.compress.graph import canonical, save_program
 from edgekit.compress.quantize import quantize
-from edgekit.compress.render import render, without_convolutions
+from edgekit.compress.render import RESULTS, render, without_convolutions
 from edgekit.signature import Signature, TensorSpec
 from edgekit.targets import find, installed, worker
 
@@ -217,3 +218,45 @@ def test_other_pads_of_a_file_are_left(change: dict[str, Any]) -> None:
     left, before, after = padded(**change)
     assert left == 1
     assert np.array_equal(after, before)
+
+
+class Tokens(nn.Module):
+    """Linear layers between norms, on rows of tokens or of a picture."""
+
+    def __init__(self, *, bias: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(8), nn.LayerNorm(12)
+        self.up, self.down = nn.Linear(8, 12, bias=bias), nn.Linear(12, 8, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = torch.softmax(self.down(self.second(self.up(self.first(x)))), -1)
+        return result
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 8), (1, 3, 4, 8), (5, 8)], ids=str)
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "bare"])
+def test_layers_on_rows_are_integer_products_in_onnx_runtime(
+    shape: tuple[int, ...], bias: bool, tmp_path: Path
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    feeds = [(torch.randn(shape),) for _ in range(12)]
+    module = Tokens(bias=bias).eval()
+    program = canonical(torch.export.export(module, feeds[0], strict=False))
+    plan = quantize(program, feeds)
+    file = tmp_path / "net.onnx"
+    signature = Signature((TensorSpec("x", shape),), (TensorSpec("y", shape),))
+    target = find("onnxruntime")
+    target.convert(program, plan, signature, file)
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    module = render(program, without_convolutions(program, plan, [RESULTS]), "fake")
+    for feed in feeds:
+        with torch.no_grad():
+            want = _first(module(*feed)).numpy()
+        (got,) = session.run(None, {"x": feed[0].numpy()})
+        assert got.shape == shape
+        np.testing.assert_allclose(got, want, atol=0.02)
+    ops = target.inspect(file).ops
+    if bias:
+        assert ops.get("QGemm") == 2, ops
+        assert not {"MatMul", "Gemm", "DequantizeLinear"} & set(ops), ops
