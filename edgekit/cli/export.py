@@ -64,7 +64,7 @@ __all__ = ["command"]
     multiple=True,
     metavar="METHOD",
     help=f"Leave a method of the quantizer out; may be repeated: {', '.join(METHODS)}. Without "
-    "rounding, which takes most of the time, a plan is made in seconds.",
+    "rounding, which takes most of the time, a plan is made several times sooner.",
 )
 @click.option("--eval", "evaluation", metavar="DATA", help="Labelled data that accuracy is from.")
 @click.option(

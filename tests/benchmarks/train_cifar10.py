@@ -51,10 +51,7 @@ def load(name: str) -> nn.Module:
     from safetensors.torch import load_file
 
     model = network(name)
-    state = {
-        k: v.float() if v.is_floating_point() else v for k, v in load_file(checkpoint(name)).items()
-    }
-    model.load_state_dict(state)
+    model.load_state_dict(load_file(checkpoint(name)))
     return model.eval()
 
 

@@ -255,7 +255,7 @@ def test_layers_on_rows_are_integer_products_in_onnx_runtime(
             want = _first(module(*feed)).numpy()
         (got,) = session.run(None, {"x": feed[0].numpy()})
         assert got.shape == shape
-        np.testing.assert_allclose(got, want, atol=0.02)
+        np.testing.assert_allclose(got, want, atol=1e-4)
     ops = target.inspect(file).ops
     if bias:
         assert ops.get("QGemm") == 2, ops
