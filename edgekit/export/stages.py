@@ -357,14 +357,23 @@ def prove(
                     "outputs": str(folder / "outputs.npz"),
                     "repeats": TOLERANCES[scheme].repeats,
                 },
-                {"op": "absorbed", "artifact": str(artifact.path)},
+                {"op": "unrounded", "artifact": str(artifact.path)},
             ],
         )
         for answer in (result, kernels):
             if "error" in answer:
                 raise answer["error"]
-        absorbed = kernels["convolutions"]
-        _judge(folder, result, absorbed, target, artifact, planned, reference, model, feeds_file())
+        _judge(
+            folder,
+            result,
+            kernels["unrounded"],
+            target,
+            artifact,
+            planned,
+            reference,
+            model,
+            feeds_file(),
+        )
 
     path = store.make(key, fill, what=f"verify {target} {artifact.scheme}")
     saved = json.loads((path / "verify.json").read_text())
@@ -374,7 +383,7 @@ def prove(
 def _judge(
     folder: Path,
     result: Mapping[str, Any],
-    absorbed: Sequence[int],
+    unrounded: Mapping[str, Any],
     target: str,
     artifact: Artifact,
     planned: Planned,
@@ -387,7 +396,8 @@ def _judge(
     from edgekit import verify
     from edgekit.compress.evaluate import evaluate
     from edgekit.compress.plan import QuantPlan
-    from edgekit.compress.render import GATES, RESULTS, render, without_convolutions
+    from edgekit.compress.render import render
+    from edgekit.compress.unrounded import Unrounded
 
     scheme = artifact.scheme
     if not planned.plan(scheme).exists():
@@ -399,15 +409,15 @@ def _judge(
     feeds = load_arrays(feeds_file)
     outputs = load_arrays(reference.path / f"outputs-{scheme}.npz")
     against = "plan"
-    computed = without_convolutions(program, plan, absorbed)
-    unstored = [i for i in absorbed if i in (GATES, RESULTS)]
-    carried = without_convolutions(program, plan, unstored)
+    left_out = Unrounded.from_json(unrounded)
+    computed = left_out.without(program, plan)
+    carried = left_out.not_stored().without(program, plan)
     if len(computed.edges) < len(plan.edges):
         # The runtime's kernels round less often than the plan: so must what they are held against.
         inputs = [s.name for s in model.signature.inputs]
         module = render(program, computed, "fake")
         outputs = evaluate(module, feeds, inputs, [s.name for s in model.signature.outputs])
-        against = f"plan, without the rounding of {_left_out(program, plan, absorbed)}"
+        against = f"plan, without the rounding of {left_out.words(program, plan)}"
     held = verify.Reference(
         scheme=scheme,
         feeds=feeds,
@@ -431,24 +441,6 @@ def _judge(
     )
     verdict = verify.look_closer(verdict, target, program, plan, model.signature, feeds)
     _save(folder, verdict, artifact)
-
-
-def _left_out(program: Any, plan: Any, absorbed: Sequence[int]) -> str:
-    """What a runtime does not round, in words."""
-    from edgekit.compress.render import GATES, RESULTS, without_convolutions
-
-    def fewer(ordinals: Sequence[int]) -> int:
-        return len(plan.edges) - len(without_convolutions(program, plan, ordinals).edges)
-
-    sums = [i for i in absorbed if i not in (GATES, RESULTS)]
-    parts = [
-        f"{fewer(sums)} convolutions that are added at once" if sums else "",
-        "what is inside of SiLUs" if GATES in absorbed and fewer([GATES]) else "",
-        "linear layers that floating point follows" if RESULTS in absorbed else "",
-    ]
-    if RESULTS in absorbed and not fewer([RESULTS]):
-        parts.pop()
-    return " and of ".join(p for p in parts if p)
 
 
 def _judge_without_plan(
