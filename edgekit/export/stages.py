@@ -28,6 +28,8 @@ from edgekit.signature import Signature
 from edgekit.targets import Target, find, installed, worker
 
 if TYPE_CHECKING:
+    from torch import fx
+
     from edgekit.verify import Verdict
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -114,10 +116,10 @@ def refer(
     def fill(folder: Path) -> None:
         import torch
 
-        from edgekit.compress.evaluate import evaluate, with_rounding_noise
+        from edgekit.compress.evaluate import evaluate
         from edgekit.compress.plan import QuantPlan
         from edgekit.compress.render import render
-        from edgekit.verify import output_steps, rounding_floor
+        from edgekit.verify import output_steps
 
         feeds, _ = gather(model, samples)
         names = [s.name for s in model.signature.inputs]
@@ -140,26 +142,52 @@ def refer(
             steps = output_steps(program, plan, outs)
             floors: dict[str, Any] = {"floor": None, "probe_floor": None}
             if plan.edges:
-                parts = {
-                    "floor": (slice(0, min(FLOOR_SAMPLES, n)), 1),
-                    "probe_floor": (slice(n, total), PROBE_DRAWS),
-                }
-                for kind, (part, draws) in parts.items():
-                    few = {k: v[part] for k, v in feeds.items()}
-                    right = {k: v[part] for k, v in answers.items()}
-                    found = []
-                    for draw in range(draws):
-                        disturbed = evaluate(
-                            with_rounding_noise(module, draw=draw), few, names, outs
-                        )
-                        found.append(rounding_floor(model.signature, right, disturbed, steps))
-                    floors[kind] = _lowest(found)
+                floors = _floors(model.signature, module, feeds, answers, steps, n)
             facts[scheme] = {"steps": steps, **floors}
         (folder / "facts.json").write_text(json.dumps(facts))
 
     path = store.make(key, fill, what="reference")
     probes = len(_probes(model, None))
     return Referenced(key, path, samples, n, probes)
+
+
+def _floors(
+    signature: Signature,
+    module: fx.GraphModule,
+    feeds: Arrays,
+    answers: Arrays,
+    steps: Mapping[str, float | None],
+    n: int,
+) -> dict[str, Any]:
+    """How far a plan's evaluation moves under rounding noise, on samples and on the probes.
+
+    Args:
+        signature: of the model.
+        module: the plan's ``fake`` rendering.
+        feeds: the samples, then the probes.
+        answers: of ``module`` to them.
+        steps: quantization steps of its outputs.
+        n: how many of ``feeds`` are samples.
+    """
+    from edgekit.compress.evaluate import evaluate, with_rounding_noise
+    from edgekit.verify import rounding_floor
+
+    names, outs = ([s.name for s in side] for side in (signature.inputs, signature.outputs))
+    total = len(feeds[names[0]])
+    floors = {}
+    for kind, part, draws in (
+        ("floor", slice(0, min(FLOOR_SAMPLES, n)), 1),
+        ("probe_floor", slice(n, total), PROBE_DRAWS),
+    ):
+        few = {k: v[part] for k, v in feeds.items()}
+        right = {k: v[part] for k, v in answers.items()}
+        found = []
+        for draw in range(draws):
+            noisy = with_rounding_noise(module, draw=draw)
+            disturbed = evaluate(noisy, few, names, outs)
+            found.append(rounding_floor(signature, right, disturbed, steps))
+        floors[kind] = _lowest(found)
+    return floors
 
 
 def _lowest(floors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -415,8 +443,14 @@ def _judge(
     if len(computed.edges) < len(plan.edges):
         # The runtime's kernels round less often than the plan: so must what they are held against.
         inputs = [s.name for s in model.signature.inputs]
+        results = [s.name for s in model.signature.outputs]
         module = render(program, computed, "fake")
-        outputs = evaluate(module, feeds, inputs, [s.name for s in model.signature.outputs])
+        outputs = evaluate(module, feeds, inputs, results)
+        steps = verify.output_steps(program, computed, results)
+        if steps != facts["steps"]:
+            n = len(feeds[inputs[0]]) - reference.probes
+            floors = _floors(model.signature, module, feeds, outputs, steps, n)
+            facts = {"steps": steps, **floors}
         against = f"plan, without the rounding of {left_out.words(program, plan)}"
     held = verify.Reference(
         scheme=scheme,
