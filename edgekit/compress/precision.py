@@ -1,8 +1,8 @@
 """Which parts of a plan can be given a higher precision by themselves, and what that takes.
 
 A `Unit` is the smallest part that it makes sense to decide about: a layer with its weight, its bias
-and the tensor that it gives, or a tensor that no single layer gives (a model's input, a sum, what
-is concatenated). Tensors that share a scale go together.
+and the tensor that it gives, or a tensor that no layer gives (a model's input, a sum). Tensors that
+share a scale go together, as layers do that share a weight or are concatenated.
 
 `keep_float` leaves units in float and whatever can't be integer without them: a kernel computes on
 integers only if all that it reads and what it gives are quantized. Nothing is left dangling: no
@@ -94,34 +94,33 @@ def find_units(module: fx.GraphModule, plan: QuantPlan) -> list[Unit]:
         plan: its quantization.
     """
     acts, constants = plan.activations(), plan.constants()
-    owner = _owners(module, acts)
-    by_weight: dict[str, list[fx.Node]] = {}
+    by_name = {n.name: n for n in module.graph.nodes}
+    order = {name: i for i, name in enumerate(by_name)}
+    results = {_result(n, acts): n.name for n in compute_nodes(module)}
+    # Sets that grow together where a layer is in two of them: its weight's, and its result's scale.
+    parts: list[tuple[set[str], set[str]]] = []  # nodes, edges
     for layer in compute_nodes(module):
         if str(layer.args[1]) in constants:
-            by_weight.setdefault(str(_weight(layer).target), []).append(layer)
-    order = {n.name: i for i, n in enumerate(module.graph.nodes)}
-    found: list[tuple[int, Unit]] = []
-    owned: set[str] = set()
-    for layers in by_weight.values():
-        parts = [str(a) for layer in layers for a in layer.args[1:3] if str(a) in constants]
-        for layer in layers:
-            mine = owner.get(layer.name, ())
-            parts += mine
-            owned.update(mine)
-        name = ", ".join(_title(layer) for layer in layers)
-        nodes = tuple(layer.name for layer in layers)
-        unit = Unit(name, "layer", nodes, tuple(dict.fromkeys(parts)))
-        found.append((order[nodes[0]], unit))
-    by_name = {n.name: n for n in module.graph.nodes}
+            edges = {str(a) for a in layer.args[1:3] if str(a) in constants}
+            same = {str(n.args[1]) for n in compute_nodes(module) if _same_weight(n, layer)}
+            parts.append(({layer.name}, edges | (same & set(constants))))
     for members in _groups(module, acts):
-        if members[0] in owned:
-            continue
-        makers = tuple(m for m in members if not _moved(by_name[m], members))
-        more = f" and {len(makers) - 1} more" if len(makers) > 1 else ""
-        name = f"{_title(by_name[makers[0]])}{more}"
-        unit = Unit(name, "activation", makers, tuple(members))
-        found.append((order[makers[0]], unit))
-    return [unit for _, unit in sorted(found, key=lambda pair: pair[0])]
+        makers = {m for m in members if not _moved(by_name[m], members)}
+        parts.append(({results.get(m, m) for m in makers}, set(members)))
+    found = []
+    for nodes, edges in _merged(parts):
+        layers = [n for n in nodes if by_name[n].target in COMPUTE]
+        named = sorted(layers or nodes, key=order.__getitem__)
+        more = f" and {len(named) - 1} more" if len(named) > 1 else ""
+        found.append(
+            Unit(
+                f"{_title(by_name[named[0]])}{more}",
+                "layer" if layers else "activation",
+                tuple(sorted(nodes, key=order.__getitem__)),
+                tuple(sorted(edges, key=order.__getitem__)),
+            )
+        )
+    return sorted(found, key=lambda unit: order[unit.nodes[0]])
 
 
 def keep_float(
@@ -218,16 +217,26 @@ def _groups(module: fx.GraphModule, acts: Mapping[str, Edge]) -> list[list[str]]
     return list(found.values())
 
 
-def _owners(module: fx.GraphModule, acts: Mapping[str, Edge]) -> dict[str, tuple[str, ...]]:
-    """The tensors that one layer alone gives, moved or not, by the layer's name."""
-    made = {_result(n, acts): n.name for n in compute_nodes(module) if _result(n, acts)}
-    by_name = {n.name: n for n in module.graph.nodes}
-    owners = {}
-    for members in _groups(module, acts):
-        makers = [m for m in members if not _moved(by_name[m], members)]
-        if len(makers) == 1 and makers[0] in made:
-            owners[made[makers[0]]] = tuple(members)
-    return owners
+def _merged(parts: Iterable[tuple[set[str], set[str]]]) -> list[tuple[set[str], set[str]]]:
+    """Pairs of nodes and edges, joined where they have one in common."""
+    merged: list[tuple[set[str], set[str]]] = []
+    for nodes, edges in parts:
+        apart = []
+        for other in merged:
+            if nodes & other[0] or edges & other[1]:
+                nodes, edges = nodes | other[0], edges | other[1]
+            else:
+                apart.append(other)
+        merged = [*apart, (nodes, edges)]
+    return merged
+
+
+def _same_weight(layer: fx.Node, other: fx.Node) -> bool:
+    """Whether two layers read one constant, if through two nodes."""
+    ours, theirs = layer.args[1], other.args[1]
+    return (
+        isinstance(ours, fx.Node) and isinstance(theirs, fx.Node) and ours.target == theirs.target
+    )
 
 
 def _moved(node: fx.Node, members: Sequence[str]) -> bool:
