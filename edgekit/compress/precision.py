@@ -21,7 +21,8 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from edgekit.compress.annotate import INTEGER_KERNELS, is_fused_activation
+from edgekit.compress._nodes import INTEGER_KERNELS
+from edgekit.compress.annotate import is_fused_activation
 from edgekit.compress.graph import (
     COMPUTE,
     aten,

@@ -190,40 +190,39 @@ class _Search:
             cost=lambda finding: finding.cost.total,
         )
         if chosen is None:
-            raise GateFailed(
-                f"--max-drop {limit:g}: {self._scheme} loses {before:.2f} points, and "
-                f"{min(self._drops.values()):.2f} even with every layer in float",
-                hint="allow more, or export fp32",
-            )
+            least = min(self._drops.values())
+            raise self._failed(limit, before, f"{least:.2f} even with every layer in float")
         program, plan = self._made([f.unit for f in chosen])
         if not plan.edges:
-            raise GateFailed(
-                f"--max-drop {limit:g}: {self._scheme} loses {before:.2f} points, and holds it only "
-                "with every layer in float",
-                hint="allow more, or export fp32",
-            )
+            raise self._failed(limit, before, "holds it only with every layer in float")
         plan = dataclasses.replace(plan, sensitivity=self._found.to_json())
         save_program(program, folder / f"program-{self._scheme}.pt2")
         (folder / f"plan-{self._scheme}.json").write_text(json.dumps(plan.to_json()))
         cost = cost_of(self._module, self._plan, plan)
         after = self._drop(chosen)
-        told = {
+        names = [f.unit.name for f in chosen]
+        self._listener.note(
+            f"{self._scheme}: {', '.join(names)} in float; loses {after:.2f} points"
+        )
+        return {
             "scheme": self._scheme,
             "limit": limit,
             "n": len(self._judge.labels),
             "drop_before": before,
             "drop_after": after,
-            "units": [f.unit.name for f in chosen],
+            "units": names,
             "of": len(find_units(self._module, self._plan)),
             "layers": _weights(self._plan) - _weights(plan),
             "macs_share": self._share(cost.macs),
             "bytes": cost.bytes,
             "evaluations": len(self._drops),
         }
-        self._listener.note(
-            f"{self._scheme}: {', '.join(told['units'])} in float; loses {after:.2f} points"
+
+    def _failed(self, limit: float, before: float, what: str) -> GateFailed:
+        return GateFailed(
+            f"--max-drop {limit:g}: {self._scheme} loses {before:.2f} points, and {what}",
+            hint="allow more, or export fp32",
         )
-        return told
 
     def _share(self, macs: int) -> float:
         from edgekit.compress.precision import all_macs
