@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from edgekit.compress.precision import Unit
     from edgekit.compress.sensitivity import Finding, Sensitivity
 
-__all__ = ["about", "measured", "steer"]
+__all__ = ["about", "load_plan", "measured", "steer"]
 
 _ABOUT = "accuracy.json"
 
@@ -76,7 +76,7 @@ def steer(
     drops = {
         scheme: judge.drop(stages.load_arrays(reference.path / f"outputs-{scheme}.npz"))
         for scheme in schemes
-        if _plan(planned, scheme).edges
+        if load_plan(planned, scheme).edges
     }
     over = {scheme: drop for scheme, drop in drops.items() if not drop <= limit}
     if not over:
@@ -116,7 +116,7 @@ def measured(
     model: Model, planned: Planned, scheme: str, calib: Samples, store: Store, listener: Listener
 ) -> Planned:
     """The same plans, that of ``scheme`` with its sensitivity."""
-    if _plan(planned, scheme).sensitivity or not _plan(planned, scheme).edges:
+    if load_plan(planned, scheme).sensitivity or not load_plan(planned, scheme).edges:
         return planned
     key = fingerprint(
         stage="sensitivity",
@@ -129,7 +129,7 @@ def measured(
 
     def fill(folder: Path) -> None:
         _copy(planned, folder)
-        plan = _plan(planned, scheme)
+        plan = load_plan(planned, scheme)
         found, _ = _sensitivity(model, planned, scheme, calib, listener)
         plan = dataclasses.replace(plan, sensitivity=found.to_json())
         (folder / f"plan-{scheme}.json").write_text(json.dumps(plan.to_json()))
@@ -171,7 +171,7 @@ class _Search:
 
         self._model, self._scheme, self._judge = model, scheme, judge
         self._feeds, self._listener = feeds, listener
-        self._program, self._plan = _program(planned, scheme), _plan(planned, scheme)
+        self._program, self._plan = _program(planned, scheme), load_plan(planned, scheme)
         self._module = graph_module(self._program)
         self._found, self._base = _sensitivity(model, planned, scheme, calib, listener)
         self._reason = ""
@@ -262,7 +262,7 @@ def _sensitivity(
     from edgekit.compress.ptq import Methods, scaled
     from edgekit.compress.sensitivity import SAMPLES, measure
 
-    plan, program = _plan(planned, scheme), _program(planned, scheme)
+    plan, program = load_plan(planned, scheme), _program(planned, scheme)
     samples = list(tensors(calib, model.signature))
     methods = Methods(**plan.calibration["methods"])
     base = program
@@ -284,7 +284,8 @@ def _sensitivity(
     return found, base
 
 
-def _plan(planned: Planned, scheme: str) -> QuantPlan:
+def load_plan(planned: Planned, scheme: str) -> QuantPlan:
+    """The plan of one scheme."""
     from edgekit.compress.plan import QuantPlan
 
     return QuantPlan.from_json(json.loads(planned.plan(scheme).read_text()))
