@@ -55,15 +55,19 @@ def steer(
     schemes: Sequence[str],
     request: ExportRequest,
     store: Store,
+    *,
+    strict: bool = False,
 ) -> Planned:
     """Plans that lose no more than ``request.max_drop``, with layers in float where they must be.
 
     Where the plans hold it as they are, or nothing can be judged (no limit, no labels), they are
     given back as they are.
 
+    A limit that only a model without integers holds, or not even that, leaves the plans as they
+    are too, for the gate to judge.
+
     Raises:
-        GateFailed: a limit that only a model without integers holds, or not even that. With
-            ``request.keep_going`` the plans are left as they are, for the gate to judge.
+        GateFailed: the same, where ``strict``.
     """
     limit, listener = request.max_drop, request.listener
     if limit is None or calib is None or evaluation is None:
@@ -106,7 +110,7 @@ def steer(
     try:
         return Planned(key, store.make(key, fill, what="accuracy"))
     except GateFailed as error:
-        if not request.keep_going:
+        if strict:
             raise
         listener.note(error.message)
         return planned

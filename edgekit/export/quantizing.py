@@ -57,7 +57,9 @@ def quantize_model(
     calib, evaluation = samples_of(model, request, [scheme])
     assert calib is not None
     planned = make_plan(model, calib, [scheme], store, listener, without=request.without)
-    planned = accuracy.steer(model, planned, calib, evaluation, [scheme], request, store)
+    planned = accuracy.steer(
+        model, planned, calib, evaluation, [scheme], request, store, strict=True
+    )
     if sensitivity:
         planned = accuracy.measured(model, planned, scheme, calib, store, listener)
     figures = _figures(model, planned, scheme, evaluation, store, request)
