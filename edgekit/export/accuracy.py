@@ -2,8 +2,9 @@
 
 Which layers come first is decided on calibration samples, without labels: by how much less noise
 the outputs have with a layer in float, over what that costs (`edgekit.compress.sensitivity`). How
-many are needed is decided on the evaluation data, by the plan's own evaluation in torch. So a
-figure on the same data flatters the result a little, the more the closer it was to the limit.
+many are needed is decided on the evaluation data, by the plan's own evaluation in torch and, where
+a runtime loses more than that, by its answers. So a figure on the same data flatters the result a
+little, the more the closer it was to the limit.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,12 @@ from edgekit.artifact import Store, fingerprint
 from edgekit.data import Samples
 from edgekit.errors import GateFailed
 from edgekit.export import stages
+from edgekit.export.document import Row
 from edgekit.export.evaluators import TaskMetric, labels_of
 from edgekit.export.keys import code, versions
 from edgekit.export.planning import Planned, tensors
 from edgekit.export.request import ExportRequest, Listener
+from edgekit.export.stages import Referenced
 from edgekit.metrics import top1_correct
 from edgekit.model import Model
 
@@ -36,7 +39,10 @@ if TYPE_CHECKING:
     from edgekit.compress.precision import Unit
     from edgekit.compress.sensitivity import Finding, Sensitivity
 
-__all__ = ["about", "load_plan", "measured", "steer"]
+__all__ = ["about", "load_plan", "measured", "steer", "until_held"]
+
+ROUNDS = 3
+"""How often a plan is made anew at most: runtimes may lose more than the plan's own evaluation."""
 
 _ABOUT = "accuracy.json"
 
@@ -45,6 +51,65 @@ def about(planned: Planned) -> dict[str, Any]:
     """What `steer` did to a plan, for the export's document: nothing, or ``kept_for_accuracy``."""
     file = planned.path / _ABOUT
     return {"kept_for_accuracy": json.loads(file.read_text())} if file.exists() else {}
+
+
+def until_held(
+    model: Model,
+    planned: Planned,
+    calib: Samples | None,
+    evaluation: Samples | None,
+    schemes: Sequence[str],
+    request: ExportRequest,
+    store: Store,
+    prove: Callable[[Planned], tuple[Referenced, list[Row]]],
+) -> tuple[Planned, Referenced, list[Row]]:
+    """Plans for which the artifacts hold ``request.max_drop``, if there are any, and their proof.
+
+    Where a runtime loses more than the plan does in torch, the plan has to lose less by as much.
+
+    Args:
+        prove: converts and runs all artifacts of some plans, and gives their reference and rows.
+    """
+    steered = steer(model, planned, calib, evaluation, schemes, request, store)
+    reference, rows = prove(steered)
+    limit = request.max_drop
+    for _ in range(1, ROUNDS):
+        limit = _tighter(model, limit, reference, rows, request)
+        if limit is None:
+            break
+        again = steer(model, planned, calib, evaluation, schemes, request, store, limit=limit)
+        if again.key in (planned.key, steered.key):
+            break
+        steered = again
+        reference, rows = prove(steered)
+    return steered, reference, rows
+
+
+def _tighter(
+    model: Model,
+    limit: float | None,
+    reference: Referenced,
+    rows: Sequence[Row],
+    request: ExportRequest,
+) -> float | None:
+    """What a plan may lose for all artifacts to hold the limit; None if that can't help."""
+    labels = reference.labels()
+    lost = {r.id: (r.drop, r.job.scheme) for r in rows if r.drop is not None}
+    if limit is None or request.max_drop is None or request.engine is not None or not lost:
+        return None
+    worst = max(lost, key=lambda id: lost[id][0])
+    drop, scheme = lost[worst]
+    if drop <= request.max_drop or scheme == "fp32" or labels is None:
+        return None
+    judge = _Judge(model, labels, stages.load_arrays(reference.path / "outputs-fp32.npz"))
+    own = judge.drop(stages.load_arrays(reference.path / f"outputs-{scheme}.npz"))
+    wanted = max(0.0, request.max_drop - (drop - own))
+    if wanted >= min(limit, own):
+        return None
+    request.listener.note(
+        f"{worst} loses {drop:.2f} points in its runtime, {own:.2f} in torch: down to {wanted:.2f}"
+    )
+    return wanted
 
 
 def steer(
@@ -56,9 +121,12 @@ def steer(
     request: ExportRequest,
     store: Store,
     *,
+    limit: float | None = None,
     strict: bool = False,
 ) -> Planned:
     """Plans that lose no more than ``request.max_drop``, with layers in float where they must be.
+
+    ``limit`` is taken instead, where it is given.
 
     Where the plans hold it as they are, or nothing can be judged (no limit, no labels), they are
     given back as they are.
@@ -69,8 +137,8 @@ def steer(
     Raises:
         GateFailed: the same, where ``strict``.
     """
-    limit, listener = request.max_drop, request.listener
-    if limit is None or calib is None or evaluation is None:
+    limit, listener = request.max_drop if limit is None else limit, request.listener
+    if limit is None or calib is None or evaluation is None or request.engine is not None:
         return planned
     labels = labels_of(evaluation, range(len(evaluation)))
     if labels is None:

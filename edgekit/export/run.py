@@ -122,16 +122,20 @@ def _export(
     # An engine needs no plan: what it makes is held against the float model.
     planned_for = schemes if request.engine is None else ["fp32"]
     planned = make_plan(model, calib, planned_for, store, listener, without=request.without)
-    if request.engine is None:
-        planned = accuracy.steer(model, planned, calib, evaluation, planned_for, request, store)
     held = evaluation if evaluation is not None else calib
-    reference = stages.refer(model, planned, held, planned_for, store, listener)
     with tempfile.TemporaryDirectory(prefix="edgekit-feeds-") as folder:
         feeds = _Feeds(model, held, Path(folder))
-        rows = _make(model, jobs, planned, reference, feeds, store, request, calib)
+
+        def prove(planned: Planned) -> tuple[Referenced, list[Row]]:
+            reference = stages.refer(model, planned, held, planned_for, store, listener)
+            rows = _make(model, jobs, planned, reference, feeds, store, request, calib)
+            return reference, _score(model, rows, reference, evaluation, store)
+
+        planned, reference, rows = accuracy.until_held(
+            model, planned, calib, evaluation, planned_for, request, store, prove
+        )
         if request.bench:
             rows = _measure(model, rows, feeds, store, request)
-    rows = _score(model, rows, reference, evaluation, store)
     gates = gates_of(rows, request)
     rows = [judged(row, gates) for row in rows]
     failed = [r.id for r in rows if r.status != "ok"]
