@@ -115,6 +115,7 @@ class QuantPlan:
         kept_float: nodes left in float, each with its reason.
         calibration: source, digest and number of samples, and the observer used.
         overrides: named changes for an ISA that can't run the plan as it stands.
+        sensitivity: what quantizing each part costs (`edgekit.compress.sensitivity`), if measured.
     """
 
     scheme: str
@@ -123,6 +124,7 @@ class QuantPlan:
     kept_float: tuple[tuple[str, str], ...] = ()
     calibration: Mapping[str, Any] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    sensitivity: Mapping[str, Any] = field(default_factory=dict)
 
     def activations(self) -> dict[str, Edge]:
         """Activation edges by the name of the node that produces them."""
@@ -142,6 +144,8 @@ class QuantPlan:
             "kept_float": [{"node": n, "reason": r} for n, r in self.kept_float],
             "calibration": dict(self.calibration),
             "overrides": dict(self.overrides),
+            # Only where it was measured, so that other plans keep their bytes.
+            **({"sensitivity": dict(self.sensitivity)} if self.sensitivity else {}),
         }
 
     @classmethod
@@ -154,6 +158,7 @@ class QuantPlan:
             kept_float=tuple((k["node"], k["reason"]) for k in data["kept_float"]),
             calibration=dict(data["calibration"]),
             overrides=dict(data.get("overrides", {})),
+            sensitivity=dict(data.get("sensitivity", {})),
         )
 
     def digest(self) -> str:
