@@ -15,6 +15,9 @@ LINEARS = (aten.linear.default,)
 COMPUTE = (*CONVS, *LINEARS)
 """Operators with a weight at argument 1 and an optional bias at argument 2."""
 
+TABLES = (aten.embedding.default,)
+"""Operators that look rows up in a table at argument 0."""
+
 RESHAPES = (
     aten.view.default,
     aten.reshape.default,
@@ -127,6 +130,13 @@ def groups(node: fx.Node) -> int:
     count = node.args[_GROUPS]
     assert isinstance(count, int)
     return count
+
+
+def weight_of(node: fx.Node) -> fx.Node:
+    """The weight of a convolution or linear layer, or the table of an embedding."""
+    weight = node.args[0 if node.target in TABLES else 1]
+    assert isinstance(weight, fx.Node)
+    return weight
 
 
 def compute_nodes(module: fx.GraphModule) -> Iterator[fx.Node]:

@@ -62,6 +62,10 @@ class Edge:
         real: np.ndarray[Any, Any] = (stored.astype(np.float64) - zero) * scale
         return real.astype(np.float32)
 
+    def round(self, real: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The float32 values that ``real`` is stored as."""
+        return self.dequantize(self.quantize(real))
+
     def _broadcast(self, ndim: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         shape = [1] * ndim
         if self.axis is not None:

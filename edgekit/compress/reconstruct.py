@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from edgekit.compress._nodes import TABLES, weight_of
 from edgekit.compress.graph import (
     CONVS,
     LINEARS,
@@ -81,6 +82,12 @@ def reconstruct(
     with torch.no_grad():
         for node in module.graph.nodes:
             layer = _layer_of_plan(module, node, constants)
+            if node.target in TABLES and weight_of(node).name in constants:
+                table, edge = weight_of(node), constants[weight_of(node).name]
+                value = tensor_of(module, table)
+                assert value is not None
+                changed[str(table.target)] = torch.from_numpy(edge.round(value.numpy()))
+                streams.replace(table, changed[str(table.target)])
             if layer is None:
                 streams.advance(node)
                 continue
@@ -89,8 +96,7 @@ def reconstruct(
                 step = activations[node.all_input_nodes[0].name].scale[0]
                 _round(layer, streams, step, changed, scales, about_mean=corrects)
             else:
-                edge = constants[layer.weight_node.name]
-                stored = edge.dequantize(edge.quantize(layer.weight.numpy()))
+                stored = constants[layer.weight_node.name].round(layer.weight.numpy())
                 changed[str(layer.weight_node.target)] = torch.from_numpy(stored)
             streams.replace(layer.weight_node, changed[str(layer.weight_node.target)])
             made = streams.outputs(node)

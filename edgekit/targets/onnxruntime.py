@@ -59,7 +59,7 @@ class Onnxruntime:
         import torch
 
         from edgekit.compress.render import render_program
-        from edgekit.targets import _onnx_file
+        from edgekit.targets import _onnx_file, _onnx_tables
 
         # Integer matrix products give float where float is read (MatMulIntegerToFloat).
         plan = self._unrounded().without(program, plan)
@@ -81,6 +81,7 @@ class Onnxruntime:
         model = exported.model_proto
         _onnx_file.strip(model)
         if plan.edges:
+            _onnx_tables.gather_integers(model)
             _onnx_file.row_products(model)
             _onnx_file.unsigned_activations(model)
             _onnx_file.integer_biases(model)
@@ -116,16 +117,18 @@ class Onnxruntime:
         return Unrounded(results=True)
 
     def stored(self, path: Path) -> list[Stored]:
-        """Scales and zero points of every quantize and dequantize operator.
+        """Scales and zero points of every quantize and dequantize operator, and of embeddings.
 
         A tensor that is written with other ones than it is read with is listed with both.
         """
         import onnx
         from onnx import numpy_helper
 
+        from edgekit.targets._onnx_tables import stored_tables
+
         graph = onnx.load(str(path)).graph
         values = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
-        found: dict[Stored, None] = {}
+        found: dict[Stored, None] = dict.fromkeys(stored_tables(graph, values))
         for node in graph.node:
             if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
                 continue

@@ -12,6 +12,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
 from edgekit.targets._common import channel_digest, converter_error
@@ -19,7 +21,7 @@ from edgekit.targets._common import channel_digest, converter_error
 if TYPE_CHECKING:
     import torch
 
-    from edgekit.compress.plan import QuantPlan
+    from edgekit.compress.plan import Edge, QuantPlan
 
 _WASTE = ("TRANSPOSE", "PAD", "PADV2", "QUANTIZE", "DEQUANTIZE", "CAST", "RESHAPE")
 
@@ -68,6 +70,7 @@ class Tflite:
             except Exception as error:
                 raise converter_error("tflite", error) from error
         model = _tflite_file.read(out)
+        _tflite_file.integer_tables(model, _tables(program, plan))
         _tflite_file.hard_swish_in_float(model)
         _tflite_file.float_boundary(model)
         _tflite_file.rename_boundary(
@@ -151,6 +154,24 @@ def _without_mode_switch(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     module.eval = lambda *_: module  # type: ignore[method-assign]
     module.training = False
     return module
+
+
+def _tables(
+    program: torch.export.ExportedProgram, plan: QuantPlan
+) -> list[tuple[np.ndarray[Any, Any], Edge]]:
+    """Embeddings' tables as int8, and how the plan quantizes them."""
+    from edgekit.compress._nodes import TABLES, weight_of
+    from edgekit.compress.graph import graph_module, tensor_of
+
+    module, constants = graph_module(program), plan.constants()
+    found = []
+    for node in module.graph.nodes:
+        if node.op != "call_function" or node.target not in TABLES:
+            continue
+        edge, value = constants.get(weight_of(node).name), tensor_of(module, weight_of(node))
+        if edge is not None and value is not None:
+            found.append((edge.quantize(value.numpy()), edge))
+    return found
 
 
 def _drop_origin(model: Any) -> None:
