@@ -264,7 +264,7 @@ def _tell_plan(model: str, jobs: Sequence[Job], calib: str | None, as_json: bool
         note("the export itself will need --calib DATA")
     entries: list[dict[str, Any]] = [
         {
-            "artifact": f"{job.target}-{job.scheme}",
+            "artifact": job.id,
             "target": job.target,
             "scheme": job.scheme,
             "delegate": job.delegate,

@@ -16,9 +16,23 @@ from typing import Any, Literal
 
 import numpy as np
 
+from edgekit.names import NO_VNNI
+
 SCHEMA = "edgekit.plan/1"
 
-__all__ = ["Edge", "QuantPlan"]
+CHANGES: dict[str, dict[str, dict[str, Any]]] = {
+    NO_VNNI: {"onnxruntime": {"weight_dtype": "uint8"}, "openvino": {"weight_limit": 64}}
+}
+"""What an override changes for a target: the same weights stored in another type, or weights within
+plus and minus a limit, which are rounded anew and so are a plan of their own."""
+
+__all__ = ["CHANGES", "Edge", "QuantPlan", "plan_name"]
+
+
+def plan_name(target: str, scheme: str, variant: str | None) -> str:
+    """The name of the plan that an artifact is made of: its scheme, or ``<scheme>@<variant>``."""
+    change = CHANGES.get(variant or "", {}).get(target, {})
+    return f"{scheme}@{variant}" if "weight_limit" in change else scheme
 
 
 @dataclass(frozen=True)
@@ -114,7 +128,9 @@ class QuantPlan:
         edges: every quantized tensor, in execution order.
         kept_float: nodes left in float, each with its reason.
         calibration: source, digest and number of samples, and the observer used.
-        overrides: named changes for an ISA that can't run the plan as it stands.
+        overrides: named changes for an ISA that can't run the plan as it stands
+            (`edgekit.compress.saturation.overrides`).
+        variant: the override that this plan is rendered with, or None.
     """
 
     scheme: str
@@ -123,6 +139,16 @@ class QuantPlan:
     kept_float: tuple[tuple[str, str], ...] = ()
     calibration: Mapping[str, Any] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    variant: str | None = None
+
+    def change(self, target: str) -> Mapping[str, Any]:
+        """What its variant changes for one target; empty if nothing."""
+        if self.variant is None:
+            return {}
+        found: Mapping[str, Any] = (
+            self.overrides.get(self.variant, {}).get("targets", {}).get(target, {})
+        )
+        return found
 
     def activations(self) -> dict[str, Edge]:
         """Activation edges by the name of the node that produces them."""
@@ -142,6 +168,7 @@ class QuantPlan:
             "kept_float": [{"node": n, "reason": r} for n, r in self.kept_float],
             "calibration": dict(self.calibration),
             "overrides": dict(self.overrides),
+            "variant": self.variant,
         }
 
     @classmethod
@@ -154,6 +181,7 @@ class QuantPlan:
             kept_float=tuple((k["node"], k["reason"]) for k in data["kept_float"]),
             calibration=dict(data["calibration"]),
             overrides=dict(data.get("overrides", {})),
+            variant=data.get("variant"),
         )
 
     def digest(self) -> str:
