@@ -323,7 +323,7 @@ def _row(artifact: Mapping[str, Any]) -> list[object]:
     size, latency, beside = artifact["bytes"], artifact["latency_ms"], artifact["float"]
     return [
         artifact["target"],
-        artifact["scheme"],
+        "@".join(filter(None, (artifact["scheme"], artifact["variant"]))),
         None if size is None else round(size / 1024),
         _rounded(artifact["value"]),
         _drop(artifact),

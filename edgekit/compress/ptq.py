@@ -126,20 +126,16 @@ def post_training(
     settings = {"methods": methods.to_json(), "layer_samples": len(few)}
     plan = dataclasses.replace(plan, calibration={**plan.calibration, **settings})
     made = _reconstructed(program, plan, few, methods, tell)
-    plain = made.plan
-    plan_overrides = overrides(made.program, plain)
+    carried = overrides(made.program, made.plan)
     found: dict[str, Quantized] = {}
     for name in variants:
         limit = max((c.get("weight_limit", 0) for c in CHANGES[name].values()), default=0)
-        if not limit:
-            continue
-        variant = made
-        if plan_overrides:
-            tell_variant = _named(tell, name)
-            variant = _limited(program, plan, made, limit, few, methods, tell_variant)
-        kept = dataclasses.replace(variant.plan, overrides=plan_overrides, variant=name)
-        found[name] = Quantized(variant.program, kept)
-    return Quantized(made.program, dataclasses.replace(plain, overrides=plan_overrides), found)
+        if limit:
+            named = _named(tell, name)
+            variant = _limited(program, plan, made, limit, few, methods, named)
+            kept = dataclasses.replace(variant.plan, overrides=carried, variant=name)
+            found[name] = Quantized(variant.program, kept)
+    return Quantized(made.program, dataclasses.replace(made.plan, overrides=carried), found)
 
 
 Tell = Callable[[str, int, int], None]

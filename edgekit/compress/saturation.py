@@ -1,8 +1,8 @@
 """Which layers an x86 processor without VNNI may compute wrongly, and what becomes of the answers.
 
-Without VNNI, int8 kernels multiply unsigned activations by signed weights with ``VPMADDUBSW``, which
-adds the products of two neighbouring inputs in 16 bits and saturates: 255 * 127 * 2 is 64770, and
-32767 is kept of it. (Intel, "Nuances of int8 computations", oneDNN developer guide.) Here stand
+Without VNNI, int8 kernels multiply unsigned activations by signed weights with ``VPMADDUBSW``,
+which adds the products of two neighbouring inputs in 16 bits and saturates: 255 * 127 * 2 is 64770,
+and 32767 is kept of it. (Intel, "Nuances of int8 computations", oneDNN developer guide.) Here stand
 
 - the bound: from a layer's integers alone, whether any input could make any two products saturate,
   whichever inputs a kernel takes together (`at_risk`);
@@ -266,8 +266,8 @@ class _Kernel:
             if stored.dim() == 3:
                 stored = stored[:, :, None, :]
             self.kernel = tuple(stored.shape[2:])
-        # Channels lie innermost. oneDNN fills them up to fours where there are no groups; MLAS takes
-        # the row as it comes.
+        # Channels lie innermost. oneDNN fills them up to fours where there are no groups; MLAS
+        # takes the row as it comes.
         rows = stored if self.linear else stored.permute(0, 2, 3, 1)
         fills = target == "openvino" and self.groups == 1
         self.fill = (-rows.shape[-1]) % 4 if fills else 0
@@ -292,8 +292,10 @@ class _Kernel:
         if self.linear:
             return real.T.reshape(*shape, self.outputs)
         places = shape[1:] if x.dim() == 4 else shape[2:]
-        return real.reshape(self.outputs, shape[0], -1).movedim(0, 1).reshape(
-            shape[0], self.outputs, *places
+        return (
+            real.reshape(self.outputs, shape[0], -1)
+            .movedim(0, 1)
+            .reshape(shape[0], self.outputs, *places)
         )
 
     def _lost(self, unsigned: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...]]:
@@ -340,7 +342,7 @@ class _Kernel:
 
 
 def _geometry(node: fx.Node) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Stride, padding and dilation along two axes; a convolution along one is a row of a picture."""
+    """Stride, padding and dilation along two axes; a convolution along one is one of one row."""
     values: list[tuple[int, ...]] = []
     for given, default in zip((*node.args[3:6], None, None, None)[:3], (1, 0, 1), strict=True):
         pair = tuple(given) if isinstance(given, list | tuple) else (default,)

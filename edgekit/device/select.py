@@ -126,9 +126,7 @@ def _unique(devices: Sequence[Device]) -> list[Device]:
     return list(seen.values())
 
 
-def _choose(
-    device: Device, targets: Sequence[str], schemes: Sequence[str]
-) -> list[_Key]:
+def _choose(device: Device, targets: Sequence[str], schemes: Sequence[str]) -> list[_Key]:
     return [
         (entry.target, scheme, entry.delegate, _variant(device, entry.target, scheme))
         for entry in _runnable(device)

@@ -33,9 +33,9 @@ __all__ = ["Planned", "make_plan", "methods_without"]
 class Planned:
     """The store entry of a plan.
 
-    It holds ``program.pt2``, one ``plan-<name>.json`` per plan, and ``program-<name>.pt2`` where the
-    plan maker changed weights and biases. A plan's name is its scheme, or ``<scheme>@<variant>``
-    (`edgekit.compress.plan.plan_name`).
+    It holds ``program.pt2``, one ``plan-<name>.json`` per plan, and ``program-<name>.pt2`` where
+    the plan maker changed weights and biases. A plan's name is its scheme, or
+    ``<scheme>@<variant>`` (`edgekit.compress.plan.plan_name`).
     """
 
     key: str

@@ -19,6 +19,7 @@ from edgekit import device as devices_
 from edgekit import engines
 from edgekit.artifact import Artifact, Store, fingerprint
 from edgekit.bench.measure import BenchRequest, bench
+from edgekit.compress.plan import plan_name
 from edgekit.data import Samples, load, load_pair
 from edgekit.device import Job, plan_targets
 from edgekit.errors import EdgekitError, Locked, UnsupportedError, UsageError, WorkerCrashed
@@ -78,6 +79,8 @@ def export_bundle(
     store = store or Store()
     profiles = [devices_.load(d) for d in request.devices]
     jobs = plan_targets(profiles, request.targets, request.schemes)
+    if request.engine is not None:
+        jobs = _without_variants(jobs, request)
     for job in jobs:
         require_installed(find(job.target))
     if request.engine is not None:
@@ -90,6 +93,26 @@ def export_bundle(
     except BaseException:
         worker.stop()
         raise
+
+
+def _without_variants(jobs: Sequence[Job], request: ExportRequest) -> tuple[Job, ...]:
+    """Engines have no overrides: one artifact for all devices, as the vendor makes it."""
+    merged: dict[tuple[str, str, str], Job] = {}
+    for job in jobs:
+        if job.variant is not None:
+            request.listener.note(
+                f"{request.engine} makes no variant for {' '.join(job.devices)}, which lacks VNNI: "
+                f"{job.target} may saturate there"
+            )
+        key = (job.target, job.scheme, job.delegate)
+        other = merged.get(key)
+        merged[key] = replace(
+            job,
+            variant=None,
+            devices=job.devices if other is None else (*other.devices, *job.devices),
+            threads=job.threads if other is None else min(other.threads, job.threads),
+        )
+    return tuple(merged.values())
 
 
 def _check_engine(name: str, jobs: Sequence[Job]) -> None:
@@ -121,9 +144,19 @@ def _export(
     schemes = list(dict.fromkeys([*(j.scheme for j in jobs), "fp32"]))
     # An engine needs no plan: what it makes is held against the float model.
     planned_for = schemes if request.engine is None else ["fp32"]
-    planned = make_plan(model, calib, planned_for, store, listener, without=request.without)
+    names = [plan_name(j.target, j.scheme, j.variant) for j in jobs]
+    own = [n for n in dict.fromkeys(names) if n not in schemes]
+    planned = make_plan(
+        model,
+        calib,
+        planned_for,
+        store,
+        listener,
+        without=request.without,
+        variants=[n.partition("@")[2] for n in own],
+    )
     held = evaluation if evaluation is not None else calib
-    reference = stages.refer(model, planned, held, planned_for, store, listener)
+    reference = stages.refer(model, planned, held, [*planned_for, *own], store, listener)
     with tempfile.TemporaryDirectory(prefix="edgekit-feeds-") as folder:
         feeds = _Feeds(model, held, Path(folder))
         rows = _make(model, jobs, planned, reference, feeds, store, request, calib)
@@ -270,25 +303,26 @@ def _make_target(
     calib: Samples | None,
 ) -> list[Row]:
     target = jobs[0].target
-    wanted = list(dict.fromkeys([*(j.scheme for j in jobs), "fp32"]))
-    ours = wanted if request.engine is None else ["fp32"]
+    wanted: list[stages.Wanted] = [(j.scheme, j.variant) for j in jobs]
+    wanted = list(dict.fromkeys([*wanted, ("fp32", None)]))
+    ours = wanted if request.engine is None else [("fp32", None)]
     signature, listener = model.signature, request.listener
     try:
         made = stages.convert(target, ours, planned, signature, store, listener)
         if request.engine is not None and calib is not None:
             engine = engines.find(request.engine)
-            for scheme in (s for s in wanted if s not in ours):
-                made[scheme] = stages.convert_by_engine(
-                    engine, target, scheme, planned, calib, signature, store, listener
+            for one in (w for w in wanted if w not in ours):
+                made[one] = stages.convert_by_engine(
+                    engine, target, one[0], planned, calib, signature, store, listener
                 )
     except WorkerCrashed as error:
         if not request.keep_going:
             raise
-        made = {s: error for s in wanted}
-    twin = made["fp32"]
+        made = dict.fromkeys(wanted, error)
+    twin = made["fp32", None]
     rows = []
     for job in jobs:
-        artifact = made[job.scheme]
+        artifact = made[job.scheme, job.variant]
         row = Row(
             job=job,
             artifact=artifact if isinstance(artifact, Artifact) else None,

@@ -85,7 +85,7 @@ def unmet(requires: Mapping[str, Any]) -> str | None:
 def _glibc() -> frozenset[str] | None:
     """None where there is no glibc, or none with this call (it came with 2.33)."""
     try:
-        ask = getattr(ctypes.CDLL("libc.so.6"), "__x86_get_cpuid_feature_leaf")  # noqa: B009
+        ask = getattr(ctypes.CDLL("libc.so.6"), "__x86_get_cpuid_feature_leaf")
     except (OSError, AttributeError):
         return None
     ask.argtypes, ask.restype = [ctypes.c_uint], ctypes.POINTER(_Leaf)
