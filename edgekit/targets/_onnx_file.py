@@ -61,6 +61,26 @@ def unsigned_activations(model: Any) -> None:
         node.input[2] = made[name]
 
 
+def own_zero_points(model: Any) -> None:
+    """Every int8 weight gets a zero point of its own, where the exporter let several share one.
+
+    On x86 without VNNI a session may be asked for exact kernels (``session.x64quantprecision``).
+    ONNX Runtime 1.32 then makes a uint8 copy of each weight and zero point under a name of its
+    own, and refuses a file in which two weights have one zero point.
+    """
+    from onnx import numpy_helper
+
+    graph = model.graph
+    initializers = {i.name: i for i in graph.initializer}
+    for node in graph.node:
+        stored = initializers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if stored is None or numpy_helper.to_array(stored).dtype != np.int8:
+            continue
+        zero = numpy_helper.to_array(initializers[node.input[2]])
+        node.input[2] = f"{node.output[0]}_zero"
+        graph.initializer.append(numpy_helper.from_array(zero, node.input[2]))
+
+
 def unsigned_weights(model: Any) -> None:
     """int8 weights become uint8 with zero point 128: the same real values.
 

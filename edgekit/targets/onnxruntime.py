@@ -87,6 +87,7 @@ class Onnxruntime:
             _onnx_file.global_pooling(model)
             _onnx_file.fold_pads(model)
             _onnx_file.integer_clamps(model)
+            _onnx_file.own_zero_points(model)
             if plan.change(self.id).get("weight_dtype") == "uint8":
                 _onnx_file.unsigned_weights(model)
         _onnx_file.prune(model)

@@ -21,7 +21,7 @@ from edgekit.device import loader
 from edgekit.errors import BadData, UnsupportedError, UsageError
 from edgekit.names import SCHEMES, TARGETS
 
-IDS = ["core-ultra", "galaxy-s24", "host", "pixel-8", "raspberry-pi-5", "x86-server"]
+IDS = ["core-ultra", "galaxy-s24", "host", "intel-nuc", "pixel-8", "raspberry-pi-5", "x86-server"]
 PUBLISHED = [name for name in IDS if name != "host"]
 
 BOARD = """
