@@ -32,8 +32,10 @@ from edgekit.export.request import MIN_CALIB, ExportRequest
 from edgekit.export.stages import Proof, Referenced
 from edgekit.metrics import top1, top1_correct
 from edgekit.model import Model
+from edgekit.names import NO_VNNI, OVERRIDES
 from edgekit.pack import check_destination
 from edgekit.paired import paired_difference
+from edgekit.runtime.cpu import lacks_vnni
 from edgekit.targets import find, require_installed, worker
 
 __all__ = ["ExportResult", "export_bundle"]
@@ -358,8 +360,17 @@ def _prove(
         return replace(row, status="failed", reason=error.message)
     row = replace(row, proof=proof)
     if not proof.document["passed"]:
-        return replace(row, status="failed", reason=proof.reason)
+        return replace(row, status="failed", reason=_with_cause(row, proof.reason))
     return row
+
+
+def _with_cause(row: Row, reason: str | None) -> str | None:
+    """Says where this machine itself is why an artifact for others gives wrong answers."""
+    job = row.job
+    needs = job.target in OVERRIDES[NO_VNNI] and job.scheme == "w8a8" and job.variant is None
+    if not (needs and lacks_vnni()):
+        return reason
+    return f"{reason}; this machine has no VNNI and can't prove an artifact that needs it"
 
 
 def _measure(
