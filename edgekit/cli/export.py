@@ -265,7 +265,7 @@ def _tell_plan(model: str, jobs: Sequence[Job], calib: str | None, as_json: bool
         note("the export itself will need --calib DATA")
     entries: list[dict[str, Any]] = [
         {
-            "artifact": f"{job.target}-{job.scheme}",
+            "artifact": job.id,
             "target": job.target,
             "scheme": job.scheme,
             "delegate": job.delegate,
@@ -334,7 +334,7 @@ def _row(artifact: Mapping[str, Any]) -> list[object]:
     size, latency, beside = artifact["bytes"], artifact["latency_ms"], artifact["float"]
     return [
         artifact["target"],
-        artifact["scheme"],
+        "@".join(filter(None, (artifact["scheme"], artifact["variant"]))),
         None if size is None else round(size / 1024),
         _rounded(artifact["value"]),
         _drop(artifact),

@@ -16,9 +16,23 @@ from typing import Any, Literal
 
 import numpy as np
 
+from edgekit.names import NO_VNNI
+
 SCHEMA = "edgekit.plan/1"
 
-__all__ = ["Edge", "QuantPlan"]
+CHANGES: dict[str, dict[str, dict[str, Any]]] = {
+    NO_VNNI: {"onnxruntime": {"weight_dtype": "uint8"}, "openvino": {"weight_limit": 64}}
+}
+"""What an override changes for a target: the same weights stored in another type, or weights within
+plus and minus a limit, which are rounded anew and so are a plan of their own."""
+
+__all__ = ["CHANGES", "Edge", "QuantPlan", "plan_name"]
+
+
+def plan_name(target: str, scheme: str, variant: str | None) -> str:
+    """The name of the plan that an artifact is made of: its scheme, or ``<scheme>@<variant>``."""
+    change = CHANGES.get(variant or "", {}).get(target, {})
+    return f"{scheme}@{variant}" if "weight_limit" in change else scheme
 
 
 @dataclass(frozen=True)
@@ -118,7 +132,9 @@ class QuantPlan:
         edges: every quantized tensor, in execution order.
         kept_float: nodes left in float, each with its reason.
         calibration: source, digest and number of samples, and the observer used.
-        overrides: named changes for an ISA that can't run the plan as it stands.
+        overrides: named changes for an ISA that can't run the plan as it stands
+            (`edgekit.compress.saturation.overrides`).
+        variant: the override that this plan is rendered with, or None.
         sensitivity: what quantizing each part costs (`edgekit.compress.sensitivity`), if measured.
     """
 
@@ -129,6 +145,16 @@ class QuantPlan:
     calibration: Mapping[str, Any] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
     sensitivity: Mapping[str, Any] = field(default_factory=dict)
+    variant: str | None = None
+
+    def change(self, target: str) -> Mapping[str, Any]:
+        """What its variant changes for one target; empty if nothing."""
+        if self.variant is None:
+            return {}
+        found: Mapping[str, Any] = (
+            self.overrides.get(self.variant, {}).get("targets", {}).get(target, {})
+        )
+        return found
 
     def activations(self) -> dict[str, Edge]:
         """Activation edges by the name of the node that produces them."""
@@ -150,6 +176,7 @@ class QuantPlan:
             "overrides": dict(self.overrides),
             # Only where it was measured, so that other plans keep their bytes.
             **({"sensitivity": dict(self.sensitivity)} if self.sensitivity else {}),
+            "variant": self.variant,
         }
 
     @classmethod
@@ -163,6 +190,7 @@ class QuantPlan:
             calibration=dict(data["calibration"]),
             overrides=dict(data.get("overrides", {})),
             sensitivity=dict(data.get("sensitivity", {})),
+            variant=data.get("variant"),
         )
 
     def digest(self) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.artifact import Store, fingerprint
+from edgekit.compress.plan import plan_name
 from edgekit.data import Samples
 from edgekit.errors import GateFailed
 from edgekit.export import stages
@@ -94,7 +95,11 @@ def _tighter(
 ) -> float | None:
     """What a plan may lose for all artifacts to hold the limit; None if that can't help."""
     labels = reference.labels()
-    lost = {r.id: (r.drop, r.job.scheme) for r in rows if r.drop is not None}
+    lost = {
+        r.id: (r.drop, plan_name(r.job.target, r.job.scheme, r.job.variant))
+        for r in rows
+        if r.drop is not None
+    }
     if limit is None or request.max_drop is None or request.engine is not None or not lost:
         return None
     worst = max(lost, key=lambda id: lost[id][0])
@@ -273,11 +278,13 @@ class _Search:
         cost = cost_of(self._module, self._plan, plan)
         after = self._drop(chosen)
         names = [f.unit.name for f in chosen]
+        scheme, _, variant = self._scheme.partition("@")
         self._listener.note(
             f"{self._scheme}: {', '.join(names)} in float; loses {after:.2f} points"
         )
         return {
-            "scheme": self._scheme,
+            "scheme": scheme,
+            "variant": variant or None,
             "limit": limit,
             "n": len(self._judge.labels),
             "drop_before": before,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from edgekit import engines
 from edgekit.artifact import Artifact, Store, fingerprint, sha256_of
+from edgekit.compress.plan import plan_name
 from edgekit.data import Samples
 from edgekit.engines import Engine
 from edgekit.engines._task import TASK
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from edgekit.verify import Verdict
 
 Arrays = dict[str, npt.NDArray[Any]]
+Wanted = tuple[str, str | None]
+"""A scheme, and the variant of its plan or None."""
 
 FLOOR_SAMPLES = 128
 PROBE_DRAWS = 8
@@ -56,7 +60,8 @@ class Referenced:
 
     Attributes:
         key: of the entry.
-        path: holds ``outputs-float.npz``, ``outputs-<scheme>.npz`` and ``facts.json``.
+        path: holds ``outputs-<name>.npz`` for every plan (``fp32`` is the float model) and
+            ``facts.json``.
         samples: the samples; None where there are only made-up inputs.
         n: samples without the probes.
         probes: how many probes follow them.
@@ -69,7 +74,7 @@ class Referenced:
     probes: int
 
     def facts(self) -> dict[str, Any]:
-        """Output steps and rounding floor by scheme."""
+        """Output steps and rounding floor by the plan's name."""
         loaded: dict[str, Any] = json.loads((self.path / "facts.json").read_text())
         return loaded
 
@@ -97,16 +102,19 @@ def refer(
     model: Model,
     planned: Planned,
     samples: Samples | None,
-    schemes: Sequence[str],
+    names: Sequence[str],
     store: Store,
     listener: Listener,
 ) -> Referenced:
-    """Answers of the float model and of every plan, on the samples and on extreme inputs."""
+    """Answers of the float model and of every plan, on the samples and on extreme inputs.
+
+    ``names`` are those of plans (`edgekit.compress.plan.plan_name`).
+    """
     key = fingerprint(
         stage="reference",
         plan=planned.key,
         samples=None if samples is None else [samples.digest, len(samples)],
-        schemes=sorted(schemes),
+        schemes=sorted(names),
         code=code("compress", "parity", "verify.py"),
         versions=versions("torch", "numpy"),
         isa=isa(),
@@ -122,28 +130,28 @@ def refer(
         from edgekit.verify import output_steps
 
         feeds, _ = gather(model, samples)
-        names = [s.name for s in model.signature.inputs]
+        ins = [s.name for s in model.signature.inputs]
         outs = [s.name for s in model.signature.outputs]
         facts: dict[str, Any] = {}
-        total = len(feeds[names[0]])
-        for scheme in dict.fromkeys(["fp32", *schemes]):
-            file = planned.plan(scheme)
-            program = torch.export.load(planned.program(scheme))
+        total = len(feeds[ins[0]])
+        for name in dict.fromkeys(["fp32", *names]):
+            file = planned.plan(name)
+            program = torch.export.load(planned.program(name))
             plan = (
                 QuantPlan.from_json(json.loads(file.read_text()))
                 if file.exists()
                 else QuantPlan("fp32", _digest_of(program))
             )
             module = render(program, plan, "fake")
-            with listener.progress(f"evaluating {scheme} in torch", total) as advance:
-                answers = evaluate(module, feeds, names, outs, progress=advance)
-            _check_finite(answers, scheme)
-            np.savez(folder / f"outputs-{scheme}.npz", **answers)  # type: ignore[arg-type]
+            with listener.progress(f"evaluating {name} in torch", total) as advance:
+                answers = evaluate(module, feeds, ins, outs, progress=advance)
+            _check_finite(answers, name)
+            np.savez(folder / f"outputs-{name}.npz", **answers)  # type: ignore[arg-type]
             steps = output_steps(program, plan, outs)
             floors: dict[str, Any] = {"floor": None, "probe_floor": None}
             if plan.edges:
                 floors = _floors(model.signature, module, feeds, answers, steps, n)
-            facts[scheme] = {"steps": steps, **floors}
+            facts[name] = {"steps": steps, **floors}
         (folder / "facts.json").write_text(json.dumps(facts))
 
     path = store.make(key, fill, what="reference")
@@ -229,41 +237,54 @@ def gather(model: Model, samples: Samples | None) -> tuple[Arrays, int]:
 
 def convert(
     target: str,
-    schemes: Sequence[str],
+    wanted: Sequence[Wanted],
     planned: Planned,
     signature: Signature,
     store: Store,
     listener: Listener,
-) -> dict[str, Artifact | EdgekitError]:
-    """Converts for one target, in one worker process for all schemes that are not in the store.
+) -> dict[Wanted, Artifact | EdgekitError]:
+    """Converts for one target, in one worker process for all that is not in the store.
+
+    Args:
+        target: a target id.
+        wanted: pairs of a scheme and a variant of its plan, which may be None.
+        planned: the plans.
+        signature: of the model.
+        store: where artifacts are kept.
+        listener: hears of progress.
 
     Returns:
-        By scheme, the artifact, or the error with which the target refused it.
+        By pair, the artifact, or the error with which the target refused it.
 
     Raises:
         WorkerCrashed: the converter died.
     """
     made = find(target)
-    keys = {s: _convert_key(made, target, s, planned, signature) for s in schemes}
-    missing = [s for s in schemes if store.get(keys[s]) is None]
-    refused: dict[str, EdgekitError] = {}
+    keys = {w: _convert_key(made, target, w, planned, signature) for w in wanted}
+    missing = [w for w in wanted if store.get(keys[w]) is None]
+    refused: dict[Wanted, EdgekitError] = {}
     with tempfile.TemporaryDirectory(prefix="edgekit-convert-") as scratch:
         if missing:
-            listener.note(f"{target}: converting {', '.join(missing)}")
+            listener.note(f"{target}: converting {', '.join(map(_shown, missing))}")
             refused = _run_conversions(made, target, missing, planned, signature, Path(scratch))
-        result: dict[str, Artifact | EdgekitError] = {}
-        for scheme in schemes:
-            if scheme in refused:
-                result[scheme] = refused[scheme]
+        result: dict[Wanted, Artifact | EdgekitError] = {}
+        for one in wanted:
+            if one in refused:
+                result[one] = refused[one]
                 continue
-            source = Path(scratch) / scheme
+            source = Path(scratch) / _shown(one)
             entry = store.make(
-                keys[scheme],
+                keys[one],
                 lambda folder, source=source: _copy(source, folder),  # type: ignore[misc]
-                what=f"convert {target} {scheme}",
+                what=f"convert {target} {_shown(one)}",
             )
-            result[scheme] = _artifact(entry, made, scheme)
+            result[one] = _artifact(entry, made, *one)
     return result
+
+
+def _shown(wanted: Wanted) -> str:
+    """``w8a8``, or ``w8a8@x86-no-vnni`` for a variant."""
+    return "@".join(filter(None, wanted))
 
 
 def convert_by_engine(
@@ -403,7 +424,9 @@ def prove(
             feeds_file(),
         )
 
-    path = store.make(key, fill, what=f"verify {target} {artifact.scheme}")
+    path = store.make(
+        key, fill, what=f"verify {target} {_shown((artifact.scheme, artifact.variant))}"
+    )
     saved = json.loads((path / "verify.json").read_text())
     return Proof(saved["document"], saved["reason"], saved["runtime"], path)
 
@@ -427,15 +450,16 @@ def _judge(
     from edgekit.compress.render import render
     from edgekit.compress.unrounded import Unrounded
 
-    scheme = artifact.scheme
-    if not planned.plan(scheme).exists():
+    scheme, name = artifact.scheme, plan_name(target, artifact.scheme, artifact.variant)
+    if not planned.plan(name).exists():
         _judge_without_plan(folder, result, artifact, reference, model, feeds_file)
         return
-    program = torch.export.load(planned.program(scheme))
-    plan = QuantPlan.from_json(json.loads(planned.plan(scheme).read_text()))
-    facts = reference.facts()[scheme]
+    program = torch.export.load(planned.program(name))
+    plan = QuantPlan.from_json(json.loads(planned.plan(name).read_text()))
+    plan = dataclasses.replace(plan, variant=artifact.variant)
+    facts = reference.facts()[name]
     feeds = load_arrays(feeds_file)
-    outputs = load_arrays(reference.path / f"outputs-{scheme}.npz")
+    outputs = load_arrays(reference.path / f"outputs-{name}.npz")
     against = "plan"
     left_out = Unrounded.from_json(unrounded)
     computed = left_out.without(program, plan)
@@ -525,21 +549,23 @@ def load_arrays(path: Path) -> Arrays:
 def _run_conversions(
     made: Target,
     target: str,
-    schemes: Sequence[str],
+    wanted: Sequence[Wanted],
     planned: Planned,
     signature: Signature,
     scratch: Path,
-) -> dict[str, EdgekitError]:
+) -> dict[Wanted, EdgekitError]:
     tasks: list[worker.Task] = []
-    for scheme in schemes:
-        folder = scratch / scheme
+    for one in wanted:
+        name = plan_name(target, *one)
+        folder = scratch / _shown(one)
         folder.mkdir()
         out = folder / f"model{made.suffix}"
         tasks.append(
             {
                 "op": "convert",
-                "program": str(planned.program(scheme)),
-                "plan": str(planned.plan(scheme)),
+                "program": str(planned.program(name)),
+                "plan": str(planned.plan(name)),
+                "variant": one[1],
                 "signature": signature.to_json(),
                 "out": str(out),
             }
@@ -547,31 +573,31 @@ def _run_conversions(
         tasks.append({"op": "inspect", "artifact": str(out)})
         tasks.append({"op": "stored", "artifact": str(out)})
     results = worker.run(target, tasks)
-    refused: dict[str, EdgekitError] = {}
-    for scheme, (done, seen, stored) in zip(
-        schemes, zip(results[0::3], results[1::3], results[2::3], strict=True), strict=True
+    refused: dict[Wanted, EdgekitError] = {}
+    for one, (done, seen, stored) in zip(
+        wanted, zip(results[0::3], results[1::3], results[2::3], strict=True), strict=True
     ):
         failed = next((r["error"] for r in (done, seen, stored) if "error" in r), None)
         if failed is not None:
-            refused[scheme] = failed
+            refused[one] = failed
             continue
         facts = {
             "files": [Path(f).name for f in done["files"]],
             "placement": seen["placement"],
             "stored": stored["stored"],
         }
-        (scratch / scheme / "convert.json").write_text(json.dumps(facts))
+        (scratch / _shown(one) / "convert.json").write_text(json.dumps(facts))
     return refused
 
 
 def _convert_key(
-    made: Target, target: str, scheme: str, planned: Planned, signature: Signature
+    made: Target, target: str, wanted: Wanted, planned: Planned, signature: Signature
 ) -> str:
     return fingerprint(
         stage="convert",
         target=target,
-        scheme=scheme,
-        plan=sha256_of(planned.plan(scheme)),
+        scheme=_shown(wanted),
+        plan=sha256_of(planned.plan(plan_name(target, *wanted))),
         program=planned.key,
         signature=signature.to_json(),
         code=code("compress", "targets"),
@@ -579,13 +605,14 @@ def _convert_key(
     )
 
 
-def _artifact(entry: Path, made: Target, scheme: str) -> Artifact:
+def _artifact(entry: Path, made: Target, scheme: str, variant: str | None = None) -> Artifact:
     names = json.loads((entry / "convert.json").read_text())["files"]
     return Artifact.from_files(
         [entry / name for name in names],
         target=made.id,
         delegate=made.delegates[0],
         scheme=scheme,
+        variant=variant,
     )
 
 

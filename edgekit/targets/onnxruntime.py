@@ -3,7 +3,8 @@
 The plan is rendered as quantize and dequantize operators with integer weights (QDQ form), exported
 through `torch.onnx`, and brought into the form that the runtime fuses: activations as uint8 with
 the zero point moved by 128, which stands for the very same values, since its x86 kernels are the
-u8 x s8 ones, and biases as int32.
+u8 x s8 ones, and biases as int32. The variant for x86 without VNNI stores the weights of layers at
+risk as uint8 with zero point 128, again the very same values, for the kernels that widen first.
 """
 
 from __future__ import annotations
@@ -88,6 +89,9 @@ class Onnxruntime:
             _onnx_file.global_pooling(model)
             _onnx_file.fold_pads(model)
             _onnx_file.integer_clamps(model)
+            _onnx_file.own_zero_points(model)
+            if plan.change(self.id).get("weight_dtype") == "uint8":
+                _onnx_file.unsigned_weights(model)
         _onnx_file.prune(model)
         out.write_bytes(model.SerializeToString(deterministic=True))
         onnx.checker.check_model(str(out))
@@ -139,16 +143,15 @@ class Onnxruntime:
             kind = "activation"
             digest = ""
             integers: tuple[int, ...] = ()
-            offset = 0
+            unsigned = len(node.input) > 2 and values[node.input[2]].dtype == np.uint8
+            offset = _U8_OFFSET if unsigned else 0
             if constant is not None:
                 kind = "bias" if constant.dtype == np.int32 else "weight"
                 if kind == "weight":
                     axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-                    digest = channel_digest(constant, axis)
+                    digest = channel_digest(constant.astype(np.int16) - offset, axis)
                 else:
                     integers = tuple(int(v) for v in constant.reshape(-1))
-            elif len(node.input) > 2 and values[node.input[2]].dtype == np.uint8:
-                offset = _U8_OFFSET
             name = node.input[0] if node.op_type == "DequantizeLinear" else node.output[0]
             one = Stored(
                 name,

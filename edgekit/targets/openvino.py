@@ -7,6 +7,7 @@ The plan is rendered as quantize and dequantize operators, which the frontend tu
 from __future__ import annotations
 
 import collections
+import dataclasses
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,7 @@ class Openvino:
 
         # The plug-in fuses a SiLU with the layer before it, if nothing is rounded within, and its
         # matrix products give float where float is read.
-        plan = Unrounded(gates=True, results=True).without(program, plan)
+        plan = _in_full_range(Unrounded(gates=True, results=True).without(program, plan))
         try:
             rendered = render_program(program, plan, "qdq", bare_pads=True, bare_moves=True)
             model = openvino.convert_model(rendered)
@@ -134,6 +135,19 @@ class Openvino:
             elif (weight := _compressed_weight(node)) is not None:
                 found.append(weight)
         return found
+
+
+def _in_full_range(plan: QuantPlan) -> QuantPlan:
+    """The plan with all weights' limits those of int8.
+
+    Where an override limits weights, the program's are within its limits already. A FakeQuantize
+    with fewer levels would be no int8 to the plug-in.
+    """
+    edges = tuple(
+        dataclasses.replace(e, quant_min=-127, quant_max=127) if e.kind == "weight" else e
+        for e in plan.edges
+    )
+    return dataclasses.replace(plan, edges=edges)
 
 
 def _keep_ranges_per_tensor(model: Any) -> None:

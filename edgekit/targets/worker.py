@@ -169,7 +169,12 @@ def _decode(result: Result) -> Result:
 
 
 def _task_convert(target: Any, task: Task) -> Result:
-    """Converts; ``{"program", "plan", "signature", "out"}`` -> ``{"files"}``."""
+    """Converts; ``{"program", "plan", "variant", "signature", "out"}`` -> ``{"files"}``.
+
+    A ``variant`` is the override that the plan is rendered with; without one it is the plan's own.
+    """
+    import dataclasses
+
     import torch
 
     from edgekit.compress.plan import QuantPlan
@@ -178,6 +183,8 @@ def _task_convert(target: Any, task: Task) -> Result:
     torch.manual_seed(0)
     program = torch.export.load(task["program"])
     plan = QuantPlan.from_json(json.loads(Path(task["plan"]).read_text()))
+    if task.get("variant") is not None:
+        plan = dataclasses.replace(plan, variant=task["variant"])
     if plan.scheme not in target.schemes:
         carried = ", ".join(target.schemes)
         raise UnsupportedError(
