@@ -59,7 +59,7 @@ class Onnxruntime:
         import torch
 
         from edgekit.compress.render import render_program
-        from edgekit.targets import _onnx_file, _onnx_tables
+        from edgekit.targets import _onnx_curves, _onnx_file, _onnx_tables
 
         # Integer matrix products give float where float is read (MatMulIntegerToFloat).
         plan = self._unrounded().without(program, plan)
@@ -88,6 +88,7 @@ class Onnxruntime:
             _onnx_file.global_pooling(model)
             _onnx_file.fold_pads(model)
             _onnx_file.integer_clamps(model)
+            _onnx_curves.integer_hard_swish(model)
         _onnx_file.prune(model)
         out.write_bytes(model.SerializeToString(deterministic=True))
         onnx.checker.check_model(str(out))
@@ -124,13 +125,17 @@ class Onnxruntime:
         import onnx
         from onnx import numpy_helper
 
+        from edgekit.targets._onnx_curves import is_gate
         from edgekit.targets._onnx_tables import stored_tables
 
         graph = onnx.load(str(path)).graph
         values = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
+        maker = {o: n for n in graph.node for o in n.output}
         found: dict[Stored, None] = dict.fromkeys(stored_tables(graph, values))
         for node in graph.node:
             if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+                continue
+            if node.op_type == "DequantizeLinear" and is_gate(node, maker, graph, values):
                 continue
             scale = np.asarray(values[node.input[1]], np.float32).reshape(-1)
             zero = np.asarray(values[node.input[2]]).reshape(-1) if len(node.input) > 2 else 0
