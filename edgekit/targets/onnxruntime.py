@@ -25,9 +25,17 @@ if TYPE_CHECKING:
 
     from edgekit.compress.plan import QuantPlan
     from edgekit.compress.unrounded import Unrounded
+    from edgekit.targets._reasons import Role
 
 OPSET = 21
 _U8_OFFSET = 128
+_SWISH = "a hard-swish whose scale does not hold -3 and 3, which has no integer kernel"
+_KNOWN = {
+    "HardSigmoid": _SWISH,
+    "HardSwish": _SWISH,
+    "Gather": "an embedding's table is int8, and its rows are read in float",
+}
+_LAYOUT = ("Transpose", "Pad", "ReorderInput", "ReorderOutput", "Reshape", "Flatten", "Squeeze")
 _FLOAT_FREE = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "NhwcMaxPool")
 _ANY_TYPE = (
     *_FLOAT_FREE,
@@ -167,7 +175,21 @@ class Onnxruntime:
         return list(found)
 
 
+def _role(node: Any, integers: set[str]) -> Role:
+    """What a node of the optimized graph does, given the tensors that hold integers."""
+    kinds: dict[str, Role] = {"QuantizeLinear": "quantize", "DequantizeLinear": "dequantize"}
+    if node.op_type in kinds:
+        return kinds[node.op_type]
+    if node.op_type in _LAYOUT:
+        return "move"
+    if "QLinear" in node.op_type or node.op_type in ("QGemm", "MatMulIntegerToFloat"):
+        return "integer"
+    return "integer" if node.output[0] in integers else "float"
+
+
 def _placement(optimized: Any, written: Any) -> Placement:
+    from edgekit.targets._reasons import Op, reasons
+
     ops = collections.Counter(n.op_type for n in optimized.node)
     waste = collections.Counter(
         n.op_type
@@ -187,10 +209,12 @@ def _placement(optimized: Any, written: Any) -> Placement:
     boundary = float_ops = 0
     first: str | None = None
     integers: set[str] = set()
+    made: list[Op] = []
     for node in optimized.node:
         integer = "QLinear" in node.op_type or node.op_type in ("QuantizeLinear", "QGemm")
         if integer or (node.op_type in _ANY_TYPE and node.input[0] in integers):
             integers.update(node.output)
+        made.append(Op(node.op_type, tuple(node.input), tuple(node.output), _role(node, integers)))
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             boundary += bool(starts & set(node.input)) or bool(results & set(node.output))
             continue
@@ -213,6 +237,7 @@ def _placement(optimized: Any, written: Any) -> Placement:
         first_fallback=first,
         bytes_by_dtype=dict(sorted(sizes.items())),
         waste=dict(sorted(waste.items())),
+        reasons=reasons(made, starts | results, _KNOWN),
     )
 
 
