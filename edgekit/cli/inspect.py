@@ -130,7 +130,17 @@ def _stated_placement(stated: object) -> dict[str, Any] | None:
     )
     numbers = (ours["float_ops"], ours["boundary_ops"], ours["undelegated_ops"] or 0)
     known = known and all(isinstance(n, int) and n >= 0 for n in numbers)
+    # Bundles of before it was written have none.
+    ours["reasons"] = [] if ours["reasons"] is None else ours["reasons"]
+    known = known and isinstance(ours["reasons"], list) and all(map(_is_reason, ours["reasons"]))
     return ours if known and isinstance(ours["first_fallback"], str | None) else None
+
+
+def _is_reason(stated: object) -> bool:
+    if not isinstance(stated, Mapping) or set(stated) != {"operator", "count", "why"}:
+        return False
+    texts = isinstance(stated["operator"], str) and isinstance(stated["why"], str)
+    return texts and isinstance(stated["count"], int) and stated["count"] > 0
 
 
 def _bundle_text(document: Mapping[str, Any]) -> str:
@@ -233,6 +243,7 @@ def _artifact_text(document: Mapping[str, Any]) -> str:
         "",
         table(["constants", "bytes"], sorted(placement["bytes_by_dtype"].items())),
         "",
+        *_reason_lines(placement["reasons"]),
         f"{sum(ops.values())} operators: {placement['float_ops']} compute in float, "
         f"{placement['boundary_ops']} quantize or dequantize at the border, "
         f"{sum(waste.values())} only move or convert data",
@@ -241,6 +252,14 @@ def _artifact_text(document: Mapping[str, Any]) -> str:
         lines.append(f"outside the delegate: {placement['undelegated_ops']}")
     lines.append(f"{_FALLBACK}: {placement['first_fallback'] or 'none'}")
     return "\n".join(lines)
+
+
+def _reason_lines(reasons: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table of what does not compute on integers, and why; nothing for a float model."""
+    if not reasons:
+        return []
+    rows = [[r["operator"], r["count"], r["why"]] for r in reasons]
+    return [table(["not on integers", "count", "why"], rows), ""]
 
 
 # -- a plan ---------------------------------------------------------------------------------------

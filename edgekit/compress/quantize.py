@@ -12,7 +12,7 @@ from torch import fx, nn
 from torchao.quantization.pt2e import PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
-from edgekit.compress._nodes import COMPUTE, TABLES, weight_of
+from edgekit.compress._nodes import COMPUTE, TABLES, aten, weight_of
 from edgekit.compress.annotate import PROBABILITIES, Placement, flat_range
 from edgekit.compress.graph import (
     channel_axis,
@@ -28,6 +28,8 @@ from edgekit.errors import BadData, UnsupportedError
 
 Ranges = Literal["minmax", "mse"]
 
+_BEND = 3.0
+_BEND_COST = 1.1
 INT32_ROOM = 2.0**30
 """A stored bias stays below this, so that the int32 accumulator keeps a bit of head room."""
 
@@ -194,6 +196,8 @@ def _activation_edge(node: fx.Node, observer: Any, members: list[fx.Node], range
     if any(m.target in PROBABILITIES for m in members) and low >= 0 and high <= 1:
         low, high = 0.0, 255 / 256
     scale, zero = affine_int8(low, high)
+    if len(members) == 1 and any(u.target is aten.hardswish.default for u in node.users):
+        scale, zero = whole_bend(low, high)
     return Edge(
         edge=f"{layer_of(node)}/{node.name}",
         node=node.name,
@@ -234,6 +238,21 @@ def affine_int8(low: float, high: float) -> tuple[float, int]:
     )
     reach = max(steps) if max(steps) <= 1.02 * scale else steps[int(high >= -low)]
     return float(np.float32(reach)), zero
+
+
+def whole_bend(low: float, high: float) -> tuple[float, int]:
+    """As `affine_int8`, with -3 and 3 on the grid where steps grow by a tenth at most.
+
+    Hard-swish bends there. With both on the grid, ``clip(x + 3, 0, 6)`` is a clip of integers.
+    """
+    if low > -_BEND and high + _BEND <= _BEND_COST * (high - min(low, 0.0)):
+        low = -_BEND
+    scale, zero = affine_int8(low, high)
+    bend = int(_BEND / scale * (1 + 1e-6))
+    wider = float(np.float32(_BEND / bend)) if bend else np.inf
+    if wider > _BEND_COST * scale:
+        return scale, zero
+    return wider, int(np.clip(np.rint(-128.0 - min(low, 0.0) / wider), -128, 127))
 
 
 def _weight_scales(

@@ -26,9 +26,17 @@ if TYPE_CHECKING:
 
     from edgekit.compress.plan import QuantPlan
     from edgekit.compress.unrounded import Unrounded
+    from edgekit.targets._reasons import Role
 
 OPSET = 21
 _U8_OFFSET = 128
+_SWISH = "a hard-swish whose scale does not hold -3 and 3, which has no integer kernel"
+_KNOWN = {
+    "HardSigmoid": _SWISH,
+    "HardSwish": _SWISH,
+    "Gather": "an embedding's table is int8, and its rows are read in float",
+}
+_LAYOUT = ("Transpose", "Pad", "ReorderInput", "ReorderOutput", "Reshape", "Flatten", "Squeeze")
 _FLOAT_FREE = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "NhwcMaxPool")
 _ANY_TYPE = (
     *_FLOAT_FREE,
@@ -60,7 +68,7 @@ class Onnxruntime:
         import torch
 
         from edgekit.compress.render import render_program
-        from edgekit.targets import _onnx_file, _onnx_tables
+        from edgekit.targets import _onnx_curves, _onnx_file, _onnx_tables
 
         # Integer matrix products give float where float is read (MatMulIntegerToFloat).
         plan = self._unrounded().without(program, plan)
@@ -89,6 +97,7 @@ class Onnxruntime:
             _onnx_file.global_pooling(model)
             _onnx_file.fold_pads(model)
             _onnx_file.integer_clamps(model)
+            _onnx_curves.integer_hard_swish(model)
             _onnx_file.own_zero_points(model)
             if plan.change(self.id).get("weight_dtype") == "uint8":
                 _onnx_file.unsigned_weights(model)
@@ -128,13 +137,17 @@ class Onnxruntime:
         import onnx
         from onnx import numpy_helper
 
+        from edgekit.targets._onnx_curves import is_gate
         from edgekit.targets._onnx_tables import stored_tables
 
         graph = onnx.load(str(path)).graph
         values = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
+        maker = {o: n for n in graph.node for o in n.output}
         found: dict[Stored, None] = dict.fromkeys(stored_tables(graph, values))
         for node in graph.node:
             if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+                continue
+            if node.op_type == "DequantizeLinear" and is_gate(node, maker, graph, values):
                 continue
             scale = np.asarray(values[node.input[1]], np.float32).reshape(-1)
             zero = np.asarray(values[node.input[2]]).reshape(-1) if len(node.input) > 2 else 0
@@ -165,7 +178,21 @@ class Onnxruntime:
         return list(found)
 
 
+def _role(node: Any, integers: set[str]) -> Role:
+    """What a node of the optimized graph does, given the tensors that hold integers."""
+    kinds: dict[str, Role] = {"QuantizeLinear": "quantize", "DequantizeLinear": "dequantize"}
+    if node.op_type in kinds:
+        return kinds[node.op_type]
+    if node.op_type in _LAYOUT:
+        return "move"
+    if "QLinear" in node.op_type or node.op_type in ("QGemm", "MatMulIntegerToFloat"):
+        return "integer"
+    return "integer" if node.output[0] in integers else "float"
+
+
 def _placement(optimized: Any, written: Any) -> Placement:
+    from edgekit.targets._reasons import Op, reasons
+
     ops = collections.Counter(n.op_type for n in optimized.node)
     waste = collections.Counter(
         n.op_type
@@ -185,10 +212,12 @@ def _placement(optimized: Any, written: Any) -> Placement:
     boundary = float_ops = 0
     first: str | None = None
     integers: set[str] = set()
+    made: list[Op] = []
     for node in optimized.node:
         integer = "QLinear" in node.op_type or node.op_type in ("QuantizeLinear", "QGemm")
         if integer or (node.op_type in _ANY_TYPE and node.input[0] in integers):
             integers.update(node.output)
+        made.append(Op(node.op_type, tuple(node.input), tuple(node.output), _role(node, integers)))
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             boundary += bool(starts & set(node.input)) or bool(results & set(node.output))
             continue
@@ -211,6 +240,7 @@ def _placement(optimized: Any, written: Any) -> Placement:
         first_fallback=first,
         bytes_by_dtype=dict(sorted(sizes.items())),
         waste=dict(sorted(waste.items())),
+        reasons=reasons(made, starts | results, _KNOWN),
     )
 
 

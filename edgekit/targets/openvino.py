@@ -23,9 +23,16 @@ if TYPE_CHECKING:
 
     from edgekit.compress.plan import QuantPlan
     from edgekit.compress.unrounded import Unrounded
+    from edgekit.targets._reasons import Role
 
 _NOT_COMPUTE = ("Input", "Output", "Const", "Result")
 _MOVES = ("Reorder", "Convert", "Transpose", "FakeQuantize", "Pad")
+_KNOWN = {
+    "Gather": "an embedding's table is int8, and its rows are read in float",
+    "Subgraph": "element-wise operators in one kernel: quantizing at the model's border, or what "
+    "the plan keeps in float",
+    "MVN": "a norm over a token or picture is computed in float",
+}
 _JOINED = ("FakeQuantize", "Relu", "Clamp", "Add", "Subtract", "Multiply")
 _NEXT_TO_ZERO = 1e-30
 
@@ -78,6 +85,8 @@ class Openvino:
         """Operators of the compiled CPU graph by type, and the type they compute in."""
         import openvino
 
+        from edgekit.targets._reasons import Op, reasons
+
         core = openvino.Core()
         compiled = core.compile_model(
             str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
@@ -86,12 +95,19 @@ class Openvino:
         waste: collections.Counter[str] = collections.Counter()
         float_ops = boundary = 0
         first: str | None = None
+        made: list[Op] = []
+        border: set[str] = set()
         for node in compiled.get_runtime_model().get_ordered_ops():
             info = node.get_rt_info()
             kind = str(info["layerType"].astype(str))
             precision = str(info["runtimePrecision"].astype(str))
+            name = str(node.get_friendly_name())
+            sources = tuple(str(v.get_node().get_friendly_name()) for v in node.input_values())
             if kind in _NOT_COMPUTE:
+                border |= {name} if kind == "Input" else set()
+                border |= set(sources) if kind in ("Output", "Result") else set()
                 continue
+            made.append(Op(kind, sources, (name,), _role(kind, precision)))
             ops[kind] += 1
             if kind in _MOVES:
                 waste[kind] += 1
@@ -107,6 +123,7 @@ class Openvino:
             first_fallback=first,
             bytes_by_dtype=_constant_bytes(core.read_model(str(path))),
             waste=dict(sorted(waste.items())),
+            reasons=reasons(made, border, _KNOWN),
         )
 
     def unrounded(self, path: Path) -> Unrounded:
@@ -148,6 +165,15 @@ def _in_full_range(plan: QuantPlan) -> QuantPlan:
         for e in plan.edges
     )
     return dataclasses.replace(plan, edges=edges)
+
+
+def _role(kind: str, precision: str) -> Role:
+    """What an operator of the compiled graph does, by its type and the type that it computes in."""
+    if kind == "FakeQuantize":
+        return "quantize"
+    if kind in ("Reorder", "Transpose", "Pad", "Convert", "Reshape"):
+        return "move"
+    return "float" if precision in ("f32", "f16") else "integer"
 
 
 def _keep_ranges_per_tensor(model: Any) -> None:

@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     import torch
 
     from edgekit.compress.plan import Edge, QuantPlan
+    from edgekit.targets._reasons import Op, Role
 
+_KNOWN = {
+    "HARD_SWISH": "XNNPACK has it in float only; the integer kernel outside of it is slower",
+    "EMBEDDING_LOOKUP": "its table is int8, and it gives rows in float",
+}
+_MOVES = ("TRANSPOSE", "PAD", "PADV2", "CAST", "RESHAPE")
 _WASTE = ("TRANSPOSE", "PAD", "PADV2", "QUANTIZE", "DEQUANTIZE", "CAST", "RESHAPE")
 
 
@@ -83,6 +89,7 @@ class Tflite:
     def inspect(self, path: Path) -> Placement:
         """Operators in the file, by type; the runtime's own delegate decides at load time."""
         from edgekit.targets import _tflite_file
+        from edgekit.targets._reasons import reasons
 
         model = _tflite_file.read(path)
         ops: collections.Counter[str] = collections.Counter()
@@ -117,6 +124,7 @@ class Tflite:
             first_fallback=first,
             bytes_by_dtype=dict(sorted(sizes.items())),
             waste=dict(sorted(waste.items())),
+            reasons=reasons(*_graph_of(model), _KNOWN),
         )
 
     def stored(self, path: Path) -> list[Stored]:
@@ -154,6 +162,28 @@ def _without_mode_switch(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     module.eval = lambda *_: module  # type: ignore[method-assign]
     module.training = False
     return module
+
+
+def _graph_of(model: Any) -> tuple[list[Op], set[str]]:
+    """The operators of the main subgraph, and its border."""
+    from edgekit.targets import _tflite_file
+    from edgekit.targets._reasons import Op
+
+    graph = model.subgraphs[0]
+    roles: dict[str, Role] = {"QUANTIZE": "quantize", "DEQUANTIZE": "dequantize"}
+    found = []
+    for op in graph.operators:
+        kind = _tflite_file.op_name(model, op)
+        floats = any(_tflite_file.dtype_name(graph.tensors[i]) == "float32" for i in op.outputs)
+        role = roles.get(kind, "float" if floats else "integer")
+        if kind in _MOVES:
+            role = "move"
+        found.append(Op(kind, _names(op.inputs), _names(op.outputs), role))
+    return found, {*_names(graph.inputs), *_names(graph.outputs)}
+
+
+def _names(indexes: Any) -> tuple[str, ...]:
+    return tuple(str(int(i)) for i in indexes if i >= 0)
 
 
 def _tables(

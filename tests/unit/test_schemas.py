@@ -102,7 +102,8 @@ def examples() -> dict[str, dict[str, Any]]:
         "metric_float": 100.0, "layers": [row],
     }  # fmt: skip
     kept = {
-        "scheme": "w8a8", "variant": None, "limit": 0.5, "n": 372, "drop_before": 5.1, "drop_after": 0.3,
+        "scheme": "w8a8", "variant": None, "limit": 0.5,
+        "n": 372, "drop_before": 5.1, "drop_after": 0.3,
         "units": ["stem (conv2d)"], "of": 60, "layers": 2, "macs_share": 0.02, "bytes": 900,
         "evaluations": 7,
     }  # fmt: skip

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from edgekit.compress.graph import aten, canonical, compute_nodes, graph_module
-from edgekit.compress.plan import Edge, QuantPlan
+from edgekit.compress.plan import QuantPlan
 from edgekit.compress.quantize import quantize
 from edgekit.compress.render import render
 from edgekit.compress.streams import Streams, peak_bytes
@@ -85,16 +84,11 @@ def with_stored_constants(streams: Streams, module: fx.GraphModule, fake: fx.Gra
             streams.replace(node, fake.get_parameter(str(stored[node.name].target)).detach())
 
 
-def step_of(node: fx.Node, activations: Mapping[str, Edge]) -> float:
-    """The step of a tensor or, where it is the largest part of a quantized one, of that."""
-    while node.name not in activations and node.target in (operator.getitem, aten.max.dim):
-        node = node.all_input_nodes[0]
-    return activations[node.name].scale[0] if node.name in activations else 2e-3
-
-
 def test_both_runs_give_what_plain_runs_give(
     program: torch.export.ExportedProgram, plan: QuantPlan, feeds: Feeds
 ) -> None:
+    # The table stays float: half precision does not hold its integers' values exactly.
+    plan = dataclasses.replace(plan, edges=tuple(e for e in plan.edges if "table" not in e.edge))
     module, fake = graph_module(program), render(program, plan, "fake")
     streams, activations = Streams(module, plan.activations(), feeds), plan.activations()
     with_stored_constants(streams, module, fake)
@@ -113,7 +107,7 @@ def test_both_runs_give_what_plain_runs_give(
                 assert x.dtype == exact[node.name].dtype and x.shape == exact[node.name].shape
                 torch.testing.assert_close(x, exact[node.name], rtol=1e-2, atol=2e-3)
                 # Half precision may move a value to the next integer.
-                step = step_of(node, activations)
+                step = activations[node.name].scale[0] if node.name in activations else 2e-3
                 torch.testing.assert_close(y, rounded[node.name], rtol=1e-2, atol=1.5 * step)
                 if node.op == "placeholder":
                     assert torch.equal(x, exact[node.name])
