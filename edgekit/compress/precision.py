@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from edgekit.compress._nodes import INTEGER_KERNELS
+from edgekit.compress._nodes import INTEGER_KERNELS, TABLES, weight_of
 from edgekit.compress.annotate import is_fused_activation
 from edgekit.compress.graph import (
     COMPUTE,
@@ -83,8 +83,11 @@ class Cost:
 
     @property
     def total(self) -> int:
-        """In multiply-accumulates; see `BORDER_MACS`. Never 0, so that it can be divided by."""
-        return max(1, self.macs + BORDER_MACS * self.border)
+        """In multiply-accumulates; see `BORDER_MACS`. Never 0, so that it can be divided by.
+
+        A byte counts as one: what it takes to read it, or to carry it.
+        """
+        return max(1, self.macs + BORDER_MACS * self.border + self.bytes)
 
 
 def find_units(module: fx.GraphModule, plan: QuantPlan) -> list[Unit]:
@@ -100,17 +103,16 @@ def find_units(module: fx.GraphModule, plan: QuantPlan) -> list[Unit]:
     results = {_result(n, acts): n.name for n in compute_nodes(module)}
     # Sets that grow together where a layer is in two of them: its weight's, and its result's scale.
     parts: list[tuple[set[str], set[str]]] = []  # nodes, edges
-    for layer in compute_nodes(module):
-        if str(layer.args[1]) in constants:
-            edges = {str(a) for a in layer.args[1:3] if str(a) in constants}
-            same = {str(n.args[1]) for n in compute_nodes(module) if _same_weight(n, layer)}
-            parts.append(({layer.name}, edges | (same & set(constants))))
+    for layer in _layers(module):
+        if weight_of(layer).name in constants:
+            same = {weight_of(n).name for n in _layers(module) if _same_weight(n, layer)}
+            parts.append(({layer.name}, (_own(layer) | same) & set(constants)))
     for members in _groups(module, acts):
         makers = {m for m in members if not _moved(by_name[m], members)}
         parts.append(({results.get(m, m) for m in makers}, set(members)))
     found = []
     for nodes, edges in _merged(parts):
-        layers = [n for n in nodes if by_name[n].target in COMPUTE]
+        layers = [n for n in nodes if by_name[n].target in (*COMPUTE, *TABLES)]
         named = sorted(layers or nodes, key=order.__getitem__)
         more = f" and {len(named) - 1} more" if len(named) > 1 else ""
         found.append(
@@ -151,8 +153,9 @@ def keep_float(
         edges = {name: edge for name, edge in edges.items() if name not in lost}
     asked = {node for unit in chosen for node in unit.nodes}
     by_name = {n.name: n for n in module.graph.nodes}
-    kept = list(plan.kept_float)
-    for name in (n.name for n in module.graph.nodes if n.name in before[0] - integer):
+    lost = before[0] - integer
+    kept = [(name, why) for name, why in plan.kept_float if name not in lost]
+    for name in (n.name for n in module.graph.nodes if n.name in lost):
         why = reason if name in asked else f"beside {_beside(by_name[name], asked)}: {reason}"
         kept.append((name, why))
     whole = tuple(e for e in plan.edges if e.node in edges)
@@ -192,8 +195,8 @@ def cost_of(module: fx.GraphModule, plan: QuantPlan, kept: QuantPlan) -> Cost:
     before = {e.node: e for e in plan.edges}
     after = {e.node: e for e in kept.edges}
     was, now = (_supported(module, edges)[0] for edges in (before, after))
-    gone = [n for n in compute_nodes(module) if n.name in was - now]
-    weights = {str(_weight(n).target): tensor_of(module, n.args[1]) for n in gone}
+    gone = [n for n in _layers(module) if n.name in was - now]
+    weights = {str(weight_of(n).target): tensor_of(module, weight_of(n)) for n in gone}
     grown = sum(3 * w.numel() for w in weights.values() if w is not None)
     border = _border(module, kept.activations(), now) - _border(module, plan.activations(), was)
     return Cost(sum(_macs(module, n) for n in gone), grown, max(0, border))
@@ -202,7 +205,7 @@ def cost_of(module: fx.GraphModule, plan: QuantPlan, kept: QuantPlan) -> Cost:
 def all_macs(module: fx.GraphModule, plan: QuantPlan) -> int:
     """Multiply-accumulates of all layers that a plan has on integers."""
     integer, _ = _supported(module, {e.node: e for e in plan.edges})
-    return sum(_macs(module, n) for n in compute_nodes(module) if n.name in integer)
+    return sum(_macs(module, n) for n in _layers(module) if n.name in integer)
 
 
 # -- what belongs together ------------------------------------------------------------------------
@@ -234,10 +237,24 @@ def _merged(parts: Iterable[tuple[set[str], set[str]]]) -> list[tuple[set[str], 
 
 def _same_weight(layer: fx.Node, other: fx.Node) -> bool:
     """Whether two layers read one constant, if through two nodes."""
-    ours, theirs = layer.args[1], other.args[1]
-    return (
-        isinstance(ours, fx.Node) and isinstance(theirs, fx.Node) and ours.target == theirs.target
-    )
+    return bool(weight_of(layer).target == weight_of(other).target)
+
+
+def _layers(module: fx.GraphModule) -> list[fx.Node]:
+    """Convolutions, linear layers and embeddings with a constant weight, in execution order."""
+    return [
+        n
+        for n in module.graph.nodes
+        if n.op == "call_function"
+        and n.target in (*COMPUTE, *TABLES)
+        and tensor_of(module, weight_of(n)) is not None
+    ]
+
+
+def _own(layer: fx.Node) -> set[str]:
+    """A layer's constants."""
+    bias = layer.args[2] if layer.target in COMPUTE and len(layer.args) > 2 else None
+    return {n.name for n in (weight_of(layer), bias) if isinstance(n, fx.Node)}
 
 
 def _moved(node: fx.Node, members: Sequence[str]) -> bool:
@@ -247,12 +264,6 @@ def _moved(node: fx.Node, members: Sequence[str]) -> bool:
 
 def _title(node: fx.Node) -> str:
     return node.name if node.op == "placeholder" else f"{layer_of(node)} ({node.name})"
-
-
-def _weight(layer: fx.Node) -> fx.Node:
-    weight = layer.args[1]
-    assert isinstance(weight, fx.Node)
-    return weight
 
 
 def _beside(node: fx.Node, asked: set[str]) -> str:
@@ -298,6 +309,10 @@ def _supported(module: fx.GraphModule, edges: Mapping[str, Edge]) -> tuple[set[s
     for node in module.graph.nodes:
         if node.op != "call_function":
             continue
+        if node.target in TABLES:  # the rows that it gives are float
+            if weight_of(node).name in edges:
+                integer.add(node.name)
+            continue
         sources = [n for n in node.all_input_nodes if n.op != "get_attr"]
         if node.target in COMPUTE:
             sources = sources[:1]
@@ -309,7 +324,7 @@ def _supported(module: fx.GraphModule, edges: Mapping[str, Edge]) -> tuple[set[s
             joined.append(ends)
             if node.target in INTEGER_KERNELS:
                 integer.add(node.name)
-        elif _weight(node).name in edges:
+        elif weight_of(node).name in edges:
             integer.add(node.name)
             needed.update(ends)
     while True:
@@ -318,7 +333,8 @@ def _supported(module: fx.GraphModule, edges: Mapping[str, Edge]) -> tuple[set[s
             break
         needed |= reached
     # Kernels that tie no layer's integers together are better off in float.
-    alone = {n.name for n in module.graph.nodes if n.name in integer and n.target not in COMPUTE}
+    kernels = (*COMPUTE, *TABLES)
+    alone = {n.name for n in module.graph.nodes if n.name in integer and n.target not in kernels}
     by_name = {n.name: n for n in module.graph.nodes}
     integer -= {name for name in alone if _result(by_name[name], edges) not in needed}
     return integer, needed
@@ -326,19 +342,9 @@ def _supported(module: fx.GraphModule, edges: Mapping[str, Edge]) -> tuple[set[s
 
 def _constants_of(module: fx.GraphModule, layers: set[str]) -> set[str]:
     """Weights and biases of some layers, and of all layers that share a weight with them."""
-    nodes = list(compute_nodes(module))
-    shared = {
-        str(_weight(n).target)
-        for n in nodes
-        if n.name in layers and tensor_of(module, n.args[1]) is not None
-    }
-    return {
-        str(arg)
-        for n in nodes
-        if n.name in layers or str(_weight(n).target) in shared
-        for arg in n.args[1:3]
-        if isinstance(arg, fx.Node)
-    }
+    nodes = _layers(module)
+    shared = {weight_of(n).target for n in nodes if n.name in layers}
+    return {name for n in nodes if weight_of(n).target in shared for name in _own(n)}
 
 
 # -- costs ----------------------------------------------------------------------------------------
@@ -371,9 +377,11 @@ def _moves_integers(node: fx.Node, acts: Mapping[str, Edge]) -> bool:
 
 
 def _macs(module: fx.GraphModule, layer: fx.Node) -> int:
-    """Multiply-accumulates of one layer for one sample."""
-    weight = tensor_of(module, layer.args[1])
+    """Multiply-accumulates of one layer for one sample; none for an embedding."""
+    weight = tensor_of(module, weight_of(layer))
     assert weight is not None
+    if layer.target in TABLES:
+        return 0
     source = layer.args[0]
     assert isinstance(source, fx.Node)
     each = source if layer.target is aten.conv_transpose2d.input else layer

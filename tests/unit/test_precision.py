@@ -174,3 +174,40 @@ def test_a_plan_keeps_its_sensitivity(plan: QuantPlan) -> None:
     assert QuantPlan.from_json(json.loads(json.dumps(told.to_json()))) == told
     assert QuantPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
     assert told.digest() != plan.digest()
+
+
+class Tied(nn.Module):
+    """One table is looked rows up in and multiplied with, another only looked up in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(12, 8), nn.Embedding(5, 8)
+        self.hidden = nn.Linear(8, 8)
+
+    def forward(self, ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.hidden(self.words(ids) + self.places(places)))
+        return nn.functional.linear(x, self.words.weight)
+
+
+def test_tables_stay_in_float_with_what_multiplies_them() -> None:
+    torch.manual_seed(0)
+    feeds = [(torch.randint(12, (1, 4)), torch.randint(5, (1, 4))) for _ in range(6)]
+    program = canonical(torch.export.export(Tied().eval(), feeds[0], strict=False))
+    plan, module = quantize(program, feeds), graph_module(program)
+    units = find_units(module, plan)
+    assert sorted(e for u in units for e in u.edges) == sorted(e.node for e in plan.edges)
+    assert keep_float(module, plan, []) == plan
+    words, places = (unit(program, plan, n) for n in ("words", "places"))
+    assert (words.kind, len(words.nodes), places.nodes) == ("layer", 2, ("embedding_1",))
+    kept = keep_float(module, plan, [places], reason="of the test")
+    assert {e.edge for e in plan.edges} - {e.edge for e in kept.edges} == {"places.weight"}
+    assert dict(kept.kept_float)["embedding_1"] == "of the test"
+    assert len(kept.kept_float) == len(plan.kept_float)
+    cost = cost_of(module, plan, kept)
+    assert (cost.macs, cost.bytes, cost.border, cost.total) == (0, 3 * 40, 0, 3 * 40)
+    # The layer that multiplies by a table goes with it, whichever of the two is asked for.
+    kept = keep_float(module, plan, [words])
+    assert "words.weight" not in {e.edge for e in kept.edges}
+    assert {"hidden.weight", "places.weight"} <= {e.edge for e in kept.edges}
+    source = unit(program, plan, "hidden")
+    assert "words.weight" not in {e.edge for e in keep_float(module, plan, [source]).edges}
