@@ -77,7 +77,8 @@ __all__ = ["command"]
     "--max-drop",
     type=click.FloatRange(0, 100),
     metavar="POINTS",
-    help="Gate: percentage points of accuracy lost against the float model, at most.",
+    help="Gate: percentage points of accuracy lost against the float model, at most. Where the "
+    "plan loses more, the fewest, cheapest layers that make it hold stay in float.",
 )
 @click.option(
     "--require-verified",
@@ -289,9 +290,20 @@ def _text(document: Mapping[str, Any], out: Path | None) -> str:
     unjudged = [g for g in document["gates"] if g["passed"] is None]
     failed += [_unjudged(g) for g in unjudged if g["artifact"] not in reasons]
     lines += ["", *failed] if failed else []
+    kept = [_kept(entry) for entry in document.get("kept_for_accuracy", [])]
+    lines += ["", *kept] if kept else []
     if document["bundle"] is not None:
         return "\n".join([*lines, "", f"bundle: {document['bundle']}"])
     return "\n".join([*lines, "", f"no bundle was written; {out} is as it was"])
+
+
+def _kept(entry: Mapping[str, Any]) -> str:
+    plan = "@".join(filter(None, (entry["scheme"], entry.get("variant"))))
+    return (
+        f"{plan}: the plan lost {entry['drop_before']:.2f} points; with "
+        f"{entry['layers']} layers in float ({100 * entry['macs_share']:.1f} % of the MACs) "
+        f"{entry['drop_after']:.2f}: {', '.join(entry['units'])}"
+    )
 
 
 def _headline(document: Mapping[str, Any]) -> str:

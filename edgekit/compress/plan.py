@@ -131,6 +131,7 @@ class QuantPlan:
         overrides: named changes for an ISA that can't run the plan as it stands
             (`edgekit.compress.saturation.overrides`).
         variant: the override that this plan is rendered with, or None.
+        sensitivity: what quantizing each part costs (`edgekit.compress.sensitivity`), if measured.
     """
 
     scheme: str
@@ -140,6 +141,7 @@ class QuantPlan:
     calibration: Mapping[str, Any] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
     variant: str | None = None
+    sensitivity: Mapping[str, Any] = field(default_factory=dict)
 
     def change(self, target: str) -> Mapping[str, Any]:
         """What its variant changes for one target; empty if nothing."""
@@ -169,6 +171,8 @@ class QuantPlan:
             "calibration": dict(self.calibration),
             "overrides": dict(self.overrides),
             "variant": self.variant,
+            # Only where it was measured, so that other plans keep their bytes.
+            **({"sensitivity": dict(self.sensitivity)} if self.sensitivity else {}),
         }
 
     @classmethod
@@ -182,6 +186,7 @@ class QuantPlan:
             calibration=dict(data["calibration"]),
             overrides=dict(data.get("overrides", {})),
             variant=data.get("variant"),
+            sensitivity=dict(data.get("sensitivity", {})),
         )
 
     def digest(self) -> str:

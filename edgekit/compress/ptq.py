@@ -23,7 +23,7 @@ from edgekit.compress.smooth import find_groups, smooth
 from edgekit.compress.streams import peak_bytes
 from edgekit.errors import BadData
 
-__all__ = ["PLAIN", "Methods", "Quantized", "post_training"]
+__all__ = ["PLAIN", "Methods", "Quantized", "post_training", "scaled"]
 
 LAYER_SAMPLES = 128
 """Samples that layer-by-layer methods look at, at most."""
@@ -106,16 +106,7 @@ def post_training(
     samples = list(feeds)
     if not samples:
         raise BadData("calibration got no samples", hint="give --calib at least one sample")
-    module = graph_module(program)
-    few = _spread(samples, min(LAYER_SAMPLES, max(2, MEMORY // max(1, peak_bytes(module)))))
-    if methods.equalization and find_pairs(module):
-        tell("equalizing", 0, 1)
-        program = equalize(program, few)
-        tell("equalizing", 1, 1)
-    if methods.smoothing and find_groups(module):
-        tell("smoothing", 0, 1)
-        program = smooth(program, few)
-        tell("smoothing", 1, 1)
+    program, few = scaled(program, samples, methods, progress=tell)
     plan = quantize(
         program,
         samples,
@@ -195,6 +186,32 @@ def _reconstructed(
             progress=advance,
         )
     )
+
+
+def scaled(
+    program: torch.export.ExportedProgram,
+    samples: list[tuple[torch.Tensor, ...]],
+    methods: Methods,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[torch.export.ExportedProgram, list[tuple[torch.Tensor, ...]]]:
+    """The first part of `post_training`: what changes weights and no answer.
+
+    Returns:
+        The program whose weights are yet to be rounded, and the samples that layers look at.
+    """
+    tell = progress or (lambda step, done, total: None)
+    module = graph_module(program)
+    few = _spread(samples, min(LAYER_SAMPLES, max(2, MEMORY // max(1, peak_bytes(module)))))
+    if methods.equalization and find_pairs(module):
+        tell("equalizing", 0, 1)
+        program = equalize(program, few)
+        tell("equalizing", 1, 1)
+    if methods.smoothing and find_groups(module):
+        tell("smoothing", 0, 1)
+        program = smooth(program, few)
+        tell("smoothing", 1, 1)
+    return program, few
 
 
 def _spread(samples: list[tuple[torch.Tensor, ...]], count: int) -> list[tuple[torch.Tensor, ...]]:

@@ -33,9 +33,9 @@ from edgekit.compress.graph import (
 )
 from edgekit.compress.plan import Edge, QuantPlan
 from edgekit.compress.quantize import INT32_ROOM
-from edgekit.compress.render import GATES, RESULTS, without_convolutions
 from edgekit.compress.rounding import Moments, round_layer
 from edgekit.compress.streams import Streams
+from edgekit.compress.unrounded import Unrounded
 
 __all__ = ["reconstruct"]
 
@@ -73,7 +73,7 @@ def reconstruct(
     constants = plan.constants()
     activations = plan.activations()
     # What some runtimes don't round must not be made up for: the others would suffer.
-    rounded = without_convolutions(program, plan, [GATES, RESULTS])
+    rounded = Unrounded(gates=True, results=True).without(program, plan)
     streams = Streams(module, rounded.activations(), feeds)
     changed: dict[str, torch.Tensor] = {}
     scales: dict[str, torch.Tensor] = {}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from edgekit.compress.plan import QuantPlan
     from edgekit.compress.ptq import Methods, Quantized
 
-__all__ = ["Planned", "make_plan", "methods_without"]
+__all__ = ["Planned", "make_plan", "methods_without", "tensors"]
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _quantize(
 
         return post_training(
             program,
-            _tensors(calib, model.signature),
+            tensors(calib, model.signature),
             methods,
             calibration=about,
             variants=variants,
@@ -179,7 +179,8 @@ def _quantize(
         )
 
 
-def _tensors(calib: Samples, signature: Signature) -> Iterator[tuple[torch.Tensor, ...]]:
+def tensors(calib: Samples, signature: Signature) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The samples as `edgekit.compress` takes them: one tuple of tensors each, batch of 1."""
     import torch
 
     for i in range(len(calib)):

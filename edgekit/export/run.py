@@ -23,7 +23,7 @@ from edgekit.compress.plan import plan_name
 from edgekit.data import Samples, load, load_pair
 from edgekit.device import Job, plan_targets
 from edgekit.errors import EdgekitError, Locked, UnsupportedError, UsageError, WorkerCrashed
-from edgekit.export import stages
+from edgekit.export import accuracy, stages
 from edgekit.export.document import Row, build, gates_of, judged
 from edgekit.export.keys import code, isa
 from edgekit.export.packing import pack_result
@@ -38,7 +38,7 @@ from edgekit.paired import paired_difference
 from edgekit.runtime.cpu import lacks_vnni
 from edgekit.targets import find, require_installed, worker
 
-__all__ = ["ExportResult", "export_bundle"]
+__all__ = ["ExportResult", "export_bundle", "samples_of"]
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _export(
     model: Model, request: ExportRequest, jobs: Sequence[Job], store: Store, start: float
 ) -> ExportResult:
     listener = request.listener
-    calib, evaluation = _samples(model, request, jobs)
+    calib, evaluation = samples_of(model, request, [j.scheme for j in jobs])
     # The float twin of every artifact is made too: it is what latency is compared with.
     schemes = list(dict.fromkeys([*(j.scheme for j in jobs), "fp32"]))
     # An engine needs no plan: what it makes is held against the float model.
@@ -157,14 +157,21 @@ def _export(
         without=request.without,
         variants=[n.partition("@")[2] for n in own],
     )
+    plans = [*planned_for, *own]
     held = evaluation if evaluation is not None else calib
-    reference = stages.refer(model, planned, held, [*planned_for, *own], store, listener)
     with tempfile.TemporaryDirectory(prefix="edgekit-feeds-") as folder:
         feeds = _Feeds(model, held, Path(folder))
-        rows = _make(model, jobs, planned, reference, feeds, store, request, calib)
+
+        def prove(planned: Planned) -> tuple[Referenced, list[Row]]:
+            reference = stages.refer(model, planned, held, plans, store, listener)
+            rows = _make(model, jobs, planned, reference, feeds, store, request, calib)
+            return reference, _score(model, rows, reference, evaluation, store)
+
+        planned, reference, rows = accuracy.until_held(
+            model, planned, calib, evaluation, plans, request, store, prove
+        )
         if request.bench:
             rows = _measure(model, rows, feeds, store, request)
-    rows = _score(model, rows, reference, evaluation, store)
     gates = gates_of(rows, request)
     rows = [judged(row, gates) for row in rows]
     failed = [r.id for r in rows if r.status != "ok"]
@@ -178,7 +185,7 @@ def _export(
         )
     score = _reference_score(model, reference, evaluation)
     wall = time.perf_counter() - start
-    document = build(model, request, rows, gates, bundle, score, wall)
+    document = build(model, request, rows, gates, bundle, score, wall) | accuracy.about(planned)
     return ExportResult(document, tuple(failed), conversions)
 
 
@@ -206,10 +213,11 @@ class _Feeds:
         }
 
 
-def _samples(
-    model: Model, request: ExportRequest, jobs: Sequence[Job]
+def samples_of(
+    model: Model, request: ExportRequest, schemes: Sequence[str]
 ) -> tuple[Samples | None, Samples | None]:
-    quantized = [j.scheme for j in jobs if j.scheme != "fp32"]
+    """Calibration and evaluation samples, none of them in both."""
+    quantized = [s for s in schemes if s != "fp32"]
     if quantized and request.calib is None:
         raise UsageError(
             f"scheme {quantized[0]} needs calibration data",

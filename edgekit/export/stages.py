@@ -30,6 +30,8 @@ from edgekit.signature import Signature
 from edgekit.targets import Target, find, installed, worker
 
 if TYPE_CHECKING:
+    from torch import fx
+
     from edgekit.verify import Verdict
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -122,10 +124,10 @@ def refer(
     def fill(folder: Path) -> None:
         import torch
 
-        from edgekit.compress.evaluate import evaluate, with_rounding_noise
+        from edgekit.compress.evaluate import evaluate
         from edgekit.compress.plan import QuantPlan
         from edgekit.compress.render import render
-        from edgekit.verify import output_steps, rounding_floor
+        from edgekit.verify import output_steps
 
         feeds, _ = gather(model, samples)
         ins = [s.name for s in model.signature.inputs]
@@ -148,24 +150,52 @@ def refer(
             steps = output_steps(program, plan, outs)
             floors: dict[str, Any] = {"floor": None, "probe_floor": None}
             if plan.edges:
-                parts = {
-                    "floor": (slice(0, min(FLOOR_SAMPLES, n)), 1),
-                    "probe_floor": (slice(n, total), PROBE_DRAWS),
-                }
-                for kind, (part, draws) in parts.items():
-                    few = {k: v[part] for k, v in feeds.items()}
-                    right = {k: v[part] for k, v in answers.items()}
-                    found = []
-                    for draw in range(draws):
-                        disturbed = evaluate(with_rounding_noise(module, draw=draw), few, ins, outs)
-                        found.append(rounding_floor(model.signature, right, disturbed, steps))
-                    floors[kind] = _lowest(found)
+                floors = _floors(model.signature, module, feeds, answers, steps, n)
             facts[name] = {"steps": steps, **floors}
         (folder / "facts.json").write_text(json.dumps(facts))
 
     path = store.make(key, fill, what="reference")
     probes = len(_probes(model, None))
     return Referenced(key, path, samples, n, probes)
+
+
+def _floors(
+    signature: Signature,
+    module: fx.GraphModule,
+    feeds: Arrays,
+    answers: Arrays,
+    steps: Mapping[str, float | None],
+    n: int,
+) -> dict[str, Any]:
+    """How far a plan's evaluation moves under rounding noise, on samples and on the probes.
+
+    Args:
+        signature: of the model.
+        module: the plan's ``fake`` rendering.
+        feeds: the samples, then the probes.
+        answers: of ``module`` to them.
+        steps: quantization steps of its outputs.
+        n: how many of ``feeds`` are samples.
+    """
+    from edgekit.compress.evaluate import evaluate, with_rounding_noise
+    from edgekit.verify import rounding_floor
+
+    names, outs = ([s.name for s in side] for side in (signature.inputs, signature.outputs))
+    total = len(feeds[names[0]])
+    floors = {}
+    for kind, part, draws in (
+        ("floor", slice(0, min(FLOOR_SAMPLES, n)), 1),
+        ("probe_floor", slice(n, total), PROBE_DRAWS),
+    ):
+        few = {k: v[part] for k, v in feeds.items()}
+        right = {k: v[part] for k, v in answers.items()}
+        found = []
+        for draw in range(draws):
+            noisy = with_rounding_noise(module, draw=draw)
+            disturbed = evaluate(noisy, few, names, outs)
+            found.append(rounding_floor(signature, right, disturbed, steps))
+        floors[kind] = _lowest(found)
+    return floors
 
 
 def _lowest(floors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -376,14 +406,23 @@ def prove(
                     "outputs": str(folder / "outputs.npz"),
                     "repeats": TOLERANCES[scheme].repeats,
                 },
-                {"op": "absorbed", "artifact": str(artifact.path)},
+                {"op": "unrounded", "artifact": str(artifact.path)},
             ],
         )
         for answer in (result, kernels):
             if "error" in answer:
                 raise answer["error"]
-        absorbed = kernels["convolutions"]
-        _judge(folder, result, absorbed, target, artifact, planned, reference, model, feeds_file())
+        _judge(
+            folder,
+            result,
+            kernels["unrounded"],
+            target,
+            artifact,
+            planned,
+            reference,
+            model,
+            feeds_file(),
+        )
 
     path = store.make(
         key, fill, what=f"verify {target} {_shown((artifact.scheme, artifact.variant))}"
@@ -395,7 +434,7 @@ def prove(
 def _judge(
     folder: Path,
     result: Mapping[str, Any],
-    absorbed: Sequence[int],
+    unrounded: Mapping[str, Any],
     target: str,
     artifact: Artifact,
     planned: Planned,
@@ -408,7 +447,8 @@ def _judge(
     from edgekit import verify
     from edgekit.compress.evaluate import evaluate
     from edgekit.compress.plan import QuantPlan
-    from edgekit.compress.render import GATES, RESULTS, render, without_convolutions
+    from edgekit.compress.render import render
+    from edgekit.compress.unrounded import Unrounded
 
     scheme, name = artifact.scheme, plan_name(target, artifact.scheme, artifact.variant)
     if not planned.plan(name).exists():
@@ -421,15 +461,21 @@ def _judge(
     feeds = load_arrays(feeds_file)
     outputs = load_arrays(reference.path / f"outputs-{name}.npz")
     against = "plan"
-    computed = without_convolutions(program, plan, absorbed)
-    unstored = [i for i in absorbed if i in (GATES, RESULTS)]
-    carried = without_convolutions(program, plan, unstored)
+    left_out = Unrounded.from_json(unrounded)
+    computed = left_out.without(program, plan)
+    carried = left_out.not_stored().without(program, plan)
     if len(computed.edges) < len(plan.edges):
         # The runtime's kernels round less often than the plan: so must what they are held against.
         inputs = [s.name for s in model.signature.inputs]
+        results = [s.name for s in model.signature.outputs]
         module = render(program, computed, "fake")
-        outputs = evaluate(module, feeds, inputs, [s.name for s in model.signature.outputs])
-        against = f"plan, without the rounding of {_left_out(program, plan, absorbed)}"
+        outputs = evaluate(module, feeds, inputs, results)
+        steps = verify.output_steps(program, computed, results)
+        if steps != facts["steps"]:
+            n = len(feeds[inputs[0]]) - reference.probes
+            floors = _floors(model.signature, module, feeds, outputs, steps, n)
+            facts = {"steps": steps, **floors}
+        against = f"plan, without the rounding of {left_out.words(program, plan)}"
     held = verify.Reference(
         scheme=scheme,
         feeds=feeds,
@@ -453,24 +499,6 @@ def _judge(
     )
     verdict = verify.look_closer(verdict, target, program, plan, model.signature, feeds)
     _save(folder, verdict, artifact)
-
-
-def _left_out(program: Any, plan: Any, absorbed: Sequence[int]) -> str:
-    """What a runtime does not round, in words."""
-    from edgekit.compress.render import GATES, RESULTS, without_convolutions
-
-    def fewer(ordinals: Sequence[int]) -> int:
-        return len(plan.edges) - len(without_convolutions(program, plan, ordinals).edges)
-
-    sums = [i for i in absorbed if i not in (GATES, RESULTS)]
-    parts = [
-        f"{fewer(sums)} convolutions that are added at once" if sums else "",
-        "what is inside of SiLUs" if GATES in absorbed and fewer([GATES]) else "",
-        "linear layers that floating point follows" if RESULTS in absorbed else "",
-    ]
-    if RESULTS in absorbed and not fewer([RESULTS]):
-        parts.pop()
-    return " and of ".join(p for p in parts if p)
 
 
 def _judge_without_plan(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from edgekit.compress.plan import QuantPlan
+    from edgekit.compress.unrounded import Unrounded
 
 OPSET = 21
 _U8_OFFSET = 128
@@ -58,11 +59,11 @@ class Onnxruntime:
         import onnx
         import torch
 
-        from edgekit.compress.render import RESULTS, render_program, without_convolutions
+        from edgekit.compress.render import render_program
         from edgekit.targets import _onnx_file
 
         # Integer matrix products give float where float is read (MatMulIntegerToFloat).
-        plan = without_convolutions(program, plan, [RESULTS])
+        plan = self._unrounded().without(program, plan)
         rendered = render_program(program, plan, "qdq-folded", bare_pads=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -109,11 +110,14 @@ class Onnxruntime:
             graph = onnx.load(str(optimized)).graph
         return _placement(graph, onnx.load(str(path)).graph)
 
-    def absorbed(self, path: Path) -> list[int]:
+    def unrounded(self, path: Path) -> Unrounded:
         """Linear layers give float where float is read."""
-        from edgekit.compress.render import RESULTS
+        return self._unrounded()
 
-        return [RESULTS]
+    def _unrounded(self) -> Unrounded:
+        from edgekit.compress.unrounded import Unrounded
+
+        return Unrounded(results=True)
 
     def stored(self, path: Path) -> list[Stored]:
         """Scales and zero points of every quantize and dequantize operator.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from edgekit.compress.plan import QuantPlan
+    from edgekit.compress.unrounded import Unrounded
 
 _NOT_COMPUTE = ("Input", "Output", "Const", "Result")
 _MOVES = ("Reorder", "Convert", "Transpose", "FakeQuantize", "Pad")
@@ -49,11 +50,12 @@ class Openvino:
         """See `edgekit.targets.Target.convert`."""
         import openvino
 
-        from edgekit.compress.render import GATES, RESULTS, render_program, without_convolutions
+        from edgekit.compress.render import render_program
+        from edgekit.compress.unrounded import Unrounded
 
         # The plug-in fuses a SiLU with the layer before it, if nothing is rounded within, and its
         # matrix products give float where float is read.
-        plan = _in_full_range(without_convolutions(program, plan, [GATES, RESULTS]))
+        plan = _in_full_range(Unrounded(gates=True, results=True).without(program, plan))
         try:
             rendered = render_program(program, plan, "qdq", bare_pads=True, bare_moves=True)
             model = openvino.convert_model(rendered)
@@ -107,15 +109,11 @@ class Openvino:
             waste=dict(sorted(waste.items())),
         )
 
-    def absorbed(self, path: Path) -> list[int]:
-        """Ordinals of convolutions whose rounding this processor's kernels fuse away.
-
-        `edgekit.compress.render.GATES` among them says that SiLUs are computed in one piece, and
-        `RESULTS` that linear layers give float where float is read.
-        """
+    def unrounded(self, path: Path) -> Unrounded:
+        """What this processor's kernels fuse away: the compiled graph is asked."""
         import openvino
 
-        from edgekit.compress.render import GATES, RESULTS
+        from edgekit.compress.unrounded import Unrounded
         from edgekit.targets._openvino_sums import absorbed_convolutions
 
         core = openvino.Core()
@@ -123,7 +121,7 @@ class Openvino:
             str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         )
         whole = any(n.get_type_name() == "Swish" for n in core.read_model(str(path)).get_ops())
-        return [*absorbed_convolutions(compiled), *([GATES] if whole else []), RESULTS]
+        return Unrounded(tuple(absorbed_convolutions(compiled)), gates=whole, results=True)
 
     def stored(self, path: Path) -> list[Stored]:
         """``FakeQuantize`` ranges as scales, and compressed weights with their integers."""

@@ -251,10 +251,13 @@ def _task_inspect(target: Any, task: Task) -> Result:
         ) from error
 
 
-def _task_absorbed(target: Any, task: Task) -> Result:
-    """``{"artifact"}`` -> ``{"convolutions"}``: see `edgekit.targets._openvino_sums`."""
-    ask = getattr(target, "absorbed", None)
-    return {"convolutions": [] if ask is None else ask(Path(task["artifact"]))}
+def _task_unrounded(target: Any, task: Task) -> Result:
+    """``{"artifact"}`` -> ``{"unrounded"}``: `edgekit.compress.unrounded.Unrounded`, as JSON."""
+    from edgekit.compress.unrounded import Unrounded
+
+    ask = getattr(target, "unrounded", None)
+    found = Unrounded() if ask is None else ask(Path(task["artifact"]))
+    return {"unrounded": found.to_json()}
 
 
 def _task_stored(target: Any, task: Task) -> Result:
@@ -268,7 +271,7 @@ _TASKS: dict[str, Callable[[Any, Task], Result]] = {
     "convert": _task_convert,
     "infer": _task_infer,
     "inspect": _task_inspect,
-    "absorbed": _task_absorbed,
+    "unrounded": _task_unrounded,
     "stored": _task_stored,
 }
 

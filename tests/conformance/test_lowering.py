@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from edgekit.compress.graph import canonical, save_program
 from edgekit.compress.quantize import quantize
-from edgekit.compress.render import RESULTS, render, without_convolutions
+from edgekit.compress.render import render
+from edgekit.compress.unrounded import Unrounded
 from edgekit.signature import Signature, TensorSpec
 from edgekit.targets import find, installed, worker
 
@@ -109,13 +110,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Made]
             "feeds": str(folder / "feeds.npz"),
             "outputs": str(folder / f"{target}.npz"),
         }
-        tasks = [{**about, "op": op} for op in ("convert", "infer", "inspect", "absorbed")]
+        tasks = [{**about, "op": op} for op in ("convert", "infer", "inspect", "unrounded")]
         for result in (results := worker.run(target, tasks)):
             if "error" in result:
                 raise result["error"]
-        module = render(
-            program, without_convolutions(program, plan, results[3]["convolutions"]), "fake"
-        )
+        left_out = Unrounded.from_json(results[3]["unrounded"])
+        module = render(program, left_out.without(program, plan), "fake")
         with torch.no_grad():
             want = np.stack([_first(module(*feed)).numpy() for feed in feeds])
         with np.load(folder / f"{target}.npz") as data:
@@ -249,7 +249,7 @@ def test_layers_on_rows_are_integer_products_in_onnx_runtime(
     target = find("onnxruntime")
     target.convert(program, plan, signature, file)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    module = render(program, without_convolutions(program, plan, [RESULTS]), "fake")
+    module = render(program, Unrounded(results=True).without(program, plan), "fake")
     for feed in feeds:
         with torch.no_grad():
             want = _first(module(*feed)).numpy()
