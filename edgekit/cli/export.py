@@ -298,8 +298,9 @@ def _text(document: Mapping[str, Any], out: Path | None) -> str:
 
 
 def _kept(entry: Mapping[str, Any]) -> str:
+    plan = "@".join(filter(None, (entry["scheme"], entry.get("variant"))))
     return (
-        f"{entry['scheme']}: the plan lost {entry['drop_before']:.2f} points; with "
+        f"{plan}: the plan lost {entry['drop_before']:.2f} points; with "
         f"{entry['layers']} layers in float ({100 * entry['macs_share']:.1f} % of the MACs) "
         f"{entry['drop_after']:.2f}: {', '.join(entry['units'])}"
     )

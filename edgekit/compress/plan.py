@@ -144,8 +144,8 @@ class QuantPlan:
     kept_float: tuple[tuple[str, str], ...] = ()
     calibration: Mapping[str, Any] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    sensitivity: Mapping[str, Any] = field(default_factory=dict)
     variant: str | None = None
+    sensitivity: Mapping[str, Any] = field(default_factory=dict)
 
     def change(self, target: str) -> Mapping[str, Any]:
         """What its variant changes for one target; empty if nothing."""
@@ -174,9 +174,9 @@ class QuantPlan:
             "kept_float": [{"node": n, "reason": r} for n, r in self.kept_float],
             "calibration": dict(self.calibration),
             "overrides": dict(self.overrides),
+            "variant": self.variant,
             # Only where it was measured, so that other plans keep their bytes.
             **({"sensitivity": dict(self.sensitivity)} if self.sensitivity else {}),
-            "variant": self.variant,
         }
 
     @classmethod
@@ -189,8 +189,8 @@ class QuantPlan:
             kept_float=tuple((k["node"], k["reason"]) for k in data["kept_float"]),
             calibration=dict(data["calibration"]),
             overrides=dict(data.get("overrides", {})),
-            sensitivity=dict(data.get("sensitivity", {})),
             variant=data.get("variant"),
+            sensitivity=dict(data.get("sensitivity", {})),
         )
 
     def digest(self) -> str:

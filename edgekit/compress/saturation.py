@@ -44,7 +44,15 @@ from edgekit.compress.render import render
 from edgekit.errors import UnsupportedError
 from edgekit.names import NO_VNNI
 
-__all__ = ["Risk", "at_risk", "limited", "overrides", "render_saturating", "worst_pairs"]
+__all__ = [
+    "Risk",
+    "at_risk",
+    "limited",
+    "overrides",
+    "remaining",
+    "render_saturating",
+    "worst_pairs",
+]
 
 LARGEST = 255
 """The largest unsigned activation."""
@@ -138,6 +146,16 @@ def overrides(program: torch.export.ExportedProgram, plan: QuantPlan) -> dict[st
             "layers": [dataclasses.asdict(risk) for risk in risks],
         }
     }
+
+
+def remaining(plan: QuantPlan) -> dict[str, Any]:
+    """The overrides of a plan in which some layers were put back into float since."""
+    constants, found = plan.constants(), {}
+    for name, entry in plan.overrides.items():
+        layers = [layer for layer in entry["layers"] if layer["weight"] in constants]
+        if layers:
+            found[name] = {**entry, "layers": layers}
+    return found
 
 
 def limited(

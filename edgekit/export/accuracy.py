@@ -311,9 +311,11 @@ class _Search:
     def _made(self, units: Sequence[Unit]) -> tuple[torch.export.ExportedProgram, QuantPlan]:
         from edgekit.compress.graph import program_digest
         from edgekit.compress.precision import keep_float, with_float_constants
+        from edgekit.compress.saturation import remaining
 
         kept = keep_float(self._module, self._plan, units, reason=self._reason)
         program = with_float_constants(self._program, self._module, self._plan, kept, self._base)
+        kept = dataclasses.replace(kept, overrides=remaining(kept))
         return program, dataclasses.replace(kept, program_digest=program_digest(program))
 
     def _drop(self, chosen: Sequence[Finding]) -> float:

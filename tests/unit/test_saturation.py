@@ -23,6 +23,7 @@ from edgekit.compress.saturation import (
     compare,
     limited,
     overrides,
+    remaining,
     render_saturating,
     worst_pairs,
 )
@@ -251,6 +252,17 @@ def test_only_layers_at_risk_lose_a_bit() -> None:
         step = np.float32(by_node[source].scale[0])
         product = np.asarray(by_node[weight].scale, np.float32) * step
         np.testing.assert_array_equal(product, np.asarray(by_node[bias].scale, np.float32))
+
+
+def test_layers_back_in_float_are_at_risk_no_more() -> None:
+    made, _ = quantized(_conv(6, 8, 1), nn.ReLU6(), _conv(8, 4, 1))
+    first, second = made.plan.overrides[NO_VNNI]["layers"]
+    edges = tuple(e for e in made.plan.edges if e.node != first["weight"])
+    plan = dataclasses.replace(made.plan, edges=edges)
+    assert remaining(plan)[NO_VNNI]["layers"] == [second]
+    assert remaining(made.plan) == made.plan.overrides
+    edges = tuple(e for e in edges if e.node != second["weight"])
+    assert remaining(dataclasses.replace(made.plan, edges=edges)) == {}
 
 
 def test_scales_widen_no_more_than_the_weights_need() -> None:
