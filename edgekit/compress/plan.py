@@ -8,6 +8,7 @@ Integer-Arithmetic-Only Inference" (arXiv:1712.05877): ``real = scale * (quantiz
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ import numpy as np
 
 SCHEMA = "edgekit.plan/1"
 
-__all__ = ["Edge", "QuantPlan"]
+__all__ = ["Dynamic", "Edge", "QuantPlan"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Edge:
         edge: a readable name, ``<layer>/<node>`` for activations, the parameter path for constants.
         node: the node of the canonical graph that produces the tensor.
         kind: ``activation``, ``weight`` or ``bias``.
-        dtype: ``int8`` (activations, weights) or ``int32`` (biases).
+        dtype: ``int8`` (activations, weights), ``int4`` (weights, each in a byte here), ``float16``
+            (weights of half precision: scale 1, zero point 0) or ``int32`` (biases).
         scale: float32 values; one, or one per channel along ``axis``.
         zero_point: as many integers as there are scales.
         axis: the channel axis, or None for one scale.
@@ -41,7 +43,7 @@ class Edge:
     edge: str
     node: str
     kind: Literal["activation", "weight", "bias"]
-    dtype: Literal["int8", "int32"]
+    dtype: Literal["int8", "int4", "int32", "float16"]
     scale: tuple[float, ...]
     zero_point: tuple[int, ...]
     axis: int | None
@@ -50,11 +52,13 @@ class Edge:
     group: str | None = None
 
     def quantize(self, real: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Rounds ``real`` half to even onto this edge's integers (dtype `dtype`)."""
+        """Rounds ``real`` half to even onto what this edge stores (of `dtype`; int4 as int8)."""
+        if self.dtype == "float16":
+            return real.astype(np.float16)
         scale, zero = self._broadcast(real.ndim)
         steps = np.rint(real.astype(np.float64) / scale) + zero
         stored: np.ndarray[Any, Any] = np.clip(steps, self.quant_min, self.quant_max)
-        return stored.astype(self.dtype)
+        return stored.astype("int8" if self.dtype == "int4" else self.dtype)
 
     def dequantize(self, stored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The float32 values that stored integers stand for."""
@@ -105,16 +109,39 @@ class Edge:
 
 
 @dataclass(frozen=True)
+class Dynamic:
+    """A layer whose input is quantized to 8 bits while the model runs, from the values at hand.
+
+    The arithmetic is affine, over the range from the smallest to the largest value and zero.
+
+    Attributes:
+        layer: a readable name, ``<layer>/<node>``.
+        node: the node of the canonical graph that computes the layer.
+        per: what shares a scale: ``row`` (the features of one position, which come last),
+            ``pixel`` (the channels of one pixel), ``sample`` (one picture) or ``tensor``.
+    """
+
+    layer: str
+    node: str
+    per: Literal["row", "pixel", "sample", "tensor"]
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary, as `edgekit.plan/1` stores it."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
 class QuantPlan:
     """The quantization of one canonical program under one scheme.
 
     Attributes:
-        scheme: the scheme id, ``w8a8`` or ``fp32`` (an empty plan).
+        scheme: the scheme id; ``fp32`` is an empty plan.
         program_digest: digest of the canonical float program that the node names refer to.
         edges: every quantized tensor, in execution order.
         kept_float: nodes left in float, each with its reason.
         calibration: source, digest and number of samples, and the observer used.
         overrides: named changes for an ISA that can't run the plan as it stands.
+        dynamic: layers that quantize their input at run time.
     """
 
     scheme: str
@@ -123,6 +150,12 @@ class QuantPlan:
     kept_float: tuple[tuple[str, str], ...] = ()
     calibration: Mapping[str, Any] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    dynamic: tuple[Dynamic, ...] = ()
+
+    @property
+    def rounds(self) -> bool:
+        """Whether values are rounded while the model runs, not its weights alone."""
+        return bool(self.dynamic) or any(e.kind == "activation" for e in self.edges)
 
     def activations(self) -> dict[str, Edge]:
         """Activation edges by the name of the node that produces them."""
@@ -142,6 +175,7 @@ class QuantPlan:
             "kept_float": [{"node": n, "reason": r} for n, r in self.kept_float],
             "calibration": dict(self.calibration),
             "overrides": dict(self.overrides),
+            "dynamic": [d.to_json() for d in self.dynamic],
         }
 
     @classmethod
@@ -154,6 +188,7 @@ class QuantPlan:
             kept_float=tuple((k["node"], k["reason"]) for k in data["kept_float"]),
             calibration=dict(data["calibration"]),
             overrides=dict(data.get("overrides", {})),
+            dynamic=tuple(Dynamic(**d) for d in data.get("dynamic", [])),
         )
 
     def digest(self) -> str:

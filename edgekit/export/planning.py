@@ -17,7 +17,7 @@ from edgekit.errors import BadData, UsageError
 from edgekit.export.keys import code, versions
 from edgekit.export.request import Listener
 from edgekit.model import Model
-from edgekit.names import METHODS, unknown
+from edgekit.names import CALIBRATED, METHODS, unknown
 from edgekit.signature import Signature
 
 if TYPE_CHECKING:
@@ -110,13 +110,14 @@ def make_plan(
 
         from edgekit.compress.graph import canonical, program_digest, save_program
         from edgekit.compress.plan import QuantPlan
+        from edgekit.compress.weights import quantize_weights
 
         save_program(canonical(model.program()), folder / "program.pt2")
         # Saving and loading must not change what the plan names.
         program = torch.export.load(folder / "program.pt2")
         for scheme in schemes:
             plan = QuantPlan("fp32", program_digest(program))
-            if scheme != "fp32":
+            if scheme in CALIBRATED:
                 if calib is None:
                     raise BadData(
                         f"scheme {scheme} needs calibration data",
@@ -124,6 +125,8 @@ def make_plan(
                     )
                 file = folder / f"program-{scheme}.pt2"
                 plan = _quantize(model, program, calib, methods, listener, file)
+            elif scheme != "fp32":
+                plan = quantize_weights(program, scheme)
             (folder / f"plan-{scheme}.json").write_text(json.dumps(plan.to_json()))
 
     return Planned(key, store.make(key, fill, what="plan"))

@@ -31,6 +31,7 @@ from edgekit.export.request import MIN_CALIB, ExportRequest
 from edgekit.export.stages import Proof, Referenced
 from edgekit.metrics import top1, top1_correct
 from edgekit.model import Model
+from edgekit.names import CALIBRATED
 from edgekit.pack import check_destination
 from edgekit.paired import paired_difference
 from edgekit.targets import find, require_installed, worker
@@ -174,7 +175,7 @@ class _Feeds:
 def _samples(
     model: Model, request: ExportRequest, jobs: Sequence[Job]
 ) -> tuple[Samples | None, Samples | None]:
-    quantized = [j.scheme for j in jobs if j.scheme != "fp32"]
+    quantized = [j.scheme for j in jobs if j.scheme in CALIBRATED]
     if quantized and request.calib is None:
         raise UsageError(
             f"scheme {quantized[0]} needs calibration data",

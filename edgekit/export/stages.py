@@ -139,7 +139,7 @@ def refer(
             np.savez(folder / f"outputs-{scheme}.npz", **answers)  # type: ignore[arg-type]
             steps = output_steps(program, plan, outs)
             floors: dict[str, Any] = {"floor": None, "probe_floor": None}
-            if plan.edges:
+            if plan.rounds:
                 parts = {
                     "floor": (slice(0, min(FLOOR_SAMPLES, n)), 1),
                     "probe_floor": (slice(n, total), PROBE_DRAWS),
@@ -385,16 +385,18 @@ def _judge(
     import torch
 
     from edgekit import verify
-    from edgekit.compress.evaluate import evaluate
+    from edgekit.compress.dynamic import as_computed
+    from edgekit.compress.graph import graph_module
     from edgekit.compress.plan import QuantPlan
-    from edgekit.compress.render import GATES, RESULTS, render, without_convolutions
+    from edgekit.compress.render import GATES, RESULTS, without_convolutions
 
     scheme = artifact.scheme
     if not planned.plan(scheme).exists():
         _judge_without_plan(folder, result, artifact, reference, model, feeds_file)
         return
     program = torch.export.load(planned.program(scheme))
-    plan = QuantPlan.from_json(json.loads(planned.plan(scheme).read_text()))
+    made = QuantPlan.from_json(json.loads(planned.plan(scheme).read_text()))
+    plan = as_computed(graph_module(program), made, find(target))
     facts = reference.facts()[scheme]
     feeds = load_arrays(feeds_file)
     outputs = load_arrays(reference.path / f"outputs-{scheme}.npz")
@@ -404,10 +406,11 @@ def _judge(
     carried = without_convolutions(program, plan, unstored)
     if len(computed.edges) < len(plan.edges):
         # The runtime's kernels round less often than the plan: so must what they are held against.
-        inputs = [s.name for s in model.signature.inputs]
-        module = render(program, computed, "fake")
-        outputs = evaluate(module, feeds, inputs, [s.name for s in model.signature.outputs])
+        outputs = _evaluated(program, computed, model, feeds)
         against = f"plan, without the rounding of {_left_out(program, plan, absorbed)}"
+    elif plan != made:
+        outputs = _evaluated(program, plan, model, feeds)
+        against = "plan, with the runtime's own scales of inputs that it quantizes as it runs"
     held = verify.Reference(
         scheme=scheme,
         feeds=feeds,
@@ -431,6 +434,17 @@ def _judge(
     )
     verdict = verify.look_closer(verdict, target, program, plan, model.signature, feeds)
     _save(folder, verdict, artifact)
+
+
+def _evaluated(program: Any, plan: Any, model: Model, feeds: Arrays) -> Arrays:
+    """A plan's evaluation in torch on all samples and probes."""
+    from edgekit.compress.evaluate import evaluate
+    from edgekit.compress.render import render
+
+    inputs, outputs = (
+        [s.name for s in side] for side in (model.signature.inputs, model.signature.outputs)
+    )
+    return evaluate(render(program, plan, "fake"), feeds, inputs, outputs)
 
 
 def _left_out(program: Any, plan: Any, absorbed: Sequence[int]) -> str:

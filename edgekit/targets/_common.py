@@ -9,16 +9,25 @@ from typing import Any
 import numpy as np
 
 from edgekit.errors import EdgekitError, UnsupportedError
+from edgekit.targets import Stored
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _OPERATOR = re.compile(r"aten::\w+|(?:aten|prims)\.\w+(?:\.\w+)?|[\w.]+::[\w.]+")
 
 
-def channel_digest(stored: np.ndarray[Any, Any], axis: int) -> str:
+def half(name: str, stored: np.ndarray[Any, Any]) -> Stored:
+    """A weight of half precision, in the plan's terms."""
+    return Stored(name, "weight", (1.0,), (0,), channel_digest(stored, None))
+
+
+def channel_digest(stored: np.ndarray[Any, Any], axis: int | None) -> str:
     """sha256 over the integers of each channel, sorted within the channel.
 
     Layouts differ between runtimes (OIHW, OHWI, grouped); which integers a channel holds does not.
+    Values of half precision (float16, without channels) are taken by their bits.
     """
+    if axis is None:
+        return hashlib.sha256(np.sort(stored.reshape(-1).view(np.int16)).tobytes()).hexdigest()
     channels = np.moveaxis(stored, axis, 0).reshape(stored.shape[axis], -1)
     return hashlib.sha256(np.sort(channels.astype(np.int8), axis=1).tobytes()).hexdigest()
 

@@ -2,7 +2,8 @@
 
 The plan is rendered as quantize and dequantize operators around float weights, which the
 converter's quantized dialect turns into integer kernels with the plan's own scales; biases become
-int32 at ``scale_input * scale_weight``, as the plan has them.
+int32 at ``scale_input * scale_weight``, as the plan has them. Schemes of weights alone go the same
+way with float activations (`edgekit.targets._tflite_weights`).
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit.compress.dynamic import PER_ROW
+from edgekit.compress.weights import SCHEMES as WEIGHTS
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
-from edgekit.targets._common import channel_digest, converter_error
+from edgekit.targets._common import channel_digest, converter_error, half
 
 if TYPE_CHECKING:
     import torch
@@ -31,8 +34,9 @@ class Tflite:
     suffix = ".tflite"
     extra = "tflite"
     packages = ("litert-torch", "ai-edge-litert")
-    schemes = ("w8a8", "fp32")
+    schemes = ("w8a8", "fp32", "w8a8-dyn", "w8", "w4", "fp16")
     delegates = ("xnnpack",)
+    dynamic = PER_ROW
 
     def convert(
         self,
@@ -51,14 +55,18 @@ class Tflite:
 
         from edgekit.compress.graph import example_args
         from edgekit.compress.render import render
-        from edgekit.targets import _tflite_file, _tflite_graph
+        from edgekit.targets import _tflite_file, _tflite_graph, _tflite_weights
 
         _tflite_graph.keep_pads_channels_last()
-        module = _without_mode_switch(render(program, plan, "qdq"))
+        weights_alone = plan.scheme in WEIGHTS
+        written = _tflite_weights.carrier(program, plan) if weights_alone else plan
+        module = _without_mode_switch(render(program, written, "qdq"))
         options: dict[str, Any] = {}
         if plan.edges:
             # Only a flag for the converter's quantized dialect: the graph is annotated already.
-            config = get_symmetric_quantization_config(is_per_channel=True)
+            config = get_symmetric_quantization_config(
+                is_per_channel=True, is_dynamic=weights_alone
+            )
             options["quant_config"] = QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(config))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -68,6 +76,8 @@ class Tflite:
             except Exception as error:
                 raise converter_error("tflite", error) from error
         model = _tflite_file.read(out)
+        if weights_alone:
+            _tflite_weights.place(model, program, plan, written)
         _tflite_file.hard_swish_in_float(model)
         _tflite_file.float_boundary(model)
         _tflite_file.rename_boundary(
@@ -102,7 +112,7 @@ class Tflite:
                 if "float32" in results:
                     float_ops += 1
                     if first is None:
-                        first = f"{name} gives float32 ({_readable(graph.tensors[op.outputs[0]])})"
+                        first = f"{name} gives float32 ({_tflite_file.readable(graph.tensors[op.outputs[0]])})"
             for tensor in graph.tensors:
                 value = model.buffers[tensor.buffer].data if tensor.buffer else None
                 if value is not None and len(value):
@@ -125,9 +135,14 @@ class Tflite:
         found = []
         for index, tensor in enumerate(model.subgraphs[0].tensors):
             params = tensor.quantization
+            if _tflite_file.dtype_name(tensor) == "float16":
+                found.append(
+                    half(_tflite_file.readable(tensor), _tflite_file.constant(model, tensor))
+                )
+                continue
             if params is None or params.scale is None or len(params.scale) == 0:
                 continue
-            name = _readable(tensor)
+            name = _tflite_file.readable(tensor)
             scale = tuple(float(s) for s in params.scale)
             zero = tuple(int(z) for z in params.zeroPoint)
             value = _tflite_file.constant(model, tensor)
@@ -157,11 +172,6 @@ def _drop_origin(model: Any) -> None:
     """Drops source-location metadata: it differs between runs and names the author's classes."""
     kept = [m for m in model.metadata or [] if bytes(m.name) in (b"min_runtime_version",)]
     model.metadata = kept or None
-
-
-def _readable(tensor: Any) -> str:
-    name = bytes(tensor.name).decode(errors="replace")
-    return name.rsplit("/", 1)[-1].split(";")[0] or name
 
 
 TARGET = Tflite()
