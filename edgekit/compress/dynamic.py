@@ -80,9 +80,10 @@ def _is_plain(node: fx.Node) -> bool:
 def _is_pointwise(node: fx.Node) -> bool:
     weight = node.args[1]
     assert isinstance(weight, fx.Node)
-    stride, padding = (*node.args[3:5], *([1], [0])[len(node.args[3:5]) :])
+    values: list[Any] = [[1], [0]]
+    values[: len(node.args[3:5])] = node.args[3:5]
     size = tuple(weight.meta["val"].shape[2:])
-    return set(size) == {1} and set(stride) == {1} and set(padding) == {0}  # type: ignore[arg-type]
+    return set(size) == {1} and set(values[0]) == {1} and set(values[1]) == {0}
 
 
 def as_computed(module: fx.GraphModule, plan: QuantPlan, target: Any) -> QuantPlan:

@@ -49,3 +49,19 @@ def converter_error(target: str, error: Exception) -> EdgekitError:
         f"{target}: the converter refused this model{culprit}: {reason[:400]}",
         hint="replace the operator in the model, or leave this target out with --target",
     )
+
+
+def pack_int4(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Bytes of int4 values: two a byte, the first in the low half."""
+    flat = values.reshape(-1).astype(np.int8).view(np.uint8) & 15
+    flat = np.append(flat, np.zeros(flat.size % 2, np.uint8))
+    packed: np.ndarray[Any, Any] = flat[0::2] | (flat[1::2] << 4)
+    return packed
+
+
+def unpack_int4(packed: np.ndarray[Any, Any], shape: list[int]) -> np.ndarray[Any, Any]:
+    """The inverse of `pack_int4`, as int8 values of a shape."""
+    flat = packed.reshape(-1).view(np.uint8)
+    halves = np.stack([flat & 15, flat >> 4], 1).reshape(-1)[: int(np.prod(shape))]
+    values: np.ndarray[Any, Any] = ((halves ^ 8).astype(np.int8) - 8).astype(np.int8)
+    return values.reshape(shape)

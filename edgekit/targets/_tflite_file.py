@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.errors import BadData
+from edgekit.targets._common import unpack_int4
 
 _IDENTIFIER = b"TFL3"
 _DEQUANTIZE_VERSION = 6
@@ -78,21 +79,8 @@ def constant(model: Any, tensor: Any) -> np.ndarray[Any, Any] | None:
     shape = [int(n) for n in tensor.shape]
     raw, name = np.asarray(data, np.uint8), dtype_name(tensor)
     if name == "int4":
-        return _unpack_int4(raw, int(np.prod(shape))).reshape(shape)
+        return unpack_int4(raw, shape)
     return np.frombuffer(raw.tobytes(), np.dtype(_DTYPES[name])).reshape(shape)
-
-
-def pack_int4(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Bytes of int4 values: two a byte, the first in the low half."""
-    flat = values.reshape(-1).astype(np.int8).view(np.uint8) & 15
-    flat = np.append(flat, np.zeros(flat.size % 2, np.uint8))
-    packed: np.ndarray[Any, Any] = flat[0::2] | (flat[1::2] << 4)
-    return packed
-
-
-def _unpack_int4(packed: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
-    halves = np.stack([packed & 15, packed >> 4], 1).reshape(-1)[:count]
-    return ((halves ^ 8).astype(np.int8) - 8).astype(np.int8)
 
 
 def readable(tensor: Any) -> str:

@@ -19,6 +19,7 @@ from edgekit.compress.graph import graph_module
 from edgekit.compress.plan import QuantPlan
 from edgekit.errors import UnsupportedError
 from edgekit.targets import _tflite_file
+from edgekit.targets._common import pack_int4
 from edgekit.targets._weights import Weight, Weights
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def _store(model: Any, tensor: Any, weight: Weight) -> None:
         data = np.frombuffer(weight.stored.tobytes(), np.uint8)
     else:
         tensor.type = api.TensorType.INT4
-        data = _tflite_file.pack_int4(weight.stored)
+        data = pack_int4(weight.stored)
     readers = sum(t.buffer == tensor.buffer for g in model.subgraphs for t in g.tensors)
     if readers > 1:
         model.buffers.append(api.BufferT())

@@ -32,20 +32,12 @@ class Weight:
     Attributes:
         edge: how the plan quantizes it.
         stored: what is stored: int8 (also for int4), or float16.
-        axis: of the channels in this layout; None for half precision.
+        scale: float32 scales, shaped to be multiplied with ``stored``; None for half precision.
     """
 
     edge: Edge
     stored: Array
-    axis: int | None
-
-    @property
-    def scale(self) -> Array:
-        """Float32 scales, one per channel, shaped to be multiplied with ``stored``."""
-        shape = [1] * self.stored.ndim
-        if self.axis is not None:
-            shape[self.axis] = -1
-        return np.asarray(self.edge.scale, np.float32).reshape(shape)
+    scale: Array | None
 
 
 class Weights:
@@ -86,11 +78,11 @@ class Weights:
             edge, stored = found
             back = np.argsort(order)
             shape = [value.shape[i] for i in order]
-            axis = None if edge.axis is None else _axis_in(stored.shape, shape, edge.axis)
-            if edge.axis is not None and axis is None:
+            scale = None if edge.axis is None else _scale_in(edge, stored.shape, shape)
+            if edge.axis is not None and scale is None:
                 continue
             moved = np.ascontiguousarray(stored.reshape(shape).transpose(back))
-            return Weight(edge, moved, None if axis is None else int(order[axis]))
+            return Weight(edge, moved, None if scale is None else scale.transpose(back))
         return None
 
 
@@ -107,10 +99,14 @@ def _orders(ndim: int) -> Iterator[tuple[int, ...]]:
         yield from (o for o in itertools.permutations(range(4)) if o != (0, 1, 2, 3))
 
 
-def _axis_in(stored: tuple[int, ...], shape: list[int], axis: int) -> int | None:
-    """Where the channel axis of ``stored`` is in another shape of the same values."""
-    before = int(np.prod(stored[:axis], dtype=np.int64))
-    for i, size in enumerate(shape):
-        if int(np.prod(shape[:i], dtype=np.int64)) == before and size == stored[axis]:
-            return i
+def _scale_in(edge: Edge, stored: tuple[int, ...], shape: list[int]) -> Array | None:
+    """Scales for another shape of the same values, where channels may be split in groups."""
+    assert edge.axis is not None
+    before = int(np.prod(stored[: edge.axis], dtype=np.int64))
+    for i in range(len(shape)):
+        for j in range(i + 1, len(shape) + 1):
+            size = int(np.prod(shape[i:j], dtype=np.int64))
+            if int(np.prod(shape[:i], dtype=np.int64)) == before and size == stored[edge.axis]:
+                sizes = [n if i <= k < j else 1 for k, n in enumerate(shape)]
+                return np.asarray(edge.scale, np.float32).reshape(sizes)
     return None

@@ -9,16 +9,20 @@ u8 x s8 ones, and biases as int32.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekit.compress.dynamic import PER_TENSOR, as_computed
+from edgekit.compress.weights import SCHEMES as WEIGHTS
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
-from edgekit.targets._common import channel_digest, converter_error
+from edgekit.targets._common import channel_digest, converter_error, half
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 OPSET = 21
 _U8_OFFSET = 128
 _FLOAT_FREE = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "NhwcMaxPool")
+_PRODUCTS = ("QGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLinear")
 _ANY_TYPE = (
     *_FLOAT_FREE,
     *("Slice", "Split", "Pad", "Clip", "Concat", "Gather", "Resize"),
@@ -43,8 +48,9 @@ class Onnxruntime:
     suffix = ".onnx"
     extra = "onnxruntime"
     packages = ("onnx", "onnxscript", "onnxruntime")
-    schemes = ("w8a8", "fp32")
+    schemes = ("w8a8", "fp32", "w8a8-dyn", "w8", "w4", "fp16")
     delegates = ("cpu",)
+    dynamic = PER_TENSOR
 
     def convert(
         self,
@@ -57,12 +63,17 @@ class Onnxruntime:
         import onnx
         import torch
 
-        from edgekit.compress.render import RESULTS, render_program, without_convolutions
-        from edgekit.targets import _onnx_file
+        from edgekit.compress.graph import graph_module
+        from edgekit.compress.render import RESULTS, Form, render_program, without_convolutions
+        from edgekit.targets import _onnx_file, _onnx_weights
 
         # Integer matrix products give float where float is read (MatMulIntegerToFloat).
         plan = without_convolutions(program, plan, [RESULTS])
-        rendered = render_program(program, plan, "qdq-folded", bare_pads=True)
+        weights_alone = plan.scheme in WEIGHTS
+        form: Form = "fake" if weights_alone else "qdq-folded"
+        rendered = render_program(
+            program, dataclasses.replace(plan, dynamic=()), form, bare_pads=True
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -79,7 +90,9 @@ class Onnxruntime:
         assert exported is not None
         model = exported.model_proto
         _onnx_file.strip(model)
-        if plan.edges:
+        if weights_alone:
+            _onnx_weights.place(model, program, as_computed(graph_module(program), plan, self))
+        elif plan.edges:
             _onnx_file.row_products(model)
             _onnx_file.unsigned_activations(model)
             _onnx_file.integer_biases(model)
@@ -121,7 +134,7 @@ class Onnxruntime:
 
         graph = onnx.load(str(path)).graph
         values = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
-        found: dict[Stored, None] = {}
+        found: dict[Stored, None] = dict.fromkeys(_stored_weights(values))
         for node in graph.node:
             if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
                 continue
@@ -155,6 +168,27 @@ class Onnxruntime:
         return list(found)
 
 
+def _stored_weights(values: Mapping[str, np.ndarray[Any, Any]]) -> list[Stored]:
+    """What `edgekit.targets._onnx_weights` stores, in the plan's terms."""
+    found = []
+    for name, value in values.items():
+        base = name.removesuffix("_stored")
+        if base == name:
+            continue
+        # Products of integers have their channels last and the scales in a row.
+        scale, row = values.get(f"{base}_scale"), values.get(f"{base}_scales")
+        if value.dtype == np.float16:
+            found.append(half(name, value))
+        elif scale is not None or row is not None:
+            scale = row.reshape(1, -1) if scale is None and row is not None else scale
+            assert scale is not None
+            axis = next(i for i, n in enumerate(scale.shape) if n == scale.size)
+            scales = tuple(float(s) for s in scale.reshape(-1))
+            digest = channel_digest(value.astype(np.int8), axis)
+            found.append(Stored(name, "weight", scales, (0,) * len(scales), digest))
+    return found
+
+
 def _placement(optimized: Any, written: Any) -> Placement:
     ops = collections.Counter(n.op_type for n in optimized.node)
     waste = collections.Counter(
@@ -182,7 +216,11 @@ def _placement(optimized: Any, written: Any) -> Placement:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             boundary += bool(starts & set(node.input)) or bool(results & set(node.output))
             continue
-        if "QLinear" in node.op_type or node.op_type in ("QGemm", "MatMulIntegerToFloat"):
+        if "QLinear" in node.op_type or node.op_type in (
+            "QGemm",
+            "MatMulIntegerToFloat",
+            "DynamicQuantizeMatMul",
+        ):
             continue
         if node.op_type in _FLOAT_FREE or node.output[0] in integers:
             continue
@@ -193,7 +231,8 @@ def _placement(optimized: Any, written: Any) -> Placement:
 
     for initializer in written.initializer:
         array = numpy_helper.to_array(initializer)
-        sizes[str(array.dtype)] += int(array.nbytes)
+        packed = str(array.dtype) == "int4"
+        sizes[str(array.dtype)] += (array.size + 1) // 2 if packed else int(array.nbytes)
     return Placement(
         ops=dict(sorted(ops.items())),
         float_ops=float_ops,

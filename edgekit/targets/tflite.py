@@ -112,7 +112,8 @@ class Tflite:
                 if "float32" in results:
                     float_ops += 1
                     if first is None:
-                        first = f"{name} gives float32 ({_tflite_file.readable(graph.tensors[op.outputs[0]])})"
+                        where = _tflite_file.readable(graph.tensors[op.outputs[0]])
+                        first = f"{name} gives float32 ({where})"
             for tensor in graph.tensors:
                 value = model.buffers[tensor.buffer].data if tensor.buffer else None
                 if value is not None and len(value):
@@ -136,9 +137,9 @@ class Tflite:
         for index, tensor in enumerate(model.subgraphs[0].tensors):
             params = tensor.quantization
             if _tflite_file.dtype_name(tensor) == "float16":
-                found.append(
-                    half(_tflite_file.readable(tensor), _tflite_file.constant(model, tensor))
-                )
+                values = _tflite_file.constant(model, tensor)
+                if values is not None:
+                    found.append(half(_tflite_file.readable(tensor), values))
                 continue
             if params is None or params.scale is None or len(params.scale) == 0:
                 continue
