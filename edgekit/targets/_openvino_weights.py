@@ -40,7 +40,7 @@ def place(model: Any, program: torch.export.ExportedProgram, plan: QuantPlan) ->
             continue
         stored.add(weight.edge.node)
         readers = list(node.output(0).get_target_inputs())
-        real = _restored(weight, node.get_friendly_name())
+        real = _restored(weight, weight.edge.edge)
         for reader in readers:
             reader.replace_source_output(real.output(0))
     for edge in plan.edges:
@@ -75,4 +75,5 @@ def _restored(weight: Weight, name: str) -> Any:
     if weight.scale is None:
         return real
     scale = op.Constant(np.ascontiguousarray(weight.scale))
+    scale.set_friendly_name(f"{name}/scale")
     return opset13.multiply(real, scale, name=f"{name}/scaled")

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from edgekit.errors import BadData
-from edgekit.targets._common import unpack_int4
 
 _IDENTIFIER = b"TFL3"
-_DEQUANTIZE_VERSION = 6
-"""The first that takes all of int8 per channel, int4 and float16."""
+_DEQUANTIZE_VERSION = 5
+"""The first that takes int8 per channel and float16."""
 
 
 def schema() -> Any:
@@ -72,14 +71,12 @@ _DTYPES = {
 
 
 def constant(model: Any, tensor: Any) -> np.ndarray[Any, Any] | None:
-    """A constant tensor's values (int4 as int8), or None where the tensor is computed."""
+    """A constant tensor's values, or None where the tensor is computed."""
     data = model.buffers[tensor.buffer].data if tensor.buffer else None
     if data is None or len(data) == 0:
         return None
     shape = [int(n) for n in tensor.shape]
     raw, name = np.asarray(data, np.uint8), dtype_name(tensor)
-    if name == "int4":
-        return unpack_int4(raw, shape)
     return np.frombuffer(raw.tobytes(), np.dtype(_DTYPES[name])).reshape(shape)
 
 

@@ -34,7 +34,7 @@ class Tflite:
     suffix = ".tflite"
     extra = "tflite"
     packages = ("litert-torch", "ai-edge-litert")
-    schemes = ("w8a8", "fp32", "w8a8-dyn", "w8", "w4", "fp16")
+    schemes = ("w8a8", "fp32", "w8a8-dyn", "w8", "fp16")
     delegates = ("xnnpack",)
     dynamic = PER_ROW
 

@@ -23,7 +23,7 @@ def report_of(converted: Any) -> ParityReport:
     accumulator = ParityAccumulator(
         prepared.signature.outputs, TOLERANCES[scheme], prepared.steps(scheme)
     )
-    reference = prepared.reference(scheme, converted.absorbed)
+    reference = prepared.reference(scheme, converted.absorbed, converted.target)
     for i in range(len(prepared.labels)):
         accumulator.add(
             {name: value[i] for name, value in reference.items()},
