@@ -127,6 +127,9 @@ def make_plan(
                 plan = _quantize(model, program, calib, methods, listener, file)
             elif scheme != "fp32":
                 plan = quantize_weights(program, scheme)
+                if calib is not None and scheme != "fp16":
+                    file = folder / f"program-{scheme}.pt2"
+                    plan = _quantize(model, program, calib, methods, listener, file, plan)
             (folder / f"plan-{scheme}.json").write_text(json.dumps(plan.to_json()))
 
     return Planned(key, store.make(key, fill, what="plan"))
@@ -139,10 +142,14 @@ def _quantize(
     methods: Methods,
     listener: Listener,
     file: Path,
+    weights: QuantPlan | None = None,
 ) -> QuantPlan:
-    """Makes a ``w8a8`` plan; writes the program that it belongs to if that is not the given one."""
+    """Makes a ``w8a8`` plan, or rounds the weights of a plan that has no ranges.
+
+    Writes the program that the plan belongs to if that is not the given one.
+    """
     from edgekit.compress.graph import save_program
-    from edgekit.compress.ptq import post_training
+    from edgekit.compress.ptq import post_training, round_weights
 
     about = {"source": Path(calib.source).name, "digest": calib.digest}
     with ExitStack() as stack:
@@ -156,13 +163,11 @@ def _quantize(
             advance(done - reached[0])
             reached[0] = done
 
-        made = post_training(
-            program,
-            _tensors(calib, model.signature),
-            methods,
-            calibration=about,
-            progress=tell,
-        )
+        feeds = _tensors(calib, model.signature)
+        if weights is None:
+            made = post_training(program, feeds, methods, calibration=about, progress=tell)
+        else:
+            made = round_weights(program, weights, feeds, methods, calibration=about, progress=tell)
     if made.program is not program:
         save_program(made.program, file)
     return made.plan
