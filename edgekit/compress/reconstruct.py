@@ -164,9 +164,7 @@ def _round(
     asked = torch.tensor(layer.edge.scale, dtype=torch.float64).reshape(parts, -1, 1)
     needed = weight.double().abs().amax(2, keepdim=True) / layer.edge.quant_max
     least = torch.where(asked > 1.01 * needed, asked, torch.zeros_like(asked))
-    if (
-        layer.bias is not None and step is not None
-    ):  # narrower scales than the plan's may ask for it too
+    if layer.bias is not None and step is not None:  # narrower scales may ask for it too
         room = layer.bias.double().abs() / (step * INT32_ROOM)
         least = torch.maximum(least, room.reshape(least.shape))
     least = torch.maximum(least, torch.full_like(least, float(np.finfo(np.float32).tiny)))
