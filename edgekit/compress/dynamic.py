@@ -113,8 +113,16 @@ def fake_dynamic(x: torch.Tensor, per: str) -> torch.Tensor:
     axes = {"row": [-1], "pixel": [1], "sample": every[1:], "tensor": every}[per]
     low = x.amin(axes, keepdim=True).clamp_max(0.0)
     high = x.amax(axes, keepdim=True).clamp_min(0.0)
-    scale = (high - low) / 255.0
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    zero = torch.round(-128.0 - low / scale).clamp(-128, 127)
-    steps = (torch.round(x / scale) + zero).clamp(-128, 127)
-    return (steps - zero) * scale
+    reach = torch.where(high > low, high - low, torch.full_like(low, 255.0))
+    if per == "tensor":
+        scale = reach / 255.0
+        zero, steps = torch.round((-low / scale).clamp(0, 255)) - 128, torch.round(x / scale)
+    else:
+        # The zero point of a range like -1..1 lies between two integers, and which is taken decides
+        # whether the values at one end are cut off. So this follows XNNPACK's float arithmetic.
+        inverse = 255.0 / reach
+        scale, ends = 1.0 / inverse, (low * inverse, high * inverse)
+        from_low = (-128.0 + ends[0]) + (127.0 + ends[1]) > 0
+        zero = torch.where(from_low, -128.0 - ends[0], 127.0 - ends[1]).clamp(-128, 127)
+        zero, steps = torch.round(zero), torch.round(x * inverse)
+    return ((steps + zero).clamp(-128, 127) - zero) * scale

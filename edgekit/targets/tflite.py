@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from edgekit.compress.plan import QuantPlan
 
+_DYNAMIC = ("CONV_2D", "FULLY_CONNECTED")
 _WASTE = ("TRANSPOSE", "PAD", "PADV2", "QUANTIZE", "DEQUANTIZE", "CAST", "RESHAPE")
 
 
@@ -109,7 +110,9 @@ class Tflite:
                 if name in _WASTE:
                     waste[name] += 1
                 results = [_tflite_file.dtype_name(graph.tensors[i]) for i in op.outputs]
-                if "float32" in results:
+                types = [_tflite_file.dtype_name(graph.tensors[i]) for i in op.inputs if i >= 0]
+                # Kernels of "dynamic range" quantize a float input themselves.
+                if "float32" in results and not (name in _DYNAMIC and "int8" in types[1:2]):
                     float_ops += 1
                     if first is None:
                         where = _tflite_file.readable(graph.tensors[op.outputs[0]])
