@@ -44,6 +44,14 @@ METHODS: Final = {
 }
 """Methods of the plan maker, each of which can be left out."""
 
+NO_VNNI: Final = "x86-no-vnni"
+OVERRIDES: Final = {NO_VNNI: ("openvino", "onnxruntime")}
+"""Named overrides of a plan for an instruction set, with the targets whose kernels need them.
+
+``x86-no-vnni``: x86 processors without VNNI, on which these targets' int8 kernels add products of
+two u8 x s8 numbers in 16 bits, saturating (`edgekit.compress.saturation`).
+"""
+
 SCHEME_ALIASES: Final = {"int8": "w8a8", "float": "fp32", "float32": "fp32", "float16": "fp16"}
 
 EXTRAS: Final = (

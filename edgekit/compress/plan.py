@@ -17,9 +17,23 @@ from typing import Any, Literal
 
 import numpy as np
 
+from edgekit.names import NO_VNNI
+
 SCHEMA = "edgekit.plan/1"
 
-__all__ = ["Dynamic", "Edge", "QuantPlan"]
+CHANGES: dict[str, dict[str, dict[str, Any]]] = {
+    NO_VNNI: {"onnxruntime": {"weight_dtype": "uint8"}, "openvino": {"weight_limit": 64}}
+}
+"""What an override changes for a target: the same weights stored in another type, or weights within
+plus and minus a limit, which are rounded anew and so are a plan of their own."""
+
+__all__ = ["CHANGES", "Dynamic", "Edge", "QuantPlan", "plan_name"]
+
+
+def plan_name(target: str, scheme: str, variant: str | None) -> str:
+    """The name of the plan that an artifact is made of: its scheme, or ``<scheme>@<variant>``."""
+    change = CHANGES.get(variant or "", {}).get(target, {})
+    return f"{scheme}@{variant}" if "weight_limit" in change else scheme
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,10 @@ class Edge:
         scale, zero = self._broadcast(stored.ndim)
         real: np.ndarray[Any, Any] = (stored.astype(np.float64) - zero) * scale
         return real.astype(np.float32)
+
+    def round(self, real: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The float32 values that ``real`` is stored as."""
+        return self.dequantize(self.quantize(real))
 
     def _broadcast(self, ndim: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         shape = [1] * ndim
@@ -140,7 +158,10 @@ class QuantPlan:
         edges: every quantized tensor, in execution order.
         kept_float: nodes left in float, each with its reason.
         calibration: source, digest and number of samples, and the observer used.
-        overrides: named changes for an ISA that can't run the plan as it stands.
+        overrides: named changes for an ISA that can't run the plan as it stands
+            (`edgekit.compress.saturation.overrides`).
+        variant: the override that this plan is rendered with, or None.
+        sensitivity: what quantizing each part costs (`edgekit.compress.sensitivity`), if measured.
         dynamic: layers that quantize their input at run time.
     """
 
@@ -150,12 +171,23 @@ class QuantPlan:
     kept_float: tuple[tuple[str, str], ...] = ()
     calibration: Mapping[str, Any] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    variant: str | None = None
+    sensitivity: Mapping[str, Any] = field(default_factory=dict)
     dynamic: tuple[Dynamic, ...] = ()
 
     @property
     def rounds(self) -> bool:
         """Whether values are rounded while the model runs, not its weights alone."""
         return bool(self.dynamic) or any(e.kind == "activation" for e in self.edges)
+
+    def change(self, target: str) -> Mapping[str, Any]:
+        """What its variant changes for one target; empty if nothing."""
+        if self.variant is None:
+            return {}
+        found: Mapping[str, Any] = (
+            self.overrides.get(self.variant, {}).get("targets", {}).get(target, {})
+        )
+        return found
 
     def activations(self) -> dict[str, Edge]:
         """Activation edges by the name of the node that produces them."""
@@ -175,7 +207,10 @@ class QuantPlan:
             "kept_float": [{"node": n, "reason": r} for n, r in self.kept_float],
             "calibration": dict(self.calibration),
             "overrides": dict(self.overrides),
-            "dynamic": [d.to_json() for d in self.dynamic],
+            "variant": self.variant,
+            # Only where there are any, so that other plans keep their bytes.
+            **({"sensitivity": dict(self.sensitivity)} if self.sensitivity else {}),
+            **({"dynamic": [d.to_json() for d in self.dynamic]} if self.dynamic else {}),
         }
 
     @classmethod
@@ -188,6 +223,8 @@ class QuantPlan:
             kept_float=tuple((k["node"], k["reason"]) for k in data["kept_float"]),
             calibration=dict(data["calibration"]),
             overrides=dict(data.get("overrides", {})),
+            variant=data.get("variant"),
+            sensitivity=dict(data.get("sensitivity", {})),
             dynamic=tuple(Dynamic(**d) for d in data.get("dynamic", [])),
         )
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from edgekit.compress._nodes import TABLES, weight_of
 from edgekit.compress.graph import (
     CONVS,
     LINEARS,
@@ -33,9 +34,9 @@ from edgekit.compress.graph import (
 )
 from edgekit.compress.plan import Edge, QuantPlan
 from edgekit.compress.quantize import INT32_ROOM
-from edgekit.compress.render import GATES, RESULTS, without_convolutions
 from edgekit.compress.rounding import Moments, round_layer
 from edgekit.compress.streams import Streams
+from edgekit.compress.unrounded import Unrounded
 
 __all__ = ["reconstruct"]
 
@@ -73,7 +74,7 @@ def reconstruct(
     constants = plan.constants()
     activations = plan.activations()
     # What some runtimes don't round must not be made up for: the others would suffer.
-    rounded = without_convolutions(program, plan, [GATES, RESULTS])
+    rounded = Unrounded(gates=True, results=True).without(program, plan)
     streams = Streams(module, rounded.activations(), feeds)
     changed: dict[str, torch.Tensor] = {}
     scales: dict[str, torch.Tensor] = {}
@@ -81,6 +82,12 @@ def reconstruct(
     with torch.no_grad():
         for node in module.graph.nodes:
             layer = _layer_of_plan(module, node, constants)
+            if node.target in TABLES and weight_of(node).name in constants:
+                table, edge = weight_of(node), constants[weight_of(node).name]
+                value = tensor_of(module, table)
+                assert value is not None
+                changed[str(table.target)] = torch.from_numpy(edge.round(value.numpy()))
+                streams.replace(table, changed[str(table.target)])
             if layer is None:
                 streams.advance(node)
                 continue
@@ -90,8 +97,7 @@ def reconstruct(
                 step = None if source is None else source.scale[0]
                 _round(layer, streams, step, changed, scales, about_mean=corrects)
             else:
-                edge = constants[layer.weight_node.name]
-                stored = edge.dequantize(edge.quantize(layer.weight.numpy()))
+                stored = constants[layer.weight_node.name].round(layer.weight.numpy())
                 changed[str(layer.weight_node.target)] = torch.from_numpy(stored)
             streams.replace(layer.weight_node, changed[str(layer.weight_node.target)])
             made = streams.outputs(node)

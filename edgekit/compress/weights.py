@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import fx
 
+from edgekit.compress._nodes import TABLES
 from edgekit.compress.dynamic import dynamic_layers
 from edgekit.compress.graph import (
     COMPUTE,
-    aten,
     channel_axis,
     graph_module,
     groups,
@@ -98,7 +98,7 @@ def _weights(module: fx.GraphModule) -> Iterator[tuple[fx.Node, int]]:
             weight, axis = node.args[1], channel_axis(node)
             if axis == 1 and groups(node) != 1:
                 continue  # a channel's weights lie in several places
-        elif node.target is aten.embedding.default:
+        elif node.target in TABLES:
             weight, axis = node.args[0], 0
         else:
             continue
@@ -116,7 +116,7 @@ def _axes(weight: fx.Node) -> Iterator[int | None]:
         if user.target in COMPUTE and user.args[1] is weight:
             yield channel_axis(user)
         else:
-            yield 0 if user.target is aten.embedding.default else None
+            yield 0 if user.target in TABLES else None
 
 
 def _half(node: fx.Node) -> Edge:
@@ -135,7 +135,7 @@ def _half(node: fx.Node) -> Edge:
 
 def _integers(node: fx.Node, axis: int, value: torch.Tensor, dtype: str) -> Edge:
     channels = value.movedim(axis, 0).reshape(value.shape[axis], -1)
-    table = any(u.target is aten.embedding.default for u in node.users)
+    table = any(u.target in TABLES for u in node.users)
     if table or channels.shape[1] < _NARROW:
         dtype = "int8"
     limit = _LIMITS[dtype]

@@ -10,7 +10,7 @@ runtime joins into one kernel (``DynamicQuantizeMatMul``).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,8 @@ import numpy as np
 from edgekit.compress.graph import graph_module
 from edgekit.compress.plan import QuantPlan
 from edgekit.errors import UnsupportedError
-from edgekit.targets._common import pack_int4
+from edgekit.targets import Stored
+from edgekit.targets._common import channel_digest, half, pack_int4
 from edgekit.targets._onnx_file import replace_nodes
 from edgekit.targets._weights import Weight, Weights
 
@@ -43,9 +44,9 @@ def place(model: Any, program: torch.export.ExportedProgram, plan: QuantPlan) ->
         weight = weights.find(numpy_helper.to_array(item))
         if weight is not None:
             found[item.name] = weight
-    stored = {w.edge.node for w in found.values()}
+    kept_nodes = {w.edge.node for w in found.values()}
     for edge in plan.edges:
-        if edge.node not in stored:
+        if edge.node not in kept_nodes:
             raise UnsupportedError(
                 f"onnxruntime: the converter does not keep the weight {edge.edge}",
                 hint="use --scheme fp32, or leave this target out with --target",
@@ -147,3 +148,24 @@ def _product(graph: Any, make: _Make, node: Any, weight: Weight, done: set[str])
     make("Mul", [f"{result}_cast", f"{result}_scale"], real)
     if bias:
         make("Add", [real, node.input[2]], result)
+
+
+def stored(values: Mapping[str, np.ndarray[Any, Any]]) -> list[Stored]:
+    """What `place` put among a file's constants, in the plan's terms."""
+    found = []
+    for name, value in values.items():
+        base = name.removesuffix("_stored")
+        if base == name:
+            continue
+        # Products of integers have their channels last and the scales in a row.
+        scale, row = values.get(f"{base}_scale"), values.get(f"{base}_scales")
+        if value.dtype == np.float16:
+            found.append(half(name, value))
+        elif scale is not None or row is not None:
+            scale = row.reshape(1, -1) if scale is None and row is not None else scale
+            assert scale is not None
+            axis = next(i for i, n in enumerate(scale.shape) if n == scale.size)
+            scales = tuple(float(s) for s in scale.reshape(-1))
+            digest = channel_digest(value.astype(np.int8), axis)
+            found.append(Stored(name, "weight", scales, (0,) * len(scales), digest))
+    return found

@@ -7,11 +7,14 @@ file identifier ``TFL3``.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgekit.errors import BadData
+
+if TYPE_CHECKING:
+    from edgekit.compress.plan import Edge
 
 _IDENTIFIER = b"TFL3"
 _DEQUANTIZE_VERSION = 5
@@ -87,8 +90,11 @@ def readable(tensor: Any) -> str:
 
 
 def weights(model: Any) -> set[int]:
-    """Indexes of the main subgraph's tensors that are the weight or bias of a layer."""
-    layers = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+    """Indexes of the main subgraph's tensors that are the weight or bias of a layer, or a table."""
+    layers = (
+        *("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"),
+        *("FULLY_CONNECTED", "EMBEDDING_LOOKUP"),
+    )
     return {
         int(index)
         for op in model.subgraphs[0].operators
@@ -123,6 +129,48 @@ def float_boundary(model: Any) -> None:
         after.append(operator(model, "DEQUANTIZE", [index], [graph.outputs[position]]))
         _move_signature(model, "outputs", index, graph.outputs[position])
     graph.operators = [*before, *graph.operators, *after]
+
+
+def integer_tables(model: Any, tables: list[tuple[np.ndarray[Any, Any], Edge]]) -> None:
+    """Stores embeddings' tables as int8 with a scale for each row, in place.
+
+    The converter leaves them float. ``EMBEDDING_LOOKUP`` takes int8 and multiplies the rows that it
+    gives with their scales, which are the very numbers that the float table holds.
+
+    Args:
+        model: as `read` gives it.
+        tables: the integers of each, and their edge of the plan.
+    """
+    api = schema()
+    graph = model.subgraphs[0]
+    readers: dict[int, set[str]] = {}
+    for op in graph.operators:
+        for index in op.inputs:
+            readers.setdefault(int(index), set()).add(op_name(model, op))
+    for index in (i for i, kinds in readers.items() if kinds == {"EMBEDDING_LOOKUP"}):
+        tensor = graph.tensors[index]
+        value = constant(model, tensor)
+        if value is None or value.dtype != np.float32:
+            continue
+        for integers, edge in tables:
+            if value.shape != integers.shape or (value != edge.dequantize(integers)).any():
+                continue
+            params = api.QuantizationParametersT()
+            params.scale = np.asarray(edge.scale, np.float32)
+            params.zeroPoint = np.zeros(len(edge.scale), np.int64)
+            params.quantizedDimension = edge.axis or 0
+            tensor.type, tensor.quantization = api.TensorType.INT8, params
+            _set_buffer(model, tensor, integers)
+            break
+
+
+def _set_buffer(model: Any, tensor: Any, value: np.ndarray[Any, Any]) -> None:
+    """Gives a constant tensor other bytes; tensors that share its buffer keep theirs."""
+    shared = sum(t.buffer == tensor.buffer for g in model.subgraphs for t in g.tensors) > 1
+    if shared:
+        model.buffers.append(schema().BufferT())
+        tensor.buffer = len(model.buffers) - 1
+    model.buffers[tensor.buffer].data = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
 
 
 def hard_swish_in_float(model: Any) -> None:

@@ -7,6 +7,7 @@ The plan is rendered as quantize and dequantize operators, which the frontend tu
 from __future__ import annotations
 
 import collections
+import dataclasses
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,17 @@ if TYPE_CHECKING:
     import torch
 
     from edgekit.compress.plan import QuantPlan
+    from edgekit.compress.unrounded import Unrounded
+    from edgekit.targets._reasons import Role
 
 _NOT_COMPUTE = ("Input", "Output", "Const", "Result")
 _MOVES = ("Reorder", "Convert", "Transpose", "FakeQuantize", "Pad")
+_KNOWN = {
+    "Gather": "an embedding's table is int8, and its rows are read in float",
+    "Subgraph": "element-wise operators in one kernel: quantizing at the model's border, or what "
+    "the plan keeps in float",
+    "MVN": "a norm over a token or picture is computed in float",
+}
 _JOINED = ("FakeQuantize", "Relu", "Clamp", "Add", "Subtract", "Multiply")
 _NEXT_TO_ZERO = 1e-30
 
@@ -49,20 +58,16 @@ class Openvino:
         """See `edgekit.targets.Target.convert`."""
         import openvino
 
-        from edgekit.compress.render import (
-            GATES,
-            RESULTS,
-            Form,
-            render_program,
-            without_convolutions,
-        )
+        from edgekit.compress.render import Form, render_program
+        from edgekit.compress.unrounded import Unrounded
         from edgekit.targets import _openvino_weights
 
         weights_alone = plan.scheme in WEIGHTS
         form: Form = "fake" if weights_alone else "qdq"
         # The plug-in fuses a SiLU with the layer before it, if nothing is rounded within, and its
         # matrix products give float where float is read.
-        plan = without_convolutions(program, plan, [GATES, RESULTS])
+        plan = Unrounded(gates=True, results=True).without(program, plan)
+        plan = plan if weights_alone else _in_full_range(plan)
         try:
             rendered = render_program(program, plan, form, bare_pads=True, bare_moves=True)
             model = openvino.convert_model(rendered)
@@ -90,6 +95,8 @@ class Openvino:
         """Operators of the compiled CPU graph by type, and the type they compute in."""
         import openvino
 
+        from edgekit.targets._reasons import Op, reasons
+
         core = openvino.Core()
         compiled = core.compile_model(
             str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
@@ -98,12 +105,19 @@ class Openvino:
         waste: collections.Counter[str] = collections.Counter()
         float_ops = boundary = 0
         first: str | None = None
+        made: list[Op] = []
+        border: set[str] = set()
         for node in compiled.get_runtime_model().get_ordered_ops():
             info = node.get_rt_info()
             kind = str(info["layerType"].astype(str))
             precision = str(info["runtimePrecision"].astype(str))
+            name = str(node.get_friendly_name())
+            sources = tuple(str(v.get_node().get_friendly_name()) for v in node.input_values())
             if kind in _NOT_COMPUTE:
+                border |= {name} if kind == "Input" else set()
+                border |= set(sources) if kind in ("Output", "Result") else set()
                 continue
+            made.append(Op(kind, sources, (name,), _role(kind, precision)))
             ops[kind] += 1
             if kind in _MOVES:
                 waste[kind] += 1
@@ -119,17 +133,14 @@ class Openvino:
             first_fallback=first,
             bytes_by_dtype=_constant_bytes(core.read_model(str(path))),
             waste=dict(sorted(waste.items())),
+            reasons=reasons(made, border, _KNOWN),
         )
 
-    def absorbed(self, path: Path) -> list[int]:
-        """Ordinals of convolutions whose rounding this processor's kernels fuse away.
-
-        `edgekit.compress.render.GATES` among them says that SiLUs are computed in one piece, and
-        `RESULTS` that linear layers give float where float is read.
-        """
+    def unrounded(self, path: Path) -> Unrounded:
+        """What this processor's kernels fuse away: the compiled graph is asked."""
         import openvino
 
-        from edgekit.compress.render import GATES, RESULTS
+        from edgekit.compress.unrounded import Unrounded
         from edgekit.targets._openvino_sums import absorbed_convolutions
 
         core = openvino.Core()
@@ -137,7 +148,7 @@ class Openvino:
             str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         )
         whole = any(n.get_type_name() == "Swish" for n in core.read_model(str(path)).get_ops())
-        return [*absorbed_convolutions(compiled), *([GATES] if whole else []), RESULTS]
+        return Unrounded(tuple(absorbed_convolutions(compiled)), gates=whole, results=True)
 
     def stored(self, path: Path) -> list[Stored]:
         """``FakeQuantize`` ranges as scales, and compressed weights with their integers."""
@@ -153,6 +164,28 @@ class Openvino:
             elif node.get_type_name() == "Constant" and _type(node) == "f16":
                 found.append(half(node.get_friendly_name(), np.asarray(node.get_data())))
         return found
+
+
+def _in_full_range(plan: QuantPlan) -> QuantPlan:
+    """The plan with all weights' limits those of int8.
+
+    Where an override limits weights, the program's are within its limits already. A FakeQuantize
+    with fewer levels would be no int8 to the plug-in.
+    """
+    edges = tuple(
+        dataclasses.replace(e, quant_min=-127, quant_max=127) if e.kind == "weight" else e
+        for e in plan.edges
+    )
+    return dataclasses.replace(plan, edges=edges)
+
+
+def _role(kind: str, precision: str) -> Role:
+    """What an operator of the compiled graph does, by its type and the type that it computes in."""
+    if kind == "FakeQuantize":
+        return "quantize"
+    if kind in ("Reorder", "Transpose", "Pad", "Convert", "Reshape"):
+        return "move"
+    return "float" if precision in ("f32", "f16") else "integer"
 
 
 def _keep_ranges_per_tensor(model: Any) -> None:

@@ -13,6 +13,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edgekit.compress.dynamic import PER_ROW
 from edgekit.compress.weights import SCHEMES as WEIGHTS
 from edgekit.signature import Signature
@@ -22,9 +24,14 @@ from edgekit.targets._common import channel_digest, converter_error, half
 if TYPE_CHECKING:
     import torch
 
-    from edgekit.compress.plan import QuantPlan
+    from edgekit.compress.plan import Edge, QuantPlan
+    from edgekit.targets._reasons import Op, Role
 
-_DYNAMIC = ("CONV_2D", "FULLY_CONNECTED")
+_KNOWN = {
+    "HARD_SWISH": "XNNPACK has it in float only; the integer kernel outside of it is slower",
+    "EMBEDDING_LOOKUP": "its table is int8, and it gives rows in float",
+}
+_MOVES = ("TRANSPOSE", "PAD", "PADV2", "CAST", "RESHAPE")
 _WASTE = ("TRANSPOSE", "PAD", "PADV2", "QUANTIZE", "DEQUANTIZE", "CAST", "RESHAPE")
 
 
@@ -79,6 +86,8 @@ class Tflite:
         model = _tflite_file.read(out)
         if weights_alone:
             _tflite_weights.place(model, program, plan, written)
+        else:
+            _tflite_file.integer_tables(model, _tables(program, plan))
         _tflite_file.hard_swish_in_float(model)
         _tflite_file.float_boundary(model)
         _tflite_file.rename_boundary(
@@ -91,6 +100,7 @@ class Tflite:
     def inspect(self, path: Path) -> Placement:
         """Operators in the file, by type; the runtime's own delegate decides at load time."""
         from edgekit.targets import _tflite_file
+        from edgekit.targets._reasons import reasons
 
         model = _tflite_file.read(path)
         ops: collections.Counter[str] = collections.Counter()
@@ -110,9 +120,7 @@ class Tflite:
                 if name in _WASTE:
                     waste[name] += 1
                 results = [_tflite_file.dtype_name(graph.tensors[i]) for i in op.outputs]
-                types = [_tflite_file.dtype_name(graph.tensors[i]) for i in op.inputs if i >= 0]
-                # Kernels of "dynamic range" quantize a float input themselves.
-                if "float32" in results and not (name in _DYNAMIC and "int8" in types[1:2]):
+                if "float32" in results and not _quantizes_its_input(model, name, op):
                     float_ops += 1
                     if first is None:
                         where = _tflite_file.readable(graph.tensors[op.outputs[0]])
@@ -128,6 +136,7 @@ class Tflite:
             first_fallback=first,
             bytes_by_dtype=dict(sorted(sizes.items())),
             waste=dict(sorted(waste.items())),
+            reasons=reasons(*_graph_of(model), _KNOWN),
         )
 
     def stored(self, path: Path) -> list[Stored]:
@@ -170,6 +179,57 @@ def _without_mode_switch(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     module.eval = lambda *_: module  # type: ignore[method-assign]
     module.training = False
     return module
+
+
+def _graph_of(model: Any) -> tuple[list[Op], set[str]]:
+    """The operators of the main subgraph, and its border."""
+    from edgekit.targets import _tflite_file
+    from edgekit.targets._reasons import Op
+
+    graph = model.subgraphs[0]
+    roles: dict[str, Role] = {"QUANTIZE": "quantize", "DEQUANTIZE": "dequantize"}
+    found = []
+    for op in graph.operators:
+        kind = _tflite_file.op_name(model, op)
+        floats = any(_tflite_file.dtype_name(graph.tensors[i]) == "float32" for i in op.outputs)
+        floats = floats and not _quantizes_its_input(model, kind, op)
+        role = roles.get(kind, "float" if floats else "integer")
+        if kind in _MOVES:
+            role = "move"
+        found.append(Op(kind, _names(op.inputs), _names(op.outputs), role))
+    return found, {*_names(graph.inputs), *_names(graph.outputs)}
+
+
+def _quantizes_its_input(model: Any, kind: str, op: Any) -> bool:
+    """Whether a layer takes float and int8 weights: LiteRT's "dynamic range" kernels."""
+    from edgekit.targets import _tflite_file
+
+    if kind not in ("CONV_2D", "FULLY_CONNECTED"):
+        return False
+    tensors = [model.subgraphs[0].tensors[i] for i in op.inputs[:2]]
+    return [_tflite_file.dtype_name(t) for t in tensors] == ["float32", "int8"]
+
+
+def _names(indexes: Any) -> tuple[str, ...]:
+    return tuple(str(int(i)) for i in indexes if i >= 0)
+
+
+def _tables(
+    program: torch.export.ExportedProgram, plan: QuantPlan
+) -> list[tuple[np.ndarray[Any, Any], Edge]]:
+    """Embeddings' tables as int8, and how the plan quantizes them."""
+    from edgekit.compress._nodes import TABLES, weight_of
+    from edgekit.compress.graph import graph_module, tensor_of
+
+    module, constants = graph_module(program), plan.constants()
+    found = []
+    for node in module.graph.nodes:
+        if node.op != "call_function" or node.target not in TABLES:
+            continue
+        edge, value = constants.get(weight_of(node).name), tensor_of(module, weight_of(node))
+        if edge is not None and value is not None:
+            found.append((edge.quantize(value.numpy()), edge))
+    return found
 
 
 def _drop_origin(model: Any) -> None:

@@ -22,7 +22,7 @@ from edgekit.errors import BadData, UnsupportedError, UsageError
 from edgekit.names import SCHEMES, TARGETS
 from edgekit.targets import find
 
-IDS = ["core-ultra", "galaxy-s24", "host", "pixel-8", "raspberry-pi-5", "x86-server"]
+IDS = ["core-ultra", "galaxy-s24", "host", "intel-nuc", "pixel-8", "raspberry-pi-5", "x86-server"]
 PUBLISHED = [name for name in IDS if name != "host"]
 
 BOARD = """
@@ -297,6 +297,36 @@ def test_devices_share_jobs() -> None:
         ("onnxruntime", "fp32", "cpu", ("core-ultra", "raspberry-pi-5", "pixel-8"), 4),
         ("onnxruntime", "w8a8", "cpu", ("core-ultra", "raspberry-pi-5", "pixel-8"), 4),
     ]
+
+
+def test_x86_without_vnni_gets_variants_where_kernels_saturate() -> None:
+    made = device.plan_targets([device.load(n) for n in ("core-ultra", "intel-nuc", "pixel-8")])
+    assert [(j.id, j.variant, j.devices) for j in made] == [
+        ("tflite-w8a8", None, ("core-ultra", "intel-nuc", "pixel-8")),
+        ("openvino-w8a8", None, ("core-ultra",)),
+        ("openvino-w8a8-x86-no-vnni", "x86-no-vnni", ("intel-nuc",)),
+        ("onnxruntime-w8a8", None, ("core-ultra", "pixel-8")),
+        ("onnxruntime-w8a8-x86-no-vnni", "x86-no-vnni", ("intel-nuc",)),
+    ]
+    floats = device.plan_targets([device.load("intel-nuc")], (), ("fp32",))
+    assert all(job.variant is None for job in floats)
+
+
+@pytest.mark.parametrize(
+    ("arch", "flags", "lacks"),
+    [
+        ("x86_64", {}, True),  # unknown is not known to be safe
+        ("x86_64", {"avx2": True}, True),
+        ("x86_64", {"avx_vnni": False, "avx512_vnni": False, "amx_int8": False}, True),
+        ("x86_64", {"avx_vnni": True}, False),
+        ("x86_64", {"avx512_vnni": True}, False),
+        ("x86_64", {"amx_int8": True}, False),
+        ("arm64", {}, False),
+        ("arm64", {"dotprod": False}, False),
+    ],
+)
+def test_who_lacks_vnni(arch: Any, flags: dict[str, bool], lacks: bool) -> None:
+    assert device.Isa(arch=arch, **flags).lacks_vnni is lacks
 
 
 def test_a_device_named_twice_counts_once() -> None:
