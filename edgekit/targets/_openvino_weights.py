@@ -1,11 +1,10 @@
 """Weights of OpenVINO files that compute in float: int8, int4 and half precision.
 
-A stored weight is converted to float and multiplied with its scales, which the CPU plug-in knows as
-a compressed weight: matrix products keep it compressed in memory where their kernels can, and other
-layers get it restored while the file is loaded. With such weights the plug-in would by itself
-quantize the inputs of matrix products in groups as well, on processors that have the instructions;
-the file says that it shall not (``DYNAMIC_QUANTIZATION_GROUP_SIZE`` 0), since activations are float
-in these schemes.
+A stored weight is converted to float and multiplied with its scales, and the CPU plug-in restores
+it: those of 1 x 1 convolutions in every call, as its compiled graph shows (2026.4.1). With such
+weights the plug-in may by itself quantize the inputs of matrix products in groups as well, on
+processors that have the instructions; the file says that it shall not
+(``DYNAMIC_QUANTIZATION_GROUP_SIZE`` 0), since activations are float in these schemes.
 """
 
 from __future__ import annotations
