@@ -32,6 +32,9 @@ SCHEMES: Final = {
 }
 """Quantization schemes: ``w<bits>`` weights, ``a<bits>`` activations, ``-dyn`` dynamic ranges."""
 
+CALIBRATED: Final = ("w8a8", "w8a16")
+"""Schemes with ranges of activations in the file, which calibration data have to tell."""
+
 METHODS: Final = {
     "equalization": "scale channels between layers so that they fill their ranges",
     "smoothing": "share the size of large features between inputs and weights of linear layers",

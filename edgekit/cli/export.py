@@ -15,7 +15,7 @@ from edgekit.cli import _output
 from edgekit.cli._libraries import subdued
 from edgekit.cli._output import emit, json_option, note, table, verbosity_options
 from edgekit.errors import UsageError
-from edgekit.names import ENGINES, METHODS, TARGETS, unknown
+from edgekit.names import CALIBRATED, ENGINES, METHODS, TARGETS, unknown
 
 if TYPE_CHECKING:
     from edgekit.device import Job
@@ -261,7 +261,7 @@ class Terminal:
 
 def _tell_plan(model: str, jobs: Sequence[Job], calib: str | None, as_json: bool) -> None:
     """What would be made."""
-    if calib is None and any(job.scheme != "fp32" for job in jobs):
+    if calib is None and any(job.scheme in CALIBRATED for job in jobs):
         note("the export itself will need --calib DATA")
     entries: list[dict[str, Any]] = [
         {

@@ -23,7 +23,7 @@ from edgekit.compress.smooth import find_groups, smooth
 from edgekit.compress.streams import peak_bytes
 from edgekit.errors import BadData
 
-__all__ = ["PLAIN", "Methods", "Quantized", "post_training", "scaled"]
+__all__ = ["PLAIN", "Methods", "Quantized", "post_training", "round_weights", "scaled"]
 
 LAYER_SAMPLES = 128
 """Samples that layer-by-layer methods look at, at most."""
@@ -212,6 +212,54 @@ def scaled(
         program = smooth(program, few)
         tell("smoothing", 1, 1)
     return program, few
+
+
+def round_weights(
+    program: torch.export.ExportedProgram,
+    plan: QuantPlan,
+    feeds: Iterable[tuple[torch.Tensor, ...]],
+    methods: Methods = Methods(),
+    *,
+    calibration: Mapping[str, Any] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Quantized:
+    """Rounds the weights of a plan that quantizes nothing else together, and corrects biases.
+
+    Inputs are float then: what a layer makes up for are the weights before it and its own (GPTQ,
+    Frantar et al., arXiv:2210.17323, has this objective; see `edgekit.compress.rounding`).
+
+    Args:
+        program: the canonical program.
+        plan: of `edgekit.compress.weights.quantize_weights`.
+        feeds: samples, one tuple of tensors each; read once.
+        methods: of these, ``rounding`` and ``bias_correction`` count.
+        calibration: where the samples came from, kept in the plan.
+        progress: called with a step's name, how far it is and how far it goes.
+    """
+    samples = list(feeds)
+    module = graph_module(program)
+    few = _spread(samples, min(LAYER_SAMPLES, max(2, MEMORY // max(1, peak_bytes(module)))))
+    if len(few) < 2 or not (methods.rounding or methods.bias_correction):
+        return Quantized(program, plan)
+    known = plan.constants()
+    layers, done = sum(str(n.args[1]) in known for n in compute_nodes(module)), 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress("rounding", done, layers)
+
+    program, plan = reconstruct(
+        program,
+        plan,
+        few,
+        rounding=methods.rounding,
+        bias=methods.bias_correction,
+        progress=advance,
+    )
+    about = {**(calibration or {}), "n": len(samples), "observer": "none"}
+    return Quantized(program, dataclasses.replace(plan, calibration=about))
 
 
 def _spread(samples: list[tuple[torch.Tensor, ...]], count: int) -> list[tuple[torch.Tensor, ...]]:

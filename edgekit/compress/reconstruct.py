@@ -93,7 +93,8 @@ def reconstruct(
                 continue
             corrects = bias and layer.bias_node is not None and uses[layer.bias_node] == 1
             if rounding and uses[layer.weight_node] == 1 and _has_moments(node):
-                step = activations[node.all_input_nodes[0].name].scale[0]
+                source = activations.get(node.all_input_nodes[0].name)
+                step = None if source is None else source.scale[0]
                 _round(layer, streams, step, changed, scales, about_mean=corrects)
             else:
                 stored = constants[layer.weight_node.name].round(layer.weight.numpy())
@@ -156,7 +157,7 @@ def _has_moments(node: fx.Node) -> bool:
 def _round(
     layer: _Layer,
     streams: Streams,
-    step: float,
+    step: float | None,
     changed: dict[str, torch.Tensor],
     scales: dict[str, torch.Tensor],
     *,
@@ -169,7 +170,7 @@ def _round(
     asked = torch.tensor(layer.edge.scale, dtype=torch.float64).reshape(parts, -1, 1)
     needed = weight.double().abs().amax(2, keepdim=True) / layer.edge.quant_max
     least = torch.where(asked > 1.01 * needed, asked, torch.zeros_like(asked))
-    if layer.bias is not None:  # narrower scales than the plan's may ask for it too
+    if layer.bias is not None and step is not None:  # narrower scales may ask for it too
         room = layer.bias.double().abs() / (step * INT32_ROOM)
         least = torch.maximum(least, room.reshape(least.shape))
     least = torch.maximum(least, torch.full_like(least, float(np.finfo(np.float32).tiny)))
@@ -408,7 +409,7 @@ def _new_edges(
     for layer in compute_nodes(module):
         weight, bias, source = layer.args[1], (*layer.args, None)[2], layer.args[0]
         assert isinstance(weight, fx.Node) and isinstance(source, fx.Node)
-        if isinstance(bias, fx.Node) and weight.name in scales:
+        if isinstance(bias, fx.Node) and weight.name in scales and source.name in activations:
             step = np.float32(activations[source.name].scale[0])
             product = np.asarray(fresh[weight.name], np.float32) * step
             fresh[bias.name] = tuple(float(s) for s in product.astype(np.float32))

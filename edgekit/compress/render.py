@@ -6,6 +6,9 @@ Three forms of the same arithmetic:
   is the plan's own evaluation in torch, against which every artifact is proven.
 - ``qdq``: quantize and dequantize operators around float weights.
 - ``qdq-folded``: the same, with weights and biases stored as integers and dequantized in the graph.
+
+Inputs that are quantized at run time are so in ``fake`` alone: the other forms leave that, and
+weights of half precision, to the targets, which put their runtime's own operators there.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import torchao.quantization.pt2e.quantize_pt2e  # noqa: F401  (registers quantiz
 from torch import fx
 
 from edgekit.compress._lean import absorbable_pads, idle_moves, saturating_clamps
+from edgekit.compress.dynamic import fake_dynamic
 from edgekit.compress.graph import (
     example_args,
     graph_module,
@@ -82,6 +86,8 @@ def render(
             if edge.kind == "bias" and not bias:
                 continue
             _render_constant(module, node, edge, form)
+    if form == "fake":
+        _render_dynamic(module, plan)
     module.graph.lint()
     module.recompile()
     return module
@@ -123,15 +129,27 @@ def _render_activation(module: fx.GraphModule, node: fx.Node, edge: Edge, form: 
         user.replace_input_with(node, last)
 
 
+def _render_dynamic(module: fx.GraphModule, plan: QuantPlan) -> None:
+    layers = {n.name: n for n in module.graph.nodes if n.op == "call_function"}
+    for dynamic in plan.dynamic:
+        layer = layers[dynamic.node]
+        source = layer.args[0]
+        assert isinstance(source, fx.Node)
+        with module.graph.inserting_before(layer):
+            rounded = module.graph.call_function(fake_dynamic, (source, dynamic.per))
+        rounded.meta = {k: v for k, v in source.meta.items() if k == "val"}
+        layer.args = (rounded, *layer.args[1:])
+
+
 def _render_constant(module: fx.GraphModule, node: fx.Node, edge: Edge, form: Form) -> None:
     value = tensor_of(module, node)
-    assert value is not None and edge.axis is not None
+    assert value is not None
     stored = torch.from_numpy(np.ascontiguousarray(edge.quantize(value.numpy())))
     # The float constant is put on the plan's grid in every form: converters that round it again
     # (in float32, or with another tie rule) then get the plan's integers. Targets derive the int32
     # bias from scale_input * scale_weight, as the plan does, so for a bias that is all they need.
     set_tensor(module, node, torch.from_numpy(edge.dequantize(stored.numpy())))
-    if form == "fake" or edge.kind == "bias":
+    if form == "fake" or edge.kind == "bias" or edge.axis is None:
         return
     graph = module.graph
     users = list(node.users)

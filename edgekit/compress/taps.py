@@ -91,7 +91,14 @@ def tap(program: torch.export.ExportedProgram, plan: QuantPlan, *, sparing: bool
         Tap(f"tap_{i}_{n.name}", _culprit(n, set(nodes)), edges.get(n.name))
         for i, n in enumerate(nodes)
     )
-    new = dataclasses.replace(plan, edges=moved, program_digest=program_digest(tapped))
+    dynamic = tuple(
+        dataclasses.replace(d, node=str(renamed[d.node]))
+        for d in plan.dynamic
+        if renamed.get(d.node)
+    )
+    new = dataclasses.replace(
+        plan, edges=moved, dynamic=dynamic, program_digest=program_digest(tapped)
+    )
     return Tapped(tapped, new, taps)
 
 

@@ -32,6 +32,7 @@ from edgekit.export.request import ExportRequest, Listener
 from edgekit.export.stages import Referenced
 from edgekit.metrics import top1_correct
 from edgekit.model import Model
+from edgekit.names import CALIBRATED
 
 if TYPE_CHECKING:
     import torch
@@ -104,7 +105,7 @@ def _tighter(
         return None
     worst = max(lost, key=lambda id: lost[id][0])
     drop, scheme = lost[worst]
-    if drop <= request.max_drop or scheme == "fp32" or labels is None:
+    if drop <= request.max_drop or scheme.partition("@")[0] not in CALIBRATED or labels is None:
         return None
     judge = _Judge(model, labels, stages.load_arrays(reference.path / "outputs-fp32.npz"))
     own = judge.drop(stages.load_arrays(reference.path / f"outputs-{scheme}.npz"))
@@ -136,7 +137,8 @@ def steer(
     Where the plans hold it as they are, or nothing can be judged (no limit, no labels), they are
     given back as they are.
 
-    A limit that only a model without integers holds, or not even that, leaves the plans as they
+    Only plans with ranges are changed: those of weights alone are for the gate to judge. A limit
+    that only a model without integers holds, or not even that, leaves the plans as they
     are too, for the gate to judge.
 
     Raises:
@@ -153,7 +155,7 @@ def steer(
     drops = {
         scheme: judge.drop(stages.load_arrays(reference.path / f"outputs-{scheme}.npz"))
         for scheme in schemes
-        if load_plan(planned, scheme).edges
+        if load_plan(planned, scheme).activations()
     }
     over = {scheme: drop for scheme, drop in drops.items() if not drop <= limit}
     if not over:

@@ -17,7 +17,7 @@ from edgekit.errors import BadData, UsageError
 from edgekit.export.keys import code, versions
 from edgekit.export.request import Listener
 from edgekit.model import Model
-from edgekit.names import METHODS, unknown
+from edgekit.names import CALIBRATED, METHODS, unknown
 from edgekit.signature import Signature
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def make_plan(
 
         from edgekit.compress.graph import canonical, program_digest, save_program
         from edgekit.compress.plan import QuantPlan
+        from edgekit.compress.weights import quantize_weights
 
         save_program(canonical(model.program()), folder / "program.pt2")
         # Saving and loading must not change what the plan names.
@@ -122,12 +123,16 @@ def make_plan(
             if scheme == "fp32":
                 _save(folder, scheme, QuantPlan("fp32", program_digest(program)))
                 continue
+            weights = None if scheme in CALIBRATED else quantize_weights(program, scheme)
+            if weights is not None and (calib is None or scheme == "fp16"):
+                _save(folder, scheme, weights)
+                continue
             if calib is None:
                 raise BadData(
                     f"scheme {scheme} needs calibration data",
                     hint="give --calib DATA, or --scheme fp32",
                 )
-            made = _quantize(model, program, calib, methods, variants, listener)
+            made = _quantize(model, program, calib, methods, variants, listener, weights)
             _save(folder, scheme, made.plan, made.program if made.program is not program else None)
             for name, one in made.variants.items():
                 _save(folder, f"{scheme}@{name}", one.plan, one.program)
@@ -153,9 +158,10 @@ def _quantize(
     methods: Methods,
     variants: Sequence[str],
     listener: Listener,
+    weights: QuantPlan | None,
 ) -> Quantized:
-    """Makes a ``w8a8`` plan, and those of its variants."""
-    from edgekit.compress.ptq import post_training
+    """Makes a ``w8a8`` plan, and those of its variants, or rounds the weights of another plan."""
+    from edgekit.compress.ptq import post_training, round_weights
 
     about = {"source": Path(calib.source).name, "digest": calib.digest}
     with ExitStack() as stack:
@@ -169,9 +175,12 @@ def _quantize(
             advance(done - reached[0])
             reached[0] = done
 
+        feeds = tensors(calib, model.signature)
+        if weights is not None:
+            return round_weights(program, weights, feeds, methods, calibration=about, progress=tell)
         return post_training(
             program,
-            tensors(calib, model.signature),
+            feeds,
             methods,
             calibration=about,
             variants=variants,

@@ -32,7 +32,7 @@ from edgekit.export.request import MIN_CALIB, ExportRequest
 from edgekit.export.stages import Proof, Referenced
 from edgekit.metrics import top1, top1_correct
 from edgekit.model import Model
-from edgekit.names import NO_VNNI, OVERRIDES
+from edgekit.names import CALIBRATED, NO_VNNI, OVERRIDES
 from edgekit.pack import check_destination
 from edgekit.paired import paired_difference
 from edgekit.runtime.cpu import lacks_vnni
@@ -217,7 +217,7 @@ def samples_of(
     model: Model, request: ExportRequest, schemes: Sequence[str]
 ) -> tuple[Samples | None, Samples | None]:
     """Calibration and evaluation samples, none of them in both."""
-    quantized = [s for s in schemes if s != "fp32"]
+    quantized = [s for s in schemes if s in CALIBRATED]
     if quantized and request.calib is None:
         raise UsageError(
             f"scheme {quantized[0]} needs calibration data",

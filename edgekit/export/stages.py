@@ -149,7 +149,7 @@ def refer(
             np.savez(folder / f"outputs-{name}.npz", **answers)  # type: ignore[arg-type]
             steps = output_steps(program, plan, outs)
             floors: dict[str, Any] = {"floor": None, "probe_floor": None}
-            if plan.edges:
+            if plan.rounds:
                 floors = _floors(model.signature, module, feeds, answers, steps, n)
             facts[name] = {"steps": steps, **floors}
         (folder / "facts.json").write_text(json.dumps(facts))
@@ -445,7 +445,9 @@ def _judge(
     import torch
 
     from edgekit import verify
+    from edgekit.compress.dynamic import as_computed
     from edgekit.compress.evaluate import evaluate
+    from edgekit.compress.graph import graph_module
     from edgekit.compress.plan import QuantPlan
     from edgekit.compress.render import render
     from edgekit.compress.unrounded import Unrounded
@@ -455,8 +457,9 @@ def _judge(
         _judge_without_plan(folder, result, artifact, reference, model, feeds_file)
         return
     program = torch.export.load(planned.program(name))
-    plan = QuantPlan.from_json(json.loads(planned.plan(name).read_text()))
-    plan = dataclasses.replace(plan, variant=artifact.variant)
+    made = QuantPlan.from_json(json.loads(planned.plan(name).read_text()))
+    made = dataclasses.replace(made, variant=artifact.variant)
+    plan = as_computed(graph_module(program), made, find(target))
     facts = reference.facts()[name]
     feeds = load_arrays(feeds_file)
     outputs = load_arrays(reference.path / f"outputs-{name}.npz")
@@ -476,6 +479,16 @@ def _judge(
             floors = _floors(model.signature, module, feeds, outputs, steps, n)
             facts = {"steps": steps, **floors}
         against = f"plan, without the rounding of {left_out.words(program, plan)}"
+    elif plan != made:
+        inputs = [s.name for s in model.signature.inputs]
+        results = [s.name for s in model.signature.outputs]
+        module = render(program, plan, "fake")
+        outputs = evaluate(module, feeds, inputs, results)
+        n = len(feeds[inputs[0]]) - reference.probes
+        if plan.rounds:
+            floors = _floors(model.signature, module, feeds, outputs, facts["steps"], n)
+            facts = {**facts, **floors}
+        against = "plan, with the runtime's own scales of inputs that it quantizes as it runs"
     held = verify.Reference(
         scheme=scheme,
         feeds=feeds,

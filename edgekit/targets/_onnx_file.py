@@ -146,7 +146,7 @@ def row_products(model: Any) -> None:
             helper.make_node("Reshape", [out, f"{base}_back"], [add.output[0]], f"{out}_back"),
         ]
     if made:
-        _replace_nodes(graph, [m for n in graph.node for m in made.get(n.output[0], [n])])
+        replace_nodes(graph, [m for n in graph.node for m in made.get(n.output[0], [n])])
         _drop_unread(graph)
 
 
@@ -188,7 +188,8 @@ def _row_product(
     return source, weight, users[0], bias
 
 
-def _replace_nodes(graph: Any, nodes: list[Any]) -> None:
+def replace_nodes(graph: Any, nodes: list[Any]) -> None:
+    """Gives a graph other operators, which may be among those it has."""
     # Copies, because clearing the list below empties nodes that live in it.
     copied = [type(n).FromString(n.SerializeToString()) for n in nodes]
     del graph.node[:]
@@ -203,7 +204,7 @@ def _drop_unread(graph: Any) -> None:
         kept = [n for n in graph.node if any(o in read for o in n.output)]
         if len(kept) == len(graph.node):
             return
-        _replace_nodes(graph, kept)
+        replace_nodes(graph, kept)
 
 
 def integer_biases(model: Any) -> None:
@@ -237,7 +238,7 @@ def integer_biases(model: Any) -> None:
             )
             node.input[2] = names[3]
         nodes.append(node)
-    _replace_nodes(graph, nodes)
+    replace_nodes(graph, nodes)
 
 
 def global_pooling(model: Any) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from edgekit.compress.plan import Edge
 
 _IDENTIFIER = b"TFL3"
+_DEQUANTIZE_VERSION = 5
+"""The first that takes int8 per channel and float16."""
 
 
 def schema() -> Any:
@@ -60,17 +62,31 @@ def dtype_name(tensor: Any) -> str:
     return str(names[tensor.type]).lower()
 
 
+_DTYPES = {
+    "float32": "f4",
+    "float16": "f2",
+    "int8": "i1",
+    "int16": "i2",
+    "int32": "i4",
+    "int64": "i8",
+    "bool": "?",
+}
+
+
 def constant(model: Any, tensor: Any) -> np.ndarray[Any, Any] | None:
     """A constant tensor's values, or None where the tensor is computed."""
     data = model.buffers[tensor.buffer].data if tensor.buffer else None
     if data is None or len(data) == 0:
         return None
-    dtype = np.dtype(
-        {"float32": "f4", "int8": "i1", "int32": "i4", "int64": "i8"}[dtype_name(tensor)]
-    )
-    return np.frombuffer(np.asarray(data, np.uint8).tobytes(), dtype).reshape(
-        [int(n) for n in tensor.shape]
-    )
+    shape = [int(n) for n in tensor.shape]
+    raw, name = np.asarray(data, np.uint8), dtype_name(tensor)
+    return np.frombuffer(raw.tobytes(), np.dtype(_DTYPES[name])).reshape(shape)
+
+
+def readable(tensor: Any) -> str:
+    """A short name of a tensor."""
+    name = bytes(tensor.name).decode(errors="replace")
+    return name.rsplit("/", 1)[-1].split(";")[0] or name
 
 
 def weights(model: Any) -> set[int]:
@@ -101,16 +117,16 @@ def float_boundary(model: Any) -> None:
         tensor = graph.tensors[index]
         if tensor.type != api.TensorType.INT8:
             continue
-        graph.inputs[position] = _add_float(graph, tensor, b"_float")
-        op = _operator(model, "QUANTIZE", [graph.inputs[position]], [index])
+        graph.inputs[position] = add_float(graph, tensor, b"_float")
+        op = operator(model, "QUANTIZE", [graph.inputs[position]], [index])
         before.append(op)
         _move_signature(model, "inputs", index, graph.inputs[position])
     for position, index in enumerate(graph.outputs):
         tensor = graph.tensors[index]
         if tensor.type != api.TensorType.INT8:
             continue
-        graph.outputs[position] = _add_float(graph, tensor, b"_float")
-        after.append(_operator(model, "DEQUANTIZE", [index], [graph.outputs[position]]))
+        graph.outputs[position] = add_float(graph, tensor, b"_float")
+        after.append(operator(model, "DEQUANTIZE", [index], [graph.outputs[position]]))
         _move_signature(model, "outputs", index, graph.outputs[position])
     graph.operators = [*before, *graph.operators, *after]
 
@@ -174,11 +190,11 @@ def hard_swish_in_float(model: Any) -> None:
             operators.append(op)
             continue
         source, result = op.inputs[0], op.outputs[0]
-        op.inputs = [_add_float(graph, ends[0], b"_float")]
-        op.outputs = [_add_float(graph, ends[1], b"_float")]
-        operators.append(_operator(model, "DEQUANTIZE", [source], op.inputs))
+        op.inputs = [add_float(graph, ends[0], b"_float")]
+        op.outputs = [add_float(graph, ends[1], b"_float")]
+        operators.append(operator(model, "DEQUANTIZE", [source], op.inputs))
         operators.append(op)
-        operators.append(_operator(model, "QUANTIZE", op.outputs, [result]))
+        operators.append(operator(model, "QUANTIZE", op.outputs, [result]))
     graph.operators = operators
 
 
@@ -194,7 +210,8 @@ def rename_boundary(model: Any, inputs: list[str], outputs: list[str]) -> None:
                 entry.name = names[indexes.index(entry.tensorIndex)].encode()
 
 
-def _add_float(graph: Any, like: Any, suffix: bytes) -> int:
+def add_float(graph: Any, like: Any, suffix: bytes) -> int:
+    """Adds a float tensor of the shape of another; gives its index."""
     api = schema()
     tensor = api.TensorT()
     tensor.shape = list(like.shape)
@@ -206,14 +223,15 @@ def _add_float(graph: Any, like: Any, suffix: bytes) -> int:
     return len(graph.tensors) - 1
 
 
-def _operator(model: Any, kind: str, inputs: list[int], outputs: list[int]) -> Any:
+def operator(model: Any, kind: str, inputs: list[int], outputs: list[int]) -> Any:
+    """An operator without options, whose code is added to the model where it lacks it."""
     api = schema()
     number = getattr(api.BuiltinOperator, kind)
     known = [max(c.builtinCode, c.deprecatedBuiltinCode) for c in model.operatorCodes]
     if number not in known:
         code = api.OperatorCodeT()
         code.builtinCode = code.deprecatedBuiltinCode = number
-        code.version = 2 if kind == "DEQUANTIZE" else 1
+        code.version = _DEQUANTIZE_VERSION if kind == "DEQUANTIZE" else 1
         model.operatorCodes.append(code)
         known.append(number)
     op = api.OperatorT()

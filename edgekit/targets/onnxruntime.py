@@ -10,6 +10,7 @@ risk as uint8 with zero point 128, again the very same values, for the kernels t
 from __future__ import annotations
 
 import collections
+import dataclasses
 import tempfile
 import warnings
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekit.compress.dynamic import PER_TENSOR, as_computed
+from edgekit.compress.weights import SCHEMES as WEIGHTS
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
 from edgekit.targets._common import channel_digest, converter_error
@@ -38,6 +41,7 @@ _KNOWN = {
 }
 _LAYOUT = ("Transpose", "Pad", "ReorderInput", "ReorderOutput", "Reshape", "Flatten", "Squeeze")
 _FLOAT_FREE = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "NhwcMaxPool")
+_PRODUCTS = ("QGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLinear")
 _ANY_TYPE = (
     *_FLOAT_FREE,
     *("Slice", "Split", "Pad", "Clip", "Concat", "Gather", "Resize"),
@@ -53,8 +57,9 @@ class Onnxruntime:
     suffix = ".onnx"
     extra = "onnxruntime"
     packages = ("onnx", "onnxscript", "onnxruntime")
-    schemes = ("w8a8", "fp32")
+    schemes = ("w8a8", "fp32", "w8a8-dyn", "w8", "w4", "fp16")
     delegates = ("cpu",)
+    dynamic = PER_TENSOR
 
     def convert(
         self,
@@ -67,12 +72,16 @@ class Onnxruntime:
         import onnx
         import torch
 
-        from edgekit.compress.render import render_program
-        from edgekit.targets import _onnx_curves, _onnx_file, _onnx_tables
+        from edgekit.compress.graph import graph_module
+        from edgekit.compress.render import Form, render_program
+        from edgekit.targets import _onnx_curves, _onnx_file, _onnx_tables, _onnx_weights
 
         # Integer matrix products give float where float is read (MatMulIntegerToFloat).
         plan = self._unrounded().without(program, plan)
-        rendered = render_program(program, plan, "qdq-folded", bare_pads=True)
+        weights_alone = plan.scheme in WEIGHTS
+        form: Form = "fake" if weights_alone else "qdq-folded"
+        still = dataclasses.replace(plan, dynamic=())
+        rendered = render_program(program, still, form, bare_pads=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -89,7 +98,9 @@ class Onnxruntime:
         assert exported is not None
         model = exported.model_proto
         _onnx_file.strip(model)
-        if plan.edges:
+        if weights_alone:
+            _onnx_weights.place(model, program, as_computed(graph_module(program), plan, self))
+        elif plan.edges:
             _onnx_tables.gather_integers(model)
             _onnx_file.row_products(model)
             _onnx_file.unsigned_activations(model)
@@ -137,13 +148,15 @@ class Onnxruntime:
         import onnx
         from onnx import numpy_helper
 
+        from edgekit.targets import _onnx_weights
         from edgekit.targets._onnx_curves import is_gate
         from edgekit.targets._onnx_tables import stored_tables
 
         graph = onnx.load(str(path)).graph
         values = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
         maker = {o: n for n in graph.node for o in n.output}
-        found: dict[Stored, None] = dict.fromkeys(stored_tables(graph, values))
+        ours = _onnx_weights.stored(values)
+        found: dict[Stored, None] = dict.fromkeys(ours or stored_tables(graph, values))
         for node in graph.node:
             if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
                 continue
@@ -180,12 +193,16 @@ class Onnxruntime:
 
 def _role(node: Any, integers: set[str]) -> Role:
     """What a node of the optimized graph does, given the tensors that hold integers."""
-    kinds: dict[str, Role] = {"QuantizeLinear": "quantize", "DequantizeLinear": "dequantize"}
+    kinds: dict[str, Role] = {
+        "QuantizeLinear": "quantize",
+        "DequantizeLinear": "dequantize",
+        "DynamicQuantizeLinear": "quantize",
+    }
     if node.op_type in kinds:
         return kinds[node.op_type]
     if node.op_type in _LAYOUT:
         return "move"
-    if "QLinear" in node.op_type or node.op_type in ("QGemm", "MatMulIntegerToFloat"):
+    if "QLinear" in node.op_type or node.op_type in _PRODUCTS:
         return "integer"
     return "integer" if node.output[0] in integers else "float"
 
@@ -221,7 +238,11 @@ def _placement(optimized: Any, written: Any) -> Placement:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             boundary += bool(starts & set(node.input)) or bool(results & set(node.output))
             continue
-        if "QLinear" in node.op_type or node.op_type in ("QGemm", "MatMulIntegerToFloat"):
+        if "QLinear" in node.op_type or node.op_type in (
+            "QGemm",
+            "MatMulIntegerToFloat",
+            "DynamicQuantizeMatMul",
+        ):
             continue
         if node.op_type in _FLOAT_FREE or node.output[0] in integers:
             continue
@@ -232,7 +253,8 @@ def _placement(optimized: Any, written: Any) -> Placement:
 
     for initializer in written.initializer:
         array = numpy_helper.to_array(initializer)
-        sizes[str(array.dtype)] += int(array.nbytes)
+        packed = str(array.dtype) == "int4"
+        sizes[str(array.dtype)] += (array.size + 1) // 2 if packed else int(array.nbytes)
     return Placement(
         ops=dict(sorted(ops.items())),
         float_ops=float_ops,

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekit.compress.weights import SCHEMES as WEIGHTS
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
-from edgekit.targets._common import channel_digest, converter_error
+from edgekit.targets._common import channel_digest, converter_error, half, unpack_int4
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,7 @@ class Openvino:
     suffix = ".xml"
     extra = "openvino"
     packages = ("openvino",)
-    schemes = ("w8a8", "fp32")
+    schemes = ("w8a8", "fp32", "w8", "w4", "fp16")
     delegates = ("cpu",)
 
     def convert(
@@ -57,18 +58,25 @@ class Openvino:
         """See `edgekit.targets.Target.convert`."""
         import openvino
 
-        from edgekit.compress.render import render_program
+        from edgekit.compress.render import Form, render_program
         from edgekit.compress.unrounded import Unrounded
+        from edgekit.targets import _openvino_weights
 
+        weights_alone = plan.scheme in WEIGHTS
+        form: Form = "fake" if weights_alone else "qdq"
         # The plug-in fuses a SiLU with the layer before it, if nothing is rounded within, and its
         # matrix products give float where float is read.
-        plan = _in_full_range(Unrounded(gates=True, results=True).without(program, plan))
+        plan = Unrounded(gates=True, results=True).without(program, plan)
+        plan = plan if weights_alone else _in_full_range(plan)
         try:
-            rendered = render_program(program, plan, "qdq", bare_pads=True, bare_moves=True)
+            rendered = render_program(program, plan, form, bare_pads=True, bare_moves=True)
             model = openvino.convert_model(rendered)
         except Exception as error:
             raise converter_error("openvino", error) from error
-        _keep_ranges_per_tensor(model)
+        if weights_alone:
+            _openvino_weights.place(model, program, plan)
+        else:
+            _keep_ranges_per_tensor(model)
         for port, spec in zip(model.inputs, signature.inputs, strict=True):
             port.get_tensor().set_names({spec.name})
             port.get_node().set_friendly_name(spec.name)
@@ -79,6 +87,8 @@ class Openvino:
         model.set_friendly_name("edgekit")
         openvino.save_model(model, out, compress_to_fp16=False)
         _drop_conversion_facts(out)
+        if weights_alone:
+            _openvino_weights.state_float_inputs(out)
         return [out, out.with_suffix(".bin")]
 
     def inspect(self, path: Path) -> Placement:
@@ -151,6 +161,8 @@ class Openvino:
                 found.append(_fake_quantize(node))
             elif (weight := _compressed_weight(node)) is not None:
                 found.append(weight)
+            elif node.get_type_name() == "Constant" and _type(node) == "f16":
+                found.append(half(node.get_friendly_name(), np.asarray(node.get_data())))
         return found
 
 
@@ -278,19 +290,20 @@ def _fake_quantize(node: Any) -> Stored:
     return Stored(node.get_friendly_name(), "activation", (scale,), (zero,))
 
 
+def _type(node: Any) -> str:
+    return str(node.get_element_type().get_type_name())
+
+
 def _integers(node: Any) -> Any:
-    """The constant of ``Multiply(Convert(i8 constant), scale)``, which is how quantized weights are
-    written; None for any other node."""
+    """The constant of ``Multiply(Convert(i8 or i4 constant), scale)``, which is how quantized
+    weights are written; None for any other node."""
     if node.get_type_name() != "Multiply":
         return None
     source = node.input_value(0).get_node()
     if source.get_type_name() != "Convert":
         return None
     constant = source.input_value(0).get_node()
-    if constant.get_type_name() != "Constant" or str(constant.get_element_type()) not in (
-        "<Type: 'int8_t'>",
-        "<Type: 'int8'>",
-    ):
+    if constant.get_type_name() != "Constant" or _type(constant) not in ("i8", "i4"):
         return None
     return constant
 
@@ -300,9 +313,14 @@ def _compressed_weight(node: Any) -> Stored | None:
     if constant is None:
         return None
     integers = np.asarray(constant.get_data())
+    if _type(constant) == "i4":
+        integers = unpack_int4(integers, list(constant.get_output_shape(0)))
     scale = np.asarray(_values(node, 1))
     axes = [i for i, n in enumerate(scale.shape) if n != 1]
     axis = axes[0] if axes else 0
+    if len(axes) > 1:  # channels in groups
+        last = axes[-1] + 1
+        integers = integers.reshape(*integers.shape[:axis], -1, *integers.shape[last:])
     count = scale.size
     return Stored(
         constant.get_friendly_name(),
@@ -321,8 +339,8 @@ def _constant_bytes(model: Any) -> dict[str, int]:
     sizes: collections.Counter[str] = collections.Counter()
     for node in model.get_ordered_ops():
         if node.get_type_name() == "Constant":
-            data = node.get_data()
-            sizes[str(data.dtype)] += int(data.nbytes)
+            data, kind = node.get_data(), _type(node)
+            sizes["int4" if kind == "i4" else str(data.dtype)] += int(node.get_byte_size())
     return dict(sorted(sizes.items()))
 
 

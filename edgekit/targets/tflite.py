@@ -2,7 +2,8 @@
 
 The plan is rendered as quantize and dequantize operators around float weights, which the
 converter's quantized dialect turns into integer kernels with the plan's own scales; biases become
-int32 at ``scale_input * scale_weight``, as the plan has them.
+int32 at ``scale_input * scale_weight``, as the plan has them. Schemes of weights alone go the same
+way with float activations (`edgekit.targets._tflite_weights`).
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekit.compress.dynamic import PER_ROW
+from edgekit.compress.weights import SCHEMES as WEIGHTS
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
-from edgekit.targets._common import channel_digest, converter_error
+from edgekit.targets._common import channel_digest, converter_error, half
 
 if TYPE_CHECKING:
     import torch
@@ -39,8 +42,9 @@ class Tflite:
     suffix = ".tflite"
     extra = "tflite"
     packages = ("litert-torch", "ai-edge-litert")
-    schemes = ("w8a8", "fp32")
+    schemes = ("w8a8", "fp32", "w8a8-dyn", "w8", "fp16")
     delegates = ("xnnpack",)
+    dynamic = PER_ROW
 
     def convert(
         self,
@@ -59,14 +63,18 @@ class Tflite:
 
         from edgekit.compress.graph import example_args
         from edgekit.compress.render import render
-        from edgekit.targets import _tflite_file, _tflite_graph
+        from edgekit.targets import _tflite_file, _tflite_graph, _tflite_weights
 
         _tflite_graph.keep_pads_channels_last()
-        module = _without_mode_switch(render(program, plan, "qdq"))
+        weights_alone = plan.scheme in WEIGHTS
+        written = _tflite_weights.carrier(program, plan) if weights_alone else plan
+        module = _without_mode_switch(render(program, written, "qdq"))
         options: dict[str, Any] = {}
         if plan.edges:
             # Only a flag for the converter's quantized dialect: the graph is annotated already.
-            config = get_symmetric_quantization_config(is_per_channel=True)
+            config = get_symmetric_quantization_config(
+                is_per_channel=True, is_dynamic=weights_alone
+            )
             options["quant_config"] = QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(config))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -76,7 +84,10 @@ class Tflite:
             except Exception as error:
                 raise converter_error("tflite", error) from error
         model = _tflite_file.read(out)
-        _tflite_file.integer_tables(model, _tables(program, plan))
+        if weights_alone:
+            _tflite_weights.place(model, program, plan, written)
+        else:
+            _tflite_file.integer_tables(model, _tables(program, plan))
         _tflite_file.hard_swish_in_float(model)
         _tflite_file.float_boundary(model)
         _tflite_file.rename_boundary(
@@ -109,10 +120,11 @@ class Tflite:
                 if name in _WASTE:
                     waste[name] += 1
                 results = [_tflite_file.dtype_name(graph.tensors[i]) for i in op.outputs]
-                if "float32" in results:
+                if "float32" in results and not _quantizes_its_input(model, name, op):
                     float_ops += 1
                     if first is None:
-                        first = f"{name} gives float32 ({_readable(graph.tensors[op.outputs[0]])})"
+                        where = _tflite_file.readable(graph.tensors[op.outputs[0]])
+                        first = f"{name} gives float32 ({where})"
             for tensor in graph.tensors:
                 value = model.buffers[tensor.buffer].data if tensor.buffer else None
                 if value is not None and len(value):
@@ -136,9 +148,14 @@ class Tflite:
         found = []
         for index, tensor in enumerate(model.subgraphs[0].tensors):
             params = tensor.quantization
+            if _tflite_file.dtype_name(tensor) == "float16":
+                values = _tflite_file.constant(model, tensor)
+                if values is not None:
+                    found.append(half(_tflite_file.readable(tensor), values))
+                continue
             if params is None or params.scale is None or len(params.scale) == 0:
                 continue
-            name = _readable(tensor)
+            name = _tflite_file.readable(tensor)
             scale = tuple(float(s) for s in params.scale)
             zero = tuple(int(z) for z in params.zeroPoint)
             value = _tflite_file.constant(model, tensor)
@@ -175,11 +192,22 @@ def _graph_of(model: Any) -> tuple[list[Op], set[str]]:
     for op in graph.operators:
         kind = _tflite_file.op_name(model, op)
         floats = any(_tflite_file.dtype_name(graph.tensors[i]) == "float32" for i in op.outputs)
+        floats = floats and not _quantizes_its_input(model, kind, op)
         role = roles.get(kind, "float" if floats else "integer")
         if kind in _MOVES:
             role = "move"
         found.append(Op(kind, _names(op.inputs), _names(op.outputs), role))
     return found, {*_names(graph.inputs), *_names(graph.outputs)}
+
+
+def _quantizes_its_input(model: Any, kind: str, op: Any) -> bool:
+    """Whether a layer takes float and int8 weights: LiteRT's "dynamic range" kernels."""
+    from edgekit.targets import _tflite_file
+
+    if kind not in ("CONV_2D", "FULLY_CONNECTED"):
+        return False
+    tensors = [model.subgraphs[0].tensors[i] for i in op.inputs[:2]]
+    return [_tflite_file.dtype_name(t) for t in tensors] == ["float32", "int8"]
 
 
 def _names(indexes: Any) -> tuple[str, ...]:
@@ -208,11 +236,6 @@ def _drop_origin(model: Any) -> None:
     """Drops source-location metadata: it differs between runs and names the author's classes."""
     kept = [m for m in model.metadata or [] if bytes(m.name) in (b"min_runtime_version",)]
     model.metadata = kept or None
-
-
-def _readable(tensor: Any) -> str:
-    name = bytes(tensor.name).decode(errors="replace")
-    return name.rsplit("/", 1)[-1].split(";")[0] or name
 
 
 TARGET = Tflite()

@@ -24,11 +24,13 @@ import pytest
 import torch
 
 from edgekit.artifact import sha256_of
+from edgekit.compress.dynamic import as_computed
 from edgekit.compress.graph import canonical, graph_module, program_digest
 from edgekit.compress.plan import QuantPlan
 from edgekit.compress.quantize import quantize
 from edgekit.compress.render import render
 from edgekit.compress.unrounded import Unrounded
+from edgekit.compress.weights import quantize_weights
 from edgekit.names import TEST_TARGET
 from edgekit.targets import available, find, installed, worker
 
@@ -36,7 +38,14 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 EXACT = Unrounded()
 REPEATS = 20
 
-EVERY_DAY = {"w8a8": ("mlp", "mobilenet_v2", "distilbert"), "fp32": ("mlp",)}
+EVERY_DAY = {
+    "w8a8": ("mlp", "mobilenet_v2", "distilbert"),
+    "w8a8-dyn": ("mobilenet_v2", "distilbert"),
+    "w8": ("mobilenet_v2", "distilbert"),
+    "w4": ("mlp",),
+    "fp16": ("mlp",),
+    "fp32": ("mlp",),
+}
 """Models by scheme that go through all targets in every run; the others are marked slow."""
 
 TWICE = ("mlp", "mobilenet_v2")
@@ -95,7 +104,7 @@ class Prepared:
     labels: np.ndarray[Any, Any]
     folder: Path
     _plans: dict[str, QuantPlan] = field(default_factory=dict)
-    _references: dict[tuple[str, Unrounded], Arrays] = field(default_factory=dict)
+    _references: dict[tuple[str, Unrounded, Any], Arrays] = field(default_factory=dict)
 
     def plan(self, scheme: str) -> QuantPlan:
         """The plan that all targets share."""
@@ -106,16 +115,22 @@ class Prepared:
                 with _one_thread():
                     self._plans[scheme] = quantize(self.program, self._samples(self.calibration))
             else:
-                pytest.fail(f"this suite has no plan for scheme {scheme!r}: add one to Prepared")
+                self._plans[scheme] = quantize_weights(self.program, scheme)
             path = self.folder / f"plan-{scheme}.json"
             path.write_text(json.dumps(self._plans[scheme].to_json()))
         return self._plans[scheme]
 
-    def reference(self, scheme: str, unrounded: Unrounded = EXACT) -> Arrays:
-        """The plan's own evaluation in torch on ``feeds``, arrays [n, *shape] by output name."""
-        key = (scheme, unrounded)
+    def reference(
+        self, scheme: str, unrounded: Unrounded = EXACT, target: str = TEST_TARGET
+    ) -> Arrays:
+        """The plan's own evaluation in torch on ``feeds``, arrays [n, *shape] by output name.
+
+        Where inputs are quantized at run time it has the arithmetic of ``target``'s runtime.
+        """
+        key = (scheme, unrounded, getattr(find(target), "dynamic", None))
         if key not in self._references:
-            plan = unrounded.without(self.program, self.plan(scheme))
+            plan = as_computed(graph_module(self.program), self.plan(scheme), find(target))
+            plan = unrounded.without(self.program, plan)
             module = render(self.program, plan, "fake")
             with torch.no_grad(), _one_thread():
                 rows = [module(*sample) for sample in self._samples(self.feeds)]

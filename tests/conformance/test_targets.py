@@ -22,7 +22,7 @@ def report_of(converted: Any) -> ParityReport:
     accumulator = ParityAccumulator(
         prepared.signature.outputs, TOLERANCES[scheme], prepared.steps(scheme)
     )
-    reference = prepared.reference(scheme, converted.unrounded)
+    reference = prepared.reference(scheme, converted.unrounded, converted.target)
     for i in range(len(prepared.labels)):
         accumulator.add(
             {name: value[i] for name, value in reference.items()},

@@ -20,6 +20,7 @@ from edgekit import device
 from edgekit.device import loader
 from edgekit.errors import BadData, UnsupportedError, UsageError
 from edgekit.names import SCHEMES, TARGETS
+from edgekit.targets import find
 
 IDS = ["core-ultra", "galaxy-s24", "host", "intel-nuc", "pixel-8", "raspberry-pi-5", "x86-server"]
 PUBLISHED = [name for name in IDS if name != "host"]
@@ -78,7 +79,8 @@ def test_packaged_profile_is_sound(name: str) -> None:
     assert profile.id == name
     for entry in profile.targets:
         assert entry.target in TARGETS
-        assert entry.schemes == ("w8a8", "fp32")
+        assert entry.schemes[0] == "w8a8"  # what is made where no scheme is named
+        assert set(entry.schemes) == set(find(entry.target).schemes)
         assert entry.delegate == {"tflite": "xnnpack"}.get(entry.target, "cpu")
 
 
@@ -356,8 +358,8 @@ def test_a_target_needs_one_of_the_devices_only() -> None:
             UnsupportedError,
             "devices runs target 'openvino'",
         ),
-        ((), ("w4",), UnsupportedError, "'pixel-8' cannot run scheme w4"),
-        ((), ("w8a8", "w4"), UnsupportedError, "carries scheme 'w4'"),
+        ((), ("w8a16",), UnsupportedError, "'pixel-8' cannot run scheme w8a16"),
+        ((), ("w8a8", "w8a16"), UnsupportedError, "carries scheme 'w8a16'"),
         (("coreml",), (), UnsupportedError, "'coreml' is reserved"),
         (("tflit",), (), UsageError, "unknown target 'tflit'. Did you mean 'tflite'"),
         ((), ("int9",), UsageError, "unknown scheme 'int9'. Did you mean 'int8'"),
@@ -369,7 +371,7 @@ def test_what_was_named_is_never_passed_over(
     with pytest.raises(error, match=message) as raised:
         jobs("pixel-8", targets=targets, schemes=schemes)
     if error is UnsupportedError and targets != ("coreml",):
-        assert "pixel-8 runs tflite (w8a8, fp32), onnxruntime (w8a8, fp32)" in str(raised.value)
+        assert "pixel-8 runs tflite (w8a8, w8a8-dyn, w8, fp16, fp32), onnx" in str(raised.value)
 
 
 def test_a_device_that_gets_nothing_is_refused() -> None:
