@@ -173,31 +173,6 @@ def _set_buffer(model: Any, tensor: Any, value: np.ndarray[Any, Any]) -> None:
     model.buffers[tensor.buffer].data = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
 
 
-def hard_swish_in_float(model: Any) -> None:
-    """Puts a ``DEQUANTIZE`` before and a ``QUANTIZE`` behind every int8 ``HARD_SWISH``, in place.
-
-    XNNPACK has that operator in float only: an int8 one cuts the graph in two, and runs in a kernel
-    that costs more than all the convolutions around it (MobileNetV3-Small: 7.6 ms with it, 0.9 ms
-    so). The answer is the plan's own, which the integer kernel's is not to the last step.
-    """
-    api = schema()
-    graph = model.subgraphs[0]
-    operators = []
-    for op in graph.operators:
-        ends = [graph.tensors[op.inputs[0]], graph.tensors[op.outputs[0]]] if len(op.inputs) else []
-        integers = ends and all(t.type == api.TensorType.INT8 for t in ends)
-        if op_name(model, op) != "HARD_SWISH" or not integers:
-            operators.append(op)
-            continue
-        source, result = op.inputs[0], op.outputs[0]
-        op.inputs = [add_float(graph, ends[0], b"_float")]
-        op.outputs = [add_float(graph, ends[1], b"_float")]
-        operators.append(operator(model, "DEQUANTIZE", [source], op.inputs))
-        operators.append(op)
-        operators.append(operator(model, "QUANTIZE", op.outputs, [result]))
-    graph.operators = operators
-
-
 def rename_boundary(model: Any, inputs: list[str], outputs: list[str]) -> None:
     """Names the main subgraph's inputs and outputs, in the tensors and in its SignatureDef."""
     graph = model.subgraphs[0]
@@ -211,7 +186,7 @@ def rename_boundary(model: Any, inputs: list[str], outputs: list[str]) -> None:
 
 
 def add_float(graph: Any, like: Any, suffix: bytes) -> int:
-    """Adds a float tensor of the shape of another; gives its index."""
+    """Adds a float tensor of the shape of ``like`` to a subgraph, and gives its index."""
     api = schema()
     tensor = api.TensorT()
     tensor.shape = list(like.shape)
@@ -224,14 +199,15 @@ def add_float(graph: Any, like: Any, suffix: bytes) -> int:
 
 
 def operator(model: Any, kind: str, inputs: list[int], outputs: list[int]) -> Any:
-    """An operator without options, whose code is added to the model where it lacks it."""
+    """An operator of a type, which is entered into the model's list of types where it is new."""
     api = schema()
     number = getattr(api.BuiltinOperator, kind)
     known = [max(c.builtinCode, c.deprecatedBuiltinCode) for c in model.operatorCodes]
     if number not in known:
         code = api.OperatorCodeT()
         code.builtinCode = code.deprecatedBuiltinCode = number
-        code.version = _DEQUANTIZE_VERSION if kind == "DEQUANTIZE" else 1
+        versions = {"DEQUANTIZE": _DEQUANTIZE_VERSION, "ADD": 2, "MUL": 2}
+        code.version = versions.get(kind, 1)
         model.operatorCodes.append(code)
         known.append(number)
     op = api.OperatorT()

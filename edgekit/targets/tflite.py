@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgekit.targets._reasons import Op, Role
 
 _KNOWN = {
-    "HARD_SWISH": "XNNPACK has it in float only; the integer kernel outside of it is slower",
+    "HARD_SWISH": "a scale that does not hold -3 and 3; XNNPACK has no integer kernel for others",
     "EMBEDDING_LOOKUP": "its table is int8, and it gives rows in float",
 }
 _MOVES = ("TRANSPOSE", "PAD", "PADV2", "CAST", "RESHAPE")
@@ -63,7 +63,7 @@ class Tflite:
 
         from edgekit.compress.graph import example_args
         from edgekit.compress.render import render
-        from edgekit.targets import _tflite_file, _tflite_graph, _tflite_weights
+        from edgekit.targets import _tflite_curves, _tflite_file, _tflite_graph, _tflite_weights
 
         _tflite_graph.keep_pads_channels_last()
         weights_alone = plan.scheme in WEIGHTS
@@ -88,7 +88,7 @@ class Tflite:
             _tflite_weights.place(model, program, plan, written)
         else:
             _tflite_file.integer_tables(model, _tables(program, plan))
-        _tflite_file.hard_swish_in_float(model)
+        _tflite_curves.hard_swish(model)
         _tflite_file.float_boundary(model)
         _tflite_file.rename_boundary(
             model, [t.name for t in signature.inputs], [t.name for t in signature.outputs]
@@ -141,10 +141,10 @@ class Tflite:
 
     def stored(self, path: Path) -> list[Stored]:
         """Every tensor with a scale; constants with the digest of their integers."""
-        from edgekit.targets import _tflite_file
+        from edgekit.targets import _tflite_curves, _tflite_file
 
         model = _tflite_file.read(path)
-        weights = _tflite_file.weights(model)
+        weights, derived = _tflite_file.weights(model), _tflite_curves.derived(model)
         found = []
         for index, tensor in enumerate(model.subgraphs[0].tensors):
             params = tensor.quantization
@@ -160,6 +160,8 @@ class Tflite:
             zero = tuple(int(z) for z in params.zeroPoint)
             value = _tflite_file.constant(model, tensor)
             dtype = _tflite_file.dtype_name(tensor)
+            if index in derived:
+                continue
             if value is None:
                 found.append(Stored(name, "activation", scale, zero))
             elif value.size == 1 and index not in weights:

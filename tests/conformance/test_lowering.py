@@ -65,13 +65,12 @@ WIRES: dict[str, Callable[[Block, Tensor], Tensor]] = {
 }
 
 FLOAT = {
-    ("tflite", "hard-swish"): 2,
     ("tflite", "narrow-hard-swish"): 2,
     ("onnxruntime", "narrow-hard-swish"): 2,
 }
-"""How many operators between integers are known to compute in float, and faster so. ONNX Runtime
-takes a hard-swish as integers where the plan has -3 and 3 on the grid, which a range that ends
-far from them is not widened for."""
+"""How many operators between integers are known to compute in float, and faster so. A hard-swish is
+taken as integers where the plan has -3 and 3 on the grid, which a range that ends far from them is
+not widened for."""
 
 
 @dataclass(frozen=True)
