@@ -534,7 +534,9 @@ def test_an_export_fails_over_a_faulty_converter_and_says_where(
     np.savez(tmp_path / "feeds.npz", **feeds)
 
     def prove(target: str) -> stages.Proof:
-        made = stages.convert(target, ["w8a8"], planned, model.signature, store, silent)["w8a8"]
+        made = stages.convert(target, [("w8a8", None)], planned, model.signature, store, silent)[
+            "w8a8", None
+        ]
         assert isinstance(made, Artifact)
         feeds_file = tmp_path / "feeds.npz"
         return stages.prove(
