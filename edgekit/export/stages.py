@@ -51,6 +51,7 @@ __all__ = [
     "load_arrays",
     "prove",
     "refer",
+    "rounding_floors",
 ]
 
 
@@ -150,7 +151,7 @@ def refer(
             steps = output_steps(program, plan, outs)
             floors: dict[str, Any] = {"floor": None, "probe_floor": None}
             if plan.rounds:
-                floors = _floors(model.signature, module, feeds, answers, steps, n)
+                floors = rounding_floors(model.signature, module, feeds, answers, steps, n)
             facts[name] = {"steps": steps, **floors}
         (folder / "facts.json").write_text(json.dumps(facts))
 
@@ -159,7 +160,7 @@ def refer(
     return Referenced(key, path, samples, n, probes)
 
 
-def _floors(
+def rounding_floors(
     signature: Signature,
     module: fx.GraphModule,
     feeds: Arrays,
@@ -476,7 +477,7 @@ def _judge(
         steps = verify.output_steps(program, computed, results)
         if steps != facts["steps"]:
             n = len(feeds[inputs[0]]) - reference.probes
-            floors = _floors(model.signature, module, feeds, outputs, steps, n)
+            floors = rounding_floors(model.signature, module, feeds, outputs, steps, n)
             facts = {"steps": steps, **floors}
         against = f"plan, without the rounding of {left_out.words(program, plan)}"
     elif plan != made:
@@ -486,7 +487,7 @@ def _judge(
         outputs = evaluate(module, feeds, inputs, results)
         n = len(feeds[inputs[0]]) - reference.probes
         if plan.rounds:
-            floors = _floors(model.signature, module, feeds, outputs, facts["steps"], n)
+            floors = rounding_floors(model.signature, module, feeds, outputs, facts["steps"], n)
             facts = {**facts, **floors}
         against = "plan, with the runtime's own scales of inputs that it quantizes as it runs"
     held = verify.Reference(

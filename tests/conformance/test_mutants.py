@@ -20,7 +20,7 @@ import torch
 
 from edgekit import layerwise, verify
 from edgekit.artifact import Artifact, Store
-from edgekit.compress.evaluate import evaluate, with_rounding_noise
+from edgekit.compress.evaluate import evaluate
 from edgekit.compress.graph import canonical, program_digest, save_program
 from edgekit.compress.plan import QuantPlan
 from edgekit.compress.quantize import quantize
@@ -224,11 +224,8 @@ def _lab(subject: mutant_models.Subject, scheme: str, folder: Path) -> Lab:
     steps = verify.output_steps(program, plan, outputs)
     floors: dict[str, Any] = {}
     if plan.edges:
-        noisy, n = with_rounding_noise(module), mutant_models.EVALUATION
-        for kind, part in {"floor": slice(0, n), "probe_floor": slice(n, None)}.items():
-            disturbed = evaluate(noisy, {k: v[part] for k, v in feeds.items()}, inputs, outputs)
-            right = {k: v[part] for k, v in answers.items()}
-            floors[kind] = verify.rounding_floor(signature, right, disturbed, steps)
+        n = mutant_models.EVALUATION
+        floors = stages.rounding_floors(signature, module, feeds, answers, steps, n)
     tapped = tap(program, plan)
     few = {k: np.concatenate([v[:4], v[-4:]]) for k, v in feeds.items()}
     for kind, made, its in (("whole", program, plan), ("tapped", tapped.program, tapped.plan)):
