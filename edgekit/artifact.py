@@ -61,20 +61,27 @@ class Artifact:
 
     @classmethod
     def from_files(
-        cls, files: Iterable[Path], *, target: str, delegate: str, scheme: str
+        cls,
+        files: Iterable[Path],
+        *,
+        target: str,
+        delegate: str,
+        scheme: str,
+        variant: str | None = None,
     ) -> Artifact:
         """The record of files that lie in one directory, the main one first."""
         paths = list(files)
         records = tuple(FileRecord(p.name, p.stat().st_size, sha256_of(p)) for p in paths)
         digest = hashlib.sha256("".join(f"{r.path}\0{r.sha256}\n" for r in records).encode())
         return cls(
-            id=f"{target}-{scheme}",
+            id="-".join(filter(None, (target, scheme, variant))),
             target=target,
             delegate=delegate,
             scheme=scheme,
             path=paths[0],
             files=records,
             digest=digest.hexdigest(),
+            variant=variant,
         )
 
 

@@ -21,7 +21,8 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
-from edgekit.compress.graph import save_program
+from edgekit.compress.dynamic import fake_dynamic
+from edgekit.compress.graph import save_program, tensor_of
 from edgekit.compress.plan import QuantPlan
 from edgekit.compress.render import render
 from edgekit.compress.taps import Tap, Tapped, results_of, tap
@@ -60,7 +61,9 @@ class LayerError:
 
     Attributes:
         layer: as `Tap.layer`.
-        step: the quantization step of its output; None where that is float.
+        step: the quantization step of its output; None where that is float. Where the input is
+            quantized at run time it is what one step of it makes at most: a value that lies between
+            two steps may fall either way.
         largest: largest error, in steps; of a float output, relative to its largest value.
         wrong: fraction of elements off by more than one step.
         moved: fraction of elements off by a step or more.
@@ -177,20 +180,23 @@ def layer_errors(
     """
     sizes = {spec.name: spec.shape for spec in tapped.signature(inputs).outputs}
     fitting = {k: v for k, v in answers.items() if v.shape[1:] == sizes.get(k)}
-    want = _wanted(tapped, inputs, feeds, fitting)
-    return [_error(t, want[t.output], fitting.get(t.output)) for t in tapped.taps]
+    want, steps = _wanted(tapped, inputs, feeds, fitting)
+    return [
+        _error(t, want[t.output], fitting.get(t.output), steps.get(t.output)) for t in tapped.taps
+    ]
 
 
-def _error(tap: Tap, want: Array, got: Array | None) -> LayerError:
+def _error(tap: Tap, want: Array, got: Array | None, step: float | None) -> LayerError:
     if got is None:
         return LayerError(tap.layer, None, math.nan)
     wanted = want.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
         delta = got.astype(np.float64) - wanted
-    if tap.edge is None:
+    step = step if tap.edge is None else tap.edge.scale[0]
+    if step is None:
         reach = float(np.abs(wanted).max(initial=0.0)) or 1.0
         return LayerError(tap.layer, None, float(np.abs(delta).max(initial=0.0)) / reach)
-    steps = delta / tap.edge.scale[0]
+    steps = delta / step
     # [n, 1, C, H, W] of a picture's features; else the channels come last.
     axis = 2 if steps.ndim == 5 else steps.ndim - 1
     others = tuple(i for i in range(steps.ndim) if i != axis)
@@ -199,7 +205,7 @@ def _error(tap: Tap, want: Array, got: Array | None) -> LayerError:
     off = np.abs(steps)
     return LayerError(
         tap.layer,
-        tap.edge.scale[0],
+        step,
         largest=float(off.max(initial=0.0)),
         wrong=float(np.mean(~(off <= 1.5))) if steps.size else 0.0,
         moved=float(np.mean(~(off <= 0.5))) if steps.size else 0.0,
@@ -217,8 +223,16 @@ class _Forced(fx.Interpreter):
         super().__init__(module)
         self.kept, self.given = set(kept), given
         self.computed: dict[fx.Node, torch.Tensor] = {}
+        self.steps: dict[fx.Node, float] = {}
 
     def run_node(self, n: fx.Node) -> Any:
+        if n.target is fake_dynamic:
+            span = float(self.env[n.args[0]].clamp_max(0).min())  # type: ignore[index]
+            span = float(self.env[n.args[0]].clamp_min(0).max()) - span  # type: ignore[index]
+            for layer in n.users:
+                weight = tensor_of(self.module, layer.args[1])  # type: ignore[arg-type]
+                assert weight is not None
+                self.steps[layer] = span / 255 * float(weight.abs().max())
         result = super().run_node(n)
         if n in self.kept:
             self.computed[n] = result
@@ -230,12 +244,16 @@ class _Forced(fx.Interpreter):
 
 def _wanted(
     tapped: Tapped, inputs: Sequence[TensorSpec], feeds: Arrays, answers: Arrays
-) -> dict[str, Array]:
-    """What the plan makes at every tap of what the runtime gave at the taps before it."""
+) -> tuple[dict[str, Array], dict[str, float]]:
+    """What the plan makes at every tap of what the runtime gave at the taps before it.
+
+    And the step of every tap behind an input that is quantized at run time.
+    """
     module = render(tapped.program, tapped.plan, "fake")
     outputs = [t.output for t in tapped.taps]
     nodes = results_of(module)
     rows: dict[str, list[Array]] = {name: [] for name in outputs}
+    steps: dict[str, float] = {}
     for i in range(len(feeds[inputs[0].name])):
         given = {
             node: torch.from_numpy(answers[name][i])
@@ -247,4 +265,6 @@ def _wanted(
             forced.run(*(torch.from_numpy(feeds[spec.name][i]) for spec in inputs))
         for name, node in zip(outputs, nodes, strict=True):
             rows[name].append(forced.computed[node].numpy())
-    return {name: np.stack(values) for name, values in rows.items()}
+            if node in forced.steps:
+                steps[name] = max(forced.steps[node], steps.get(name, 0.0))
+    return {name: np.stack(values) for name, values in rows.items()}, steps

@@ -15,7 +15,7 @@ from edgekit.cli import _output
 from edgekit.cli._libraries import subdued
 from edgekit.cli._output import emit, json_option, note, table, verbosity_options
 from edgekit.errors import UsageError
-from edgekit.names import ENGINES, METHODS, TARGETS, unknown
+from edgekit.names import CALIBRATED, ENGINES, METHODS, TARGETS, unknown
 
 if TYPE_CHECKING:
     from edgekit.device import Job
@@ -77,7 +77,8 @@ __all__ = ["command"]
     "--max-drop",
     type=click.FloatRange(0, 100),
     metavar="POINTS",
-    help="Gate: percentage points of accuracy lost against the float model, at most.",
+    help="Gate: percentage points of accuracy lost against the float model, at most. Where the "
+    "plan loses more, the fewest, cheapest layers that make it hold stay in float.",
 )
 @click.option(
     "--require-verified",
@@ -260,11 +261,11 @@ class Terminal:
 
 def _tell_plan(model: str, jobs: Sequence[Job], calib: str | None, as_json: bool) -> None:
     """What would be made."""
-    if calib is None and any(job.scheme != "fp32" for job in jobs):
+    if calib is None and any(job.scheme in CALIBRATED for job in jobs):
         note("the export itself will need --calib DATA")
     entries: list[dict[str, Any]] = [
         {
-            "artifact": f"{job.target}-{job.scheme}",
+            "artifact": job.id,
             "target": job.target,
             "scheme": job.scheme,
             "delegate": job.delegate,
@@ -289,9 +290,20 @@ def _text(document: Mapping[str, Any], out: Path | None) -> str:
     unjudged = [g for g in document["gates"] if g["passed"] is None]
     failed += [_unjudged(g) for g in unjudged if g["artifact"] not in reasons]
     lines += ["", *failed] if failed else []
+    kept = [_kept(entry) for entry in document.get("kept_for_accuracy", [])]
+    lines += ["", *kept] if kept else []
     if document["bundle"] is not None:
         return "\n".join([*lines, "", f"bundle: {document['bundle']}"])
     return "\n".join([*lines, "", f"no bundle was written; {out} is as it was"])
+
+
+def _kept(entry: Mapping[str, Any]) -> str:
+    plan = "@".join(filter(None, (entry["scheme"], entry.get("variant"))))
+    return (
+        f"{plan}: the plan lost {entry['drop_before']:.2f} points; with "
+        f"{entry['layers']} layers in float ({100 * entry['macs_share']:.1f} % of the MACs) "
+        f"{entry['drop_after']:.2f}: {', '.join(entry['units'])}"
+    )
 
 
 def _headline(document: Mapping[str, Any]) -> str:
@@ -323,7 +335,7 @@ def _row(artifact: Mapping[str, Any]) -> list[object]:
     size, latency, beside = artifact["bytes"], artifact["latency_ms"], artifact["float"]
     return [
         artifact["target"],
-        artifact["scheme"],
+        "@".join(filter(None, (artifact["scheme"], artifact["variant"]))),
         None if size is None else round(size / 1024),
         _rounded(artifact["value"]),
         _drop(artifact),

@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgekit.cli._output import emit, json_option, progress, table, verbosity_options
+from edgekit.cli._sensitivity import sensitivity_lines, sensitivity_of
 from edgekit.errors import BadData, StorageError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
     from edgekit.compress.plan import Edge
-    from edgekit.runtime.bundle import BundleArtifact
+    from edgekit.runtime.bundle import Bundle, BundleArtifact
     from edgekit.signature import Signature
 
 __all__ = ["command"]
 
 SCHEMA = "edgekit.inspect/1"
+
+PLAN_FILE = "plan.json"
 
 _FALLBACK = "first left in float"
 
@@ -31,8 +34,9 @@ _FALLBACK = "first left in float"
 def command(path: Path, as_json: bool) -> None:
     """Show what is in a bundle, a model file or a plan, and where it would run.
 
-    PATH is a bundle (a directory or a .zip), an artifact (.tflite, .xml, .onnx) or a plan (.json).
-    An artifact is read by its own runtime, in a process of its own.
+    PATH is a bundle (a directory or a .zip), an artifact (.tflite, .xml, .onnx), a plan (.json) or
+    a folder of 'edgekit quantize'. An artifact is read by its own runtime, in a process of its own.
+    Where a plan's sensitivity was measured, a table shows what each part costs.
 
     \b
     Exit codes: 0 shown, 3 the runtime is missing, 5 the runtime crashed over it, 6 a bundle is not
@@ -45,6 +49,8 @@ def command(path: Path, as_json: bool) -> None:
     """
     if not path.exists():
         raise UsageError(f"there is nothing at {path}")
+    if (path / PLAN_FILE).is_file() and not (path / "manifest.json").exists():
+        path = path / PLAN_FILE  # what `edgekit quantize` writes
     if path.is_dir() or path.suffix.lower() == ".zip":
         document = _bundle(path)
         emit(document, as_json, lambda: _bundle_text(document))
@@ -78,7 +84,19 @@ def _bundle(path: Path) -> dict[str, Any]:
             "preprocess": None if not preprocess else str(preprocess.get("kind", "yes")),
             **_tensors(bundle.signature),
             "artifacts": [_entry(artifact) for artifact in bundle.artifacts],
+            **_stated_sensitivity(bundle),
         }
+
+
+def _stated_sensitivity(bundle: Bundle) -> dict[str, Any]:
+    """The sensitivity in a bundle's plan; nothing where there is none, or the plan is not sound."""
+    name = bundle.manifest.get("plan")
+    try:
+        plan = json.loads(bundle.read(name)) if isinstance(name, str) else {}
+        table_ = sensitivity_of(plan.get("sensitivity"))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+    return {"sensitivity": table_} if table_ else {}
 
 
 def _entry(artifact: BundleArtifact) -> dict[str, Any]:
@@ -112,7 +130,17 @@ def _stated_placement(stated: object) -> dict[str, Any] | None:
     )
     numbers = (ours["float_ops"], ours["boundary_ops"], ours["undelegated_ops"] or 0)
     known = known and all(isinstance(n, int) and n >= 0 for n in numbers)
+    # Bundles of before it was written have none.
+    ours["reasons"] = [] if ours["reasons"] is None else ours["reasons"]
+    known = known and isinstance(ours["reasons"], list) and all(map(_is_reason, ours["reasons"]))
     return ours if known and isinstance(ours["first_fallback"], str | None) else None
+
+
+def _is_reason(stated: object) -> bool:
+    if not isinstance(stated, Mapping) or set(stated) != {"operator", "count", "why"}:
+        return False
+    texts = isinstance(stated["operator"], str) and isinstance(stated["why"], str)
+    return texts and isinstance(stated["count"], int) and stated["count"] > 0
 
 
 def _bundle_text(document: Mapping[str, Any]) -> str:
@@ -148,6 +176,7 @@ def _bundle_text(document: Mapping[str, Any]) -> str:
         f"golden samples: {document['golden_n']}; licence: {document['licence'] or 'not stated'}",
         "",
         table(headers, rows),
+        *sensitivity_lines(document.get("sensitivity")),
     ]
     return "\n".join(lines)
 
@@ -214,6 +243,7 @@ def _artifact_text(document: Mapping[str, Any]) -> str:
         "",
         table(["constants", "bytes"], sorted(placement["bytes_by_dtype"].items())),
         "",
+        *_reason_lines(placement["reasons"]),
         f"{sum(ops.values())} operators: {placement['float_ops']} compute in float, "
         f"{placement['boundary_ops']} quantize or dequantize at the border, "
         f"{sum(waste.values())} only move or convert data",
@@ -222,6 +252,14 @@ def _artifact_text(document: Mapping[str, Any]) -> str:
         lines.append(f"outside the delegate: {placement['undelegated_ops']}")
     lines.append(f"{_FALLBACK}: {placement['first_fallback'] or 'none'}")
     return "\n".join(lines)
+
+
+def _reason_lines(reasons: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A table of what does not compute on integers, and why; nothing for a float model."""
+    if not reasons:
+        return []
+    rows = [[r["operator"], r["count"], r["why"]] for r in reasons]
+    return [table(["not on integers", "count", "why"], rows), ""]
 
 
 # -- a plan ---------------------------------------------------------------------------------------
@@ -248,6 +286,7 @@ def _plan(path: Path) -> dict[str, Any]:
         plan = QuantPlan.from_json(data)
         edges = [_edge(edge) for edge in plan.edges]
         kept = [{"node": str(node), "reason": str(why)} for node, why in plan.kept_float]
+        measured = sensitivity_of(plan.sensitivity)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise BadData(f"{path} is no sound plan: {error!r}") from error
     return {
@@ -263,6 +302,7 @@ def _plan(path: Path) -> dict[str, Any]:
             "calibration_n": plan.calibration.get("n"),
             "edges": edges,
             "kept_float": kept,
+            **({"sensitivity": measured} if measured else {}),
         },
     }
 
@@ -311,6 +351,7 @@ def _plan_text(document: Mapping[str, Any]) -> str:
     ]
     lines += ["", table(headers, rows)] if rows else []
     lines += [f"kept in float: {kept['node']}: {kept['reason']}" for kept in plan["kept_float"]]
+    lines += sensitivity_lines(plan.get("sensitivity"))
     return "\n".join(lines)
 
 

@@ -27,6 +27,10 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "edgekit.cli.export:command",
         "Quantize a model once and export it for devices, each artifact verified.",
     ),
+    "quantize": (
+        "edgekit.cli.quantize:command",
+        "Make a model's quantization plan, and show what each layer costs.",
+    ),
     "verify": (
         "edgekit.cli.verify:command",
         "Run a bundle's artifacts in their runtimes against the plan.",

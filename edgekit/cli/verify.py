@@ -203,10 +203,12 @@ def _golden(
     bundle: Bundle, artifact: BundleArtifact
 ) -> tuple[dict[str, Array], dict[str, Array], str]:
     """Feeds and right answers, arrays [n, *shape in the signature], and whose answers they are."""
+    from edgekit.compress.plan import plan_name
     from edgekit.runtime.golden import unpack_golden
 
     listed = {entry["path"] for entry in bundle.manifest["files"]}
-    own, shared = f"golden-{artifact.id}.npz", f"golden-{artifact.scheme}.npz"
+    plan = plan_name(artifact.target, artifact.scheme, artifact.variant)
+    own, shared = f"golden-{artifact.id}.npz", f"golden-{plan}.npz"
     if own in listed:
         (feeds, outputs), against = unpack_golden(bundle.read(own)), "itself when it was proven"
     elif shared in listed:

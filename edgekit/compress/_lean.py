@@ -7,21 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 from torch import fx
 
-from edgekit.compress._nodes import aten
+from edgekit.compress._nodes import MOVES, aten
 from edgekit.compress.plan import Edge
 
 CONVERTERS_CLAMPS = ((0.0, 6.0), (-1.0, 1.0))
-MOVES = (
-    aten.view.default,
-    aten.reshape.default,
-    aten.flatten.using_ints,
-    aten.permute.default,
-    aten.transpose.int,
-    aten.squeeze.dim,
-    aten.unsqueeze.default,
-    aten.slice.Tensor,
-    aten.pixel_shuffle.default,
-)
 _PADDING_CONVS = (aten.conv1d.default, aten.conv2d.default)
 
 

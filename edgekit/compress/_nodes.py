@@ -15,6 +15,54 @@ LINEARS = (aten.linear.default,)
 COMPUTE = (*CONVS, *LINEARS)
 """Operators with a weight at argument 1 and an optional bias at argument 2."""
 
+TABLES = (aten.embedding.default,)
+"""Operators that look rows up in a table at argument 0."""
+
+RESHAPES = (
+    aten.view.default,
+    aten.reshape.default,
+    aten.flatten.using_ints,
+    aten.squeeze.dim,
+    aten.unsqueeze.default,
+)
+MOVES = (
+    *RESHAPES,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.slice.Tensor,
+    aten.pixel_shuffle.default,
+)
+"""Operators that move data and change none, with an integer form on every runtime."""
+
+VIEWS = (*MOVES, aten.select.int, aten.expand.default)
+"""All operators that move data and change none."""
+
+PASS_THROUGH = (
+    *MOVES,
+    aten.constant_pad_nd.default,
+    aten.pixel_unshuffle.default,
+    aten.upsample_nearest2d.vec,
+    aten.upsample_bilinear2d.vec,
+    aten.max_pool2d.default,
+    aten.avg_pool2d.default,
+)
+"""Operators whose output has the scale of their input."""
+
+CURVES = (aten.sigmoid.default, aten.gelu.default)
+ELEMENTWISE = (
+    *CURVES,
+    aten.add.Tensor,
+    aten.mul.Tensor,
+    aten.hardswish.default,
+    aten.hardsigmoid.default,
+    aten.relu.default,
+    aten.hardtanh.default,
+    aten.adaptive_avg_pool2d.default,
+    aten.mean.dim,
+)
+INTEGER_KERNELS = (*ELEMENTWISE, aten.cat.default)
+"""Operators without weights that compute on integers where the plan quantizes their output."""
+
 _GROUPS = 6
 """The position of ``groups`` among the arguments of every operator in `CONVS`."""
 
@@ -82,6 +130,13 @@ def groups(node: fx.Node) -> int:
     count = node.args[_GROUPS]
     assert isinstance(count, int)
     return count
+
+
+def weight_of(node: fx.Node) -> fx.Node:
+    """The weight of a convolution or linear layer, or the table of an embedding."""
+    weight = node.args[0 if node.target in TABLES else 1]
+    assert isinstance(weight, fx.Node)
+    return weight
 
 
 def compute_nodes(module: fx.GraphModule) -> Iterator[fx.Node]:

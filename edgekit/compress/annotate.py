@@ -9,6 +9,8 @@ all:
   mobile CNNs.
 - Hard-swish, GELU and sigmoid are kernels of their own: the tensor before them is quantized
   too. Where such a function is flat the range is cut (`flat_range`), which loses nothing.
+- An embedding's table is int8 with a scale for each row, as a weight has one for each channel; the
+  rows that it gives are float, since what reads them (additions, a norm) is.
 - Data movement and max pooling pass their input's scale on; concatenation shares one scale.
 - Element-wise operators and pooling are quantized where all their inputs are; everything else
   (layer norm, attention) stays in float.
@@ -28,43 +30,11 @@ from torchao.quantization.pt2e.quantizer import (
     SharedQuantizationSpec,
 )
 
-from edgekit.compress.graph import COMPUTE, aten, channel_axis, groups, tensor_of
+from edgekit.compress._nodes import CURVES, ELEMENTWISE, PASS_THROUGH, TABLES
+from edgekit.compress.graph import COMPUTE, LINEARS, aten, channel_axis, groups, tensor_of
 from edgekit.compress.ranges import RangeObserver
 
 _FUSED = (aten.relu.default,)
-_CURVES = (aten.sigmoid.default, aten.gelu.default)
-_ELEMENTWISE = (
-    *_CURVES,
-    aten.add.Tensor,
-    aten.mul.Tensor,
-    aten.hardswish.default,
-    aten.hardsigmoid.default,
-    aten.relu.default,
-    aten.hardtanh.default,
-    aten.adaptive_avg_pool2d.default,
-    aten.mean.dim,
-)
-INTEGER_KERNELS = (*_ELEMENTWISE, aten.cat.default)
-"""Operators without weights that compute on integers where the plan quantizes their output."""
-
-_PASS_THROUGH = (
-    aten.view.default,
-    aten.reshape.default,
-    aten.flatten.using_ints,
-    aten.permute.default,
-    aten.transpose.int,
-    aten.squeeze.dim,
-    aten.unsqueeze.default,
-    aten.slice.Tensor,
-    aten.constant_pad_nd.default,
-    aten.pixel_shuffle.default,
-    aten.pixel_unshuffle.default,
-    aten.upsample_nearest2d.vec,
-    aten.upsample_bilinear2d.vec,
-    aten.max_pool2d.default,
-    aten.avg_pool2d.default,
-)
-
 _FLAT: dict[Any, tuple[float | None, float | None]] = {
     aten.hardswish.default: (-3.0, None),
     aten.hardsigmoid.default: (-3.0, 3.0),
@@ -152,11 +122,13 @@ class Placement(Quantizer):  # type: ignore[misc]
                 continue
             if node.target in COMPUTE:
                 self._compute(node)
-            elif node.target in _PASS_THROUGH:
+            elif node.target in PASS_THROUGH:
                 self._pass_through(node)
             elif node.target is aten.cat.default:
                 self._concatenate(node)
-            elif node.target in _ELEMENTWISE:
+            elif node.target in TABLES:
+                self._look_up(node)
+            elif node.target in ELEMENTWISE:
                 self._elementwise(node)
             elif _is_float(node):
                 self.kept_float.append(
@@ -183,6 +155,23 @@ class Placement(Quantizer):  # type: ignore[misc]
         self._mark(node, {source: ACTIVATION, weight: weight_spec(node)})
         self._quantized.add(source)
 
+    def _look_up(self, node: fx.Node) -> None:
+        """An embedding, unless something reads its table that is not quantized."""
+        table = node.args[0]
+        value = tensor_of(self._module, table)
+        if value is None or not value.is_floating_point() or value.dim() != 2:
+            self.kept_float.append((node.name, "its table is not a constant"))
+            return
+        assert isinstance(table, fx.Node)
+        same = [n for n in self._module.graph.nodes if n.op == "get_attr"]
+        users = [u for n in same if n.target == table.target for u in n.users]
+        if not all(_takes_rows(u, table) for u in users):
+            self.kept_float.append((node.name, "its table is read in float elsewhere"))
+            return
+        self._annotate(node, {table: weight_spec(node)}, None)
+        self._quantized.discard(node)
+        self.kept_float.append((node.name, "its table is int8; the rows that it gives are float"))
+
     def _is_lone_pad(self, node: fx.Node) -> bool:
         """Whether ``node`` puts zeros around a float tensor that nothing else reads.
 
@@ -201,7 +190,7 @@ class Placement(Quantizer):  # type: ignore[misc]
         elif not all(self._gives_quantized(n) for n in inputs):
             self.kept_float.append((node.name, "one of its inputs stays in float"))
         elif (binary and not self._used_quantized(node)) or (
-            node.target in _CURVES and not self._used_quantized(node, result=False)
+            node.target in CURVES and not self._used_quantized(node, result=False)
         ):
             self.kept_float.append((node.name, "nothing behind it takes integers"))
         else:
@@ -263,9 +252,9 @@ class Placement(Quantizer):  # type: ignore[misc]
         for user in node.users:
             if user.target in COMPUTE or user.target is aten.cat.default:
                 return True
-            if user.target in _ELEMENTWISE and self._may_take_integers(user):
+            if user.target in ELEMENTWISE and self._may_take_integers(user):
                 return True
-            if user.target in _PASS_THROUGH and self._used_quantized(user, result=result):
+            if user.target in PASS_THROUGH and self._used_quantized(user, result=result):
                 return True
             if user.op == "output" and result:
                 return True
@@ -276,7 +265,16 @@ class Placement(Quantizer):  # type: ignore[misc]
         if node.target in (aten.add.Tensor, aten.mul.Tensor):
             operands = [a for a in node.args[:2] if isinstance(a, fx.Node) and a.op != "get_attr"]
             return len(operands) == 2 and self._used_quantized(node)
-        return node.target not in _CURVES or self._used_quantized(node, result=False)
+        return node.target not in CURVES or self._used_quantized(node, result=False)
+
+
+def _takes_rows(user: fx.Node, table: fx.Node) -> bool:
+    """Whether ``user`` is an embedding or linear layer that takes rows of ``table``."""
+    position = 1 if user.target in LINEARS else 0
+    if user.target not in (*TABLES, *LINEARS):
+        return False
+    read = user.args[position]
+    return isinstance(read, fx.Node) and read.target == table.target
 
 
 def _is_float(node: fx.Node) -> bool:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
+from edgekit.compress.dynamic import fake_dynamic
 from edgekit.compress.graph import aten
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -101,7 +102,7 @@ def with_rounding_noise(
     """
     noisy = copy.deepcopy(module)
     fake = aten.fake_quantize_per_tensor_affine.default
-    quantizers = [n for n in noisy.graph.nodes if n.target is fake]
+    quantizers = [n for n in noisy.graph.nodes if n.target in (fake, fake_dynamic)]
     for seed, node in enumerate(quantizers, start=draw * len(quantizers)):
         source = node.args[0]
         with noisy.graph.inserting_before(node):
@@ -142,6 +143,9 @@ def _widened(module: fx.GraphModule, size: int) -> fx.GraphModule | None:
         elif node.target is aten.mean.dim:
             dims = list(node.args[1])
             if 0 in dims or any(d < 0 and -d >= node.args[0].meta["val"].dim() for d in dims):
+                return None
+        elif node.target is fake_dynamic:
+            if node.args[1] == "tensor":
                 return None
         elif node.target not in _BATCHED and node.target is not jitter:
             return None

@@ -8,6 +8,7 @@ Integer-Arithmetic-Only Inference" (arXiv:1712.05877): ``real = scale * (quantiz
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -16,9 +17,23 @@ from typing import Any, Literal
 
 import numpy as np
 
+from edgekit.names import NO_VNNI
+
 SCHEMA = "edgekit.plan/1"
 
-__all__ = ["Edge", "QuantPlan"]
+CHANGES: dict[str, dict[str, dict[str, Any]]] = {
+    NO_VNNI: {"onnxruntime": {"weight_dtype": "uint8"}, "openvino": {"weight_limit": 64}}
+}
+"""What an override changes for a target: the same weights stored in another type, or weights within
+plus and minus a limit, which are rounded anew and so are a plan of their own."""
+
+__all__ = ["CHANGES", "Dynamic", "Edge", "QuantPlan", "plan_name"]
+
+
+def plan_name(target: str, scheme: str, variant: str | None) -> str:
+    """The name of the plan that an artifact is made of: its scheme, or ``<scheme>@<variant>``."""
+    change = CHANGES.get(variant or "", {}).get(target, {})
+    return f"{scheme}@{variant}" if "weight_limit" in change else scheme
 
 
 @dataclass(frozen=True)
@@ -29,7 +44,8 @@ class Edge:
         edge: a readable name, ``<layer>/<node>`` for activations, the parameter path for constants.
         node: the node of the canonical graph that produces the tensor.
         kind: ``activation``, ``weight`` or ``bias``.
-        dtype: ``int8`` (activations, weights) or ``int32`` (biases).
+        dtype: ``int8`` (activations, weights), ``int4`` (weights, each in a byte here), ``float16``
+            (weights of half precision: scale 1, zero point 0) or ``int32`` (biases).
         scale: float32 values; one, or one per channel along ``axis``.
         zero_point: as many integers as there are scales.
         axis: the channel axis, or None for one scale.
@@ -41,7 +57,7 @@ class Edge:
     edge: str
     node: str
     kind: Literal["activation", "weight", "bias"]
-    dtype: Literal["int8", "int32"]
+    dtype: Literal["int8", "int4", "int32", "float16"]
     scale: tuple[float, ...]
     zero_point: tuple[int, ...]
     axis: int | None
@@ -50,17 +66,23 @@ class Edge:
     group: str | None = None
 
     def quantize(self, real: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Rounds ``real`` half to even onto this edge's integers (dtype `dtype`)."""
+        """Rounds ``real`` half to even onto what this edge stores (of `dtype`; int4 as int8)."""
+        if self.dtype == "float16":
+            return real.astype(np.float16)
         scale, zero = self._broadcast(real.ndim)
         steps = np.rint(real.astype(np.float64) / scale) + zero
         stored: np.ndarray[Any, Any] = np.clip(steps, self.quant_min, self.quant_max)
-        return stored.astype(self.dtype)
+        return stored.astype("int8" if self.dtype == "int4" else self.dtype)
 
     def dequantize(self, stored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The float32 values that stored integers stand for."""
         scale, zero = self._broadcast(stored.ndim)
         real: np.ndarray[Any, Any] = (stored.astype(np.float64) - zero) * scale
         return real.astype(np.float32)
+
+    def round(self, real: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The float32 values that ``real`` is stored as."""
+        return self.dequantize(self.quantize(real))
 
     def _broadcast(self, ndim: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         shape = [1] * ndim
@@ -105,16 +127,42 @@ class Edge:
 
 
 @dataclass(frozen=True)
+class Dynamic:
+    """A layer whose input is quantized to 8 bits while the model runs, from the values at hand.
+
+    The arithmetic is affine, over the range from the smallest to the largest value and zero.
+
+    Attributes:
+        layer: a readable name, ``<layer>/<node>``.
+        node: the node of the canonical graph that computes the layer.
+        per: what shares a scale: ``row`` (the features of one position, which come last),
+            ``pixel`` (the channels of one pixel), ``sample`` (one picture) or ``tensor``.
+    """
+
+    layer: str
+    node: str
+    per: Literal["row", "pixel", "sample", "tensor"]
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary, as `edgekit.plan/1` stores it."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
 class QuantPlan:
     """The quantization of one canonical program under one scheme.
 
     Attributes:
-        scheme: the scheme id, ``w8a8`` or ``fp32`` (an empty plan).
+        scheme: the scheme id; ``fp32`` is an empty plan.
         program_digest: digest of the canonical float program that the node names refer to.
         edges: every quantized tensor, in execution order.
         kept_float: nodes left in float, each with its reason.
         calibration: source, digest and number of samples, and the observer used.
-        overrides: named changes for an ISA that can't run the plan as it stands.
+        overrides: named changes for an ISA that can't run the plan as it stands
+            (`edgekit.compress.saturation.overrides`).
+        variant: the override that this plan is rendered with, or None.
+        sensitivity: what quantizing each part costs (`edgekit.compress.sensitivity`), if measured.
+        dynamic: layers that quantize their input at run time.
     """
 
     scheme: str
@@ -123,6 +171,23 @@ class QuantPlan:
     kept_float: tuple[tuple[str, str], ...] = ()
     calibration: Mapping[str, Any] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    variant: str | None = None
+    sensitivity: Mapping[str, Any] = field(default_factory=dict)
+    dynamic: tuple[Dynamic, ...] = ()
+
+    @property
+    def rounds(self) -> bool:
+        """Whether values are rounded while the model runs, not its weights alone."""
+        return bool(self.dynamic) or any(e.kind == "activation" for e in self.edges)
+
+    def change(self, target: str) -> Mapping[str, Any]:
+        """What its variant changes for one target; empty if nothing."""
+        if self.variant is None:
+            return {}
+        found: Mapping[str, Any] = (
+            self.overrides.get(self.variant, {}).get("targets", {}).get(target, {})
+        )
+        return found
 
     def activations(self) -> dict[str, Edge]:
         """Activation edges by the name of the node that produces them."""
@@ -142,6 +207,10 @@ class QuantPlan:
             "kept_float": [{"node": n, "reason": r} for n, r in self.kept_float],
             "calibration": dict(self.calibration),
             "overrides": dict(self.overrides),
+            "variant": self.variant,
+            # Only where there are any, so that other plans keep their bytes.
+            **({"sensitivity": dict(self.sensitivity)} if self.sensitivity else {}),
+            **({"dynamic": [d.to_json() for d in self.dynamic]} if self.dynamic else {}),
         }
 
     @classmethod
@@ -154,6 +223,9 @@ class QuantPlan:
             kept_float=tuple((k["node"], k["reason"]) for k in data["kept_float"]),
             calibration=dict(data["calibration"]),
             overrides=dict(data.get("overrides", {})),
+            variant=data.get("variant"),
+            sensitivity=dict(data.get("sensitivity", {})),
+            dynamic=tuple(Dynamic(**d) for d in data.get("dynamic", [])),
         )
 
     def digest(self) -> str:

@@ -7,22 +7,23 @@ calibrated, then weights are rounded and biases corrected layer by layer behind 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from edgekit.compress.equalize import equalize, find_pairs
 from edgekit.compress.graph import compute_nodes, graph_module
-from edgekit.compress.plan import QuantPlan
+from edgekit.compress.plan import CHANGES, QuantPlan
 from edgekit.compress.quantize import Ranges, quantize
 from edgekit.compress.reconstruct import reconstruct
+from edgekit.compress.saturation import at_risk, limited, overrides
 from edgekit.compress.smooth import find_groups, smooth
 from edgekit.compress.streams import peak_bytes
 from edgekit.errors import BadData
 
-__all__ = ["PLAIN", "Methods", "Quantized", "post_training"]
+__all__ = ["PLAIN", "Methods", "Quantized", "post_training", "round_weights", "scaled"]
 
 LAYER_SAMPLES = 128
 """Samples that layer-by-layer methods look at, at most."""
@@ -67,11 +68,14 @@ class Quantized:
     Attributes:
         program: the canonical program after equalization, rounding and bias correction; its float
             values are not the model's any more, only together with the plan does it stand for it.
-        plan: its quantization.
+        plan: its quantization; its ``overrides`` say which layers some processors compute wrongly.
+        variants: the same for overrides that limit weights, by the override's name, where asked
+            for.
     """
 
     program: torch.export.ExportedProgram
     plan: QuantPlan
+    variants: Mapping[str, Quantized] = field(default_factory=dict)
 
 
 def post_training(
@@ -80,6 +84,7 @@ def post_training(
     methods: Methods = Methods(),
     *,
     calibration: Mapping[str, Any] | None = None,
+    variants: Sequence[str] = (),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Quantized:
     """Quantizes a canonical program to ``w8a8`` without labels or training.
@@ -89,6 +94,8 @@ def post_training(
         feeds: calibration inputs, one tuple of tensors per sample, batch of 1; read once.
         methods: what to do; `PLAIN` does the least.
         calibration: where the samples came from, kept in the plan.
+        variants: overrides (`edgekit.names.OVERRIDES`) that a plan of its own is made for, where
+            they limit weights.
         progress: called with a step's name, how far it is and how far it goes.
 
     Raises:
@@ -99,6 +106,101 @@ def post_training(
     samples = list(feeds)
     if not samples:
         raise BadData("calibration got no samples", hint="give --calib at least one sample")
+    program, few = scaled(program, samples, methods, progress=tell)
+    plan = quantize(
+        program,
+        samples,
+        calibration=calibration,
+        ranges=methods.ranges,
+        progress=lambda seen: tell("calibrating", seen, len(samples)),
+    )
+    settings = {"methods": methods.to_json(), "layer_samples": len(few)}
+    plan = dataclasses.replace(plan, calibration={**plan.calibration, **settings})
+    made = _reconstructed(program, plan, few, methods, tell)
+    carried = overrides(made.program, made.plan)
+    found: dict[str, Quantized] = {}
+    for name in variants:
+        limit = max((c.get("weight_limit", 0) for c in CHANGES[name].values()), default=0)
+        if limit:
+            named = _named(tell, name)
+            variant = _limited(program, plan, made, limit, few, methods, named)
+            kept = dataclasses.replace(variant.plan, overrides=carried, variant=name)
+            found[name] = Quantized(variant.program, kept)
+    return Quantized(made.program, dataclasses.replace(made.plan, overrides=carried), found)
+
+
+Tell = Callable[[str, int, int], None]
+
+
+def _named(tell: Tell, name: str) -> Tell:
+    return lambda step, done, total: tell(f"{step} for {name}", done, total)
+
+
+def _limited(
+    program: torch.export.ExportedProgram,
+    plan: QuantPlan,
+    made: Quantized,
+    limit: int,
+    few: Sequence[tuple[torch.Tensor, ...]],
+    methods: Methods,
+    tell: Tell,
+) -> Quantized:
+    """Weights rounded anew within ``limit`` in all layers that could saturate.
+
+    A layer that could not at first, because its integers happened to be small, may get others
+    behind layers rounded anew: it is then limited too.
+    """
+    weights: set[str] = set()
+    while risks := {risk.weight for risk in at_risk(made.program, made.plan)} - weights:
+        weights |= risks
+        made = _reconstructed(program, limited(program, plan, weights, limit), few, methods, tell)
+    return made
+
+
+def _reconstructed(
+    program: torch.export.ExportedProgram,
+    plan: QuantPlan,
+    few: Sequence[tuple[torch.Tensor, ...]],
+    methods: Methods,
+    tell: Tell,
+) -> Quantized:
+    """Layer-by-layer methods, where any is on."""
+    if not (methods.rounding or methods.bias_correction):
+        return Quantized(program, plan)
+    module, quantized = graph_module(program), plan.constants()
+    layers = sum(str(n.args[1]) in quantized for n in compute_nodes(module))
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        tell("rounding" if methods.rounding else "correcting biases", done, layers)
+
+    return Quantized(
+        *reconstruct(
+            program,
+            plan,
+            few,
+            rounding=methods.rounding,
+            bias=methods.bias_correction,
+            progress=advance,
+        )
+    )
+
+
+def scaled(
+    program: torch.export.ExportedProgram,
+    samples: list[tuple[torch.Tensor, ...]],
+    methods: Methods,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[torch.export.ExportedProgram, list[tuple[torch.Tensor, ...]]]:
+    """The first part of `post_training`: what changes weights and no answer.
+
+    Returns:
+        The program whose weights are yet to be rounded, and the samples that layers look at.
+    """
+    tell = progress or (lambda step, done, total: None)
     module = graph_module(program)
     few = _spread(samples, min(LAYER_SAMPLES, max(2, MEMORY // max(1, peak_bytes(module)))))
     if methods.equalization and find_pairs(module):
@@ -109,34 +211,55 @@ def post_training(
         tell("smoothing", 0, 1)
         program = smooth(program, few)
         tell("smoothing", 1, 1)
-        module = graph_module(program)
-    plan = quantize(
+    return program, few
+
+
+def round_weights(
+    program: torch.export.ExportedProgram,
+    plan: QuantPlan,
+    feeds: Iterable[tuple[torch.Tensor, ...]],
+    methods: Methods = Methods(),
+    *,
+    calibration: Mapping[str, Any] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Quantized:
+    """Rounds the weights of a plan that quantizes nothing else together, and corrects biases.
+
+    Inputs are float then: what a layer makes up for are the weights before it and its own (GPTQ,
+    Frantar et al., arXiv:2210.17323, has this objective; see `edgekit.compress.rounding`).
+
+    Args:
+        program: the canonical program.
+        plan: of `edgekit.compress.weights.quantize_weights`.
+        feeds: samples, one tuple of tensors each; read once.
+        methods: of these, ``rounding`` and ``bias_correction`` count.
+        calibration: where the samples came from, kept in the plan.
+        progress: called with a step's name, how far it is and how far it goes.
+    """
+    samples = list(feeds)
+    module = graph_module(program)
+    few = _spread(samples, min(LAYER_SAMPLES, max(2, MEMORY // max(1, peak_bytes(module)))))
+    if len(few) < 2 or not (methods.rounding or methods.bias_correction):
+        return Quantized(program, plan)
+    known = plan.constants()
+    layers, done = sum(str(n.args[1]) in known for n in compute_nodes(module)), 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress("rounding", done, layers)
+
+    program, plan = reconstruct(
         program,
-        samples,
-        calibration=calibration,
-        ranges=methods.ranges,
-        progress=lambda seen: tell("calibrating", seen, len(samples)),
+        plan,
+        few,
+        rounding=methods.rounding,
+        bias=methods.bias_correction,
+        progress=advance,
     )
-    if methods.rounding or methods.bias_correction:
-        quantized = plan.constants()
-        layers = sum(str(n.args[1]) in quantized for n in compute_nodes(module))
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            tell("rounding" if methods.rounding else "correcting biases", done, layers)
-
-        program, plan = reconstruct(
-            program,
-            plan,
-            few,
-            rounding=methods.rounding,
-            bias=methods.bias_correction,
-            progress=advance,
-        )
-    kept = {**plan.calibration, "methods": methods.to_json(), "layer_samples": len(few)}
-    return Quantized(program, dataclasses.replace(plan, calibration=kept))
+    about = {**(calibration or {}), "n": len(samples), "observer": "none"}
+    return Quantized(program, dataclasses.replace(plan, calibration=about))
 
 
 def _spread(samples: list[tuple[torch.Tensor, ...]], count: int) -> list[tuple[torch.Tensor, ...]]:

@@ -12,6 +12,7 @@ from torch import fx, nn
 from torchao.quantization.pt2e import PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
+from edgekit.compress._nodes import COMPUTE, TABLES, aten, weight_of
 from edgekit.compress.annotate import PROBABILITIES, Placement, flat_range
 from edgekit.compress.graph import (
     channel_axis,
@@ -27,6 +28,8 @@ from edgekit.errors import BadData, UnsupportedError
 
 Ranges = Literal["minmax", "mse"]
 
+_BEND = 3.0
+_BEND_COST = 1.1
 INT32_ROOM = 2.0**30
 """A stored bias stays below this, so that the int32 accumulator keeps a bit of head room."""
 
@@ -41,9 +44,9 @@ def quantize(
 ) -> QuantPlan:
     """Makes the ``w8a8`` plan of a canonical program by static calibration.
 
-    Weights are int8, symmetric, per output channel; activations int8, affine, per tensor; biases
-    int32 at ``scale_input * scale_weight``. The program stays as it is:
-    `edgekit.compress.ptq.post_training` makes better plans by changing weights and biases too.
+    Weights are int8, symmetric, per output channel (an embedding's table per row); activations
+    int8, affine, per tensor; biases int32 at ``scale_input * scale_weight``. The program stays as
+    it is: `edgekit.compress.ptq.post_training` makes better plans by changing weights and biases.
 
     Args:
         program: a program in canonical form (`edgekit.compress.graph.canonical`).
@@ -154,15 +157,16 @@ def _read_edges(observers: Mapping[str, Any], module: fx.GraphModule, ranges: Ra
         edge = _activation_edge(node, observer, [by_name[m] for m in members], ranges)
         activations[node.name] = edge
         edges.append(edge)
+    tables = [n for n in module.graph.nodes if n.op == "call_function" and n.target in TABLES]
     layers = [
         n
-        for n in compute_nodes(module)
-        if _weight_node(n).op == "get_attr" and _weight_node(n).name in observers
+        for n in (*compute_nodes(module), *tables)
+        if weight_of(n).op == "get_attr" and weight_of(n).name in observers
     ]
     scales = _weight_scales(layers, module, observers, activations)
     done: set[fx.Node] = set()
     for layer in layers:
-        weight, bias = _weight_node(layer), layer.args[2] if len(layer.args) > 2 else None
+        weight, bias = weight_of(layer), _bias_node(layer)
         if weight not in done:
             edges.append(_constant_edge(weight, "weight", scales[weight], channel_axis(layer)))
             done.add(weight)
@@ -192,6 +196,8 @@ def _activation_edge(node: fx.Node, observer: Any, members: list[fx.Node], range
     if any(m.target in PROBABILITIES for m in members) and low >= 0 and high <= 1:
         low, high = 0.0, 255 / 256
     scale, zero = affine_int8(low, high)
+    if len(members) == 1 and any(u.target is aten.hardswish.default for u in node.users):
+        scale, zero = whole_bend(low, high)
     return Edge(
         edge=f"{layer_of(node)}/{node.name}",
         node=node.name,
@@ -234,6 +240,21 @@ def affine_int8(low: float, high: float) -> tuple[float, int]:
     return float(np.float32(reach)), zero
 
 
+def whole_bend(low: float, high: float) -> tuple[float, int]:
+    """As `affine_int8`, with -3 and 3 on the grid where steps grow by a tenth at most.
+
+    Hard-swish bends there. With both on the grid, ``clip(x + 3, 0, 6)`` is a clip of integers.
+    """
+    if low > -_BEND and high + _BEND <= _BEND_COST * (high - min(low, 0.0)):
+        low = -_BEND
+    scale, zero = affine_int8(low, high)
+    bend = int(_BEND / scale * (1 + 1e-6))
+    wider = float(np.float32(_BEND / bend)) if bend else np.inf
+    if wider > _BEND_COST * scale:
+        return scale, zero
+    return wider, int(np.clip(np.rint(-128.0 - min(low, 0.0) / wider), -128, 127))
+
+
 def _weight_scales(
     layers: Iterable[fx.Node],
     module: fx.GraphModule,
@@ -244,14 +265,14 @@ def _weight_scales(
     widest: dict[fx.Node, np.ndarray[Any, Any]] = {}
     finest: dict[fx.Node, float] = {}
     for layer in layers:
-        weight = _weight_node(layer)
+        weight = weight_of(layer)
         observer = observers[weight.name]
         reach = torch.maximum(observer.max_val.abs(), observer.min_val.abs()).double().numpy()
         if not np.isfinite(reach).all():
             raise BadData(f"the weight of {layer_of(layer)} holds NaN or infinity")
         scale = reach / 127.0
-        step = _source_edge(layer, activations).scale[0]
-        bias = tensor_of(module, layer.args[2]) if len(layer.args) > 2 else None
+        step = 1.0 if layer.target in TABLES else _source_edge(layer, activations).scale[0]
+        bias = tensor_of(module, _bias_node(layer))
         if bias is not None:
             # A channel of (nearly) zero weights would need a bias beyond int32: widen its scale.
             scale = np.maximum(scale, np.abs(bias.double().numpy()) / (step * INT32_ROOM))
@@ -264,10 +285,8 @@ def _weight_scales(
     }
 
 
-def _weight_node(layer: fx.Node) -> fx.Node:
-    weight = layer.args[1]
-    assert isinstance(weight, fx.Node)
-    return weight
+def _bias_node(layer: fx.Node) -> Any:
+    return layer.args[2] if layer.target in COMPUTE and len(layer.args) > 2 else None
 
 
 def _source_edge(layer: fx.Node, activations: Mapping[str, Edge]) -> Edge:

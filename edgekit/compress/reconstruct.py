@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from edgekit.compress._nodes import TABLES, weight_of
 from edgekit.compress.graph import (
     CONVS,
     LINEARS,
@@ -33,9 +34,9 @@ from edgekit.compress.graph import (
 )
 from edgekit.compress.plan import Edge, QuantPlan
 from edgekit.compress.quantize import INT32_ROOM
-from edgekit.compress.render import GATES, RESULTS, without_convolutions
 from edgekit.compress.rounding import Moments, round_layer
 from edgekit.compress.streams import Streams
+from edgekit.compress.unrounded import Unrounded
 
 __all__ = ["reconstruct"]
 
@@ -73,7 +74,7 @@ def reconstruct(
     constants = plan.constants()
     activations = plan.activations()
     # What some runtimes don't round must not be made up for: the others would suffer.
-    rounded = without_convolutions(program, plan, [GATES, RESULTS])
+    rounded = Unrounded(gates=True, results=True).without(program, plan)
     streams = Streams(module, rounded.activations(), feeds)
     changed: dict[str, torch.Tensor] = {}
     scales: dict[str, torch.Tensor] = {}
@@ -81,16 +82,22 @@ def reconstruct(
     with torch.no_grad():
         for node in module.graph.nodes:
             layer = _layer_of_plan(module, node, constants)
+            if node.target in TABLES and weight_of(node).name in constants:
+                table, edge = weight_of(node), constants[weight_of(node).name]
+                value = tensor_of(module, table)
+                assert value is not None
+                changed[str(table.target)] = torch.from_numpy(edge.round(value.numpy()))
+                streams.replace(table, changed[str(table.target)])
             if layer is None:
                 streams.advance(node)
                 continue
             corrects = bias and layer.bias_node is not None and uses[layer.bias_node] == 1
             if rounding and uses[layer.weight_node] == 1 and _has_moments(node):
-                step = activations[node.all_input_nodes[0].name].scale[0]
+                source = activations.get(node.all_input_nodes[0].name)
+                step = None if source is None else source.scale[0]
                 _round(layer, streams, step, changed, scales, about_mean=corrects)
             else:
-                edge = constants[layer.weight_node.name]
-                stored = edge.dequantize(edge.quantize(layer.weight.numpy()))
+                stored = constants[layer.weight_node.name].round(layer.weight.numpy())
                 changed[str(layer.weight_node.target)] = torch.from_numpy(stored)
             streams.replace(layer.weight_node, changed[str(layer.weight_node.target)])
             made = streams.outputs(node)
@@ -150,7 +157,7 @@ def _has_moments(node: fx.Node) -> bool:
 def _round(
     layer: _Layer,
     streams: Streams,
-    step: float,
+    step: float | None,
     changed: dict[str, torch.Tensor],
     scales: dict[str, torch.Tensor],
     *,
@@ -163,7 +170,7 @@ def _round(
     asked = torch.tensor(layer.edge.scale, dtype=torch.float64).reshape(parts, -1, 1)
     needed = weight.double().abs().amax(2, keepdim=True) / layer.edge.quant_max
     least = torch.where(asked > 1.01 * needed, asked, torch.zeros_like(asked))
-    if layer.bias is not None:  # narrower scales than the plan's may ask for it too
+    if layer.bias is not None and step is not None:  # narrower scales may ask for it too
         room = layer.bias.double().abs() / (step * INT32_ROOM)
         least = torch.maximum(least, room.reshape(least.shape))
     least = torch.maximum(least, torch.full_like(least, float(np.finfo(np.float32).tiny)))
@@ -402,7 +409,7 @@ def _new_edges(
     for layer in compute_nodes(module):
         weight, bias, source = layer.args[1], (*layer.args, None)[2], layer.args[0]
         assert isinstance(weight, fx.Node) and isinstance(source, fx.Node)
-        if isinstance(bias, fx.Node) and weight.name in scales:
+        if isinstance(bias, fx.Node) and weight.name in scales and source.name in activations:
             step = np.float32(activations[source.name].scale[0])
             product = np.asarray(fresh[weight.name], np.float32) * step
             fresh[bias.name] = tuple(float(s) for s in product.astype(np.float32))

@@ -6,13 +6,14 @@ Three forms of the same arithmetic:
   is the plan's own evaluation in torch, against which every artifact is proven.
 - ``qdq``: quantize and dequantize operators around float weights.
 - ``qdq-folded``: the same, with weights and biases stored as integers and dequantized in the graph.
+
+Inputs that are quantized at run time are so in ``fake`` alone: the other forms leave that, and
+weights of half precision, to the targets, which put their runtime's own operators there.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
-from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -20,13 +21,9 @@ import torch
 import torchao.quantization.pt2e.quantize_pt2e  # noqa: F401  (registers quantized_decomposed)
 from torch import fx
 
-from edgekit.compress._lean import MOVES, absorbable_pads, idle_moves, saturating_clamps
-from edgekit.compress.annotate import INTEGER_KERNELS
+from edgekit.compress._lean import absorbable_pads, idle_moves, saturating_clamps
+from edgekit.compress.dynamic import fake_dynamic
 from edgekit.compress.graph import (
-    COMPUTE,
-    CONVS,
-    LINEARS,
-    aten,
     example_args,
     graph_module,
     program_digest,
@@ -37,10 +34,6 @@ from edgekit.compress.plan import Edge, QuantPlan
 from edgekit.errors import UsageError
 
 Form = Literal["fake", "qdq", "qdq-folded"]
-
-GATES = -1
-RESULTS = -2
-"""See `without_convolutions`."""
 
 _qd = torch.ops.quantized_decomposed
 
@@ -93,54 +86,11 @@ def render(
             if edge.kind == "bias" and not bias:
                 continue
             _render_constant(module, node, edge, form)
+    if form == "fake":
+        _render_dynamic(module, plan)
     module.graph.lint()
     module.recompile()
     return module
-
-
-def without_convolutions(
-    program: torch.export.ExportedProgram, plan: QuantPlan, ordinals: Sequence[int]
-) -> QuantPlan:
-    """The plan without the output edges of some convolutions, counted in execution order.
-
-    The ordinal `GATES` stands for the sigmoids in all SiLUs, and `RESULTS` for the linear layers
-    whose output only floating-point operators read: kernels that give float spare it the rounding.
-    """
-    nodes = graph_module(program).graph.nodes
-    convolutions = [n.name for n in nodes if n.op == "call_function" and n.target in CONVS]
-    dropped = {convolutions[i] for i in ordinals if i not in (GATES, RESULTS)}
-    if GATES in ordinals:
-        dropped |= {n.name for n in nodes if _is_silu_gate(n)}
-    if RESULTS in ordinals:
-        edges_ = plan.activations()
-        linear = [n for n in nodes if n.op == "call_function" and n.target in LINEARS]
-        dropped |= {n.name for n in linear if not _read_as_integers(n, edges_)}
-    edges = tuple(e for e in plan.edges if e.kind != "activation" or e.node not in dropped)
-    return dataclasses.replace(plan, edges=edges)
-
-
-def _read_as_integers(node: fx.Node, edges: Mapping[str, Edge]) -> bool:
-    """Whether a reader of ``node`` computes on its integers, or gives them as a result."""
-    for user in node.users:
-        if user.op == "output" or user.target in COMPUTE:
-            return True
-        moved = user.target in MOVES
-        if moved and _read_as_integers(user, edges):
-            return True
-        if user.target in INTEGER_KERNELS and user.name in edges:
-            return True
-        clamps = [u for u in user.users if u.target in (aten.relu.default, aten.hardtanh.default)]
-        if user.target is aten.add.Tensor and any(u.name in edges for u in clamps):
-            return True
-    return False
-
-
-def _is_silu_gate(node: fx.Node) -> bool:
-    """A sigmoid that nothing but its own argument is multiplied with."""
-    if node.target is not aten.sigmoid.default:
-        return False
-    own = {node, node.args[0]}
-    return all(u.target is aten.mul.Tensor and set(u.args) == own for u in node.users)
 
 
 def render_program(
@@ -179,15 +129,27 @@ def _render_activation(module: fx.GraphModule, node: fx.Node, edge: Edge, form: 
         user.replace_input_with(node, last)
 
 
+def _render_dynamic(module: fx.GraphModule, plan: QuantPlan) -> None:
+    layers = {n.name: n for n in module.graph.nodes if n.op == "call_function"}
+    for dynamic in plan.dynamic:
+        layer = layers[dynamic.node]
+        source = layer.args[0]
+        assert isinstance(source, fx.Node)
+        with module.graph.inserting_before(layer):
+            rounded = module.graph.call_function(fake_dynamic, (source, dynamic.per))
+        rounded.meta = {k: v for k, v in source.meta.items() if k == "val"}
+        layer.args = (rounded, *layer.args[1:])
+
+
 def _render_constant(module: fx.GraphModule, node: fx.Node, edge: Edge, form: Form) -> None:
     value = tensor_of(module, node)
-    assert value is not None and edge.axis is not None
+    assert value is not None
     stored = torch.from_numpy(np.ascontiguousarray(edge.quantize(value.numpy())))
     # The float constant is put on the plan's grid in every form: converters that round it again
     # (in float32, or with another tie rule) then get the plan's integers. Targets derive the int32
     # bias from scale_input * scale_weight, as the plan does, so for a bias that is all they need.
     set_tensor(module, node, torch.from_numpy(edge.dequantize(stored.numpy())))
-    if form == "fake" or edge.kind == "bias":
+    if form == "fake" or edge.kind == "bias" or edge.axis is None:
         return
     graph = module.graph
     users = list(node.users)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from edgekit.compress._nodes import RESHAPES, VIEWS
 from edgekit.compress.graph import COMPUTE, example_args, graph_module, layer_of, program_digest
 from edgekit.compress.plan import Edge, QuantPlan
 from edgekit.signature import Signature, TensorSpec
@@ -20,21 +21,6 @@ from edgekit.signature import Signature, TensorSpec
 __all__ = ["Tap", "Tapped", "first_quantized", "results_of", "tap"]
 
 aten = torch.ops.aten
-_RESHAPES = (
-    aten.view.default,
-    aten.reshape.default,
-    aten.flatten.using_ints,
-    aten.squeeze.dim,
-    aten.unsqueeze.default,
-)
-_MOVES = (
-    *_RESHAPES,
-    aten.permute.default,
-    aten.transpose.int,
-    aten.slice.Tensor,
-    aten.select.int,
-    aten.expand.default,
-)
 
 
 @dataclass(frozen=True)
@@ -105,7 +91,14 @@ def tap(program: torch.export.ExportedProgram, plan: QuantPlan, *, sparing: bool
         Tap(f"tap_{i}_{n.name}", _culprit(n, set(nodes)), edges.get(n.name))
         for i, n in enumerate(nodes)
     )
-    new = dataclasses.replace(plan, edges=moved, program_digest=program_digest(tapped))
+    dynamic = tuple(
+        dataclasses.replace(d, node=str(renamed[d.node]))
+        for d in plan.dynamic
+        if renamed.get(d.node)
+    )
+    new = dataclasses.replace(
+        plan, edges=moved, dynamic=dynamic, program_digest=program_digest(tapped)
+    )
     return Tapped(tapped, new, taps)
 
 
@@ -127,10 +120,10 @@ def _is_layer(node: fx.Node, edges: Mapping[str, Edge], kept: Container[str]) ->
         return False
     source = node.all_input_nodes[0] if node.all_input_nodes else None
     if not edges:
-        return node.target not in _RESHAPES and not _is_identity(node, source)
+        return node.target not in RESHAPES and not _is_identity(node, source)
     if node.name in edges:
         first = source is None or source.name not in edges
-        return first or (node.target not in _RESHAPES and not _is_identity(node, source))
+        return first or (node.target not in RESHAPES and not _is_identity(node, source))
     return node.name in kept and first_quantized(node, edges) is None
 
 
@@ -150,7 +143,7 @@ def first_quantized(node: fx.Node, edges: Container[str]) -> str | None:
     """The name of the node where a value is first quantized, moved at most; None if it never is."""
     if node.name in edges:
         return node.name
-    moves = (user for user in node.users if user.target in _MOVES)
+    moves = (user for user in node.users if user.target in VIEWS)
     return next((name for user in moves if (name := first_quantized(user, edges))), None)
 
 
@@ -166,7 +159,7 @@ def _culprit(node: fx.Node, tapped: set[fx.Node]) -> str:
             found.append(here)
         todo += here.all_input_nodes
     made = found[0] if len(found) == 1 else node
-    while made.target in _MOVES and made.all_input_nodes[0].op == "call_function":
+    while made.target in VIEWS and made.all_input_nodes[0].op == "call_function":
         made = made.all_input_nodes[0]
     return f"{layer_of(made)} ({made.name})"
 

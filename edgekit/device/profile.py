@@ -94,6 +94,14 @@ class Isa(_Frozen):
     amx_int8: bool | None = None
     measured: bool = False
 
+    @property
+    def lacks_vnni(self) -> bool:
+        """Whether int8 kernels may saturate: x86 that is not known to have VNNI in some width.
+
+        Arm multiplies into 16 bits without adding and adds in 32 bits, so it never is.
+        """
+        return self.arch == "x86_64" and not (self.avx_vnni or self.avx512_vnni or self.amx_int8)
+
 
 class Memory(_Frozen):
     """Main memory; None is unknown.

@@ -1,4 +1,4 @@
-"""Which artifacts to make for a set of devices: one job per (target, scheme, delegate)."""
+"""Which artifacts to make for a set of devices: one job per (target, scheme, delegate, variant)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 from edgekit.device.profile import Device, TargetSupport
 from edgekit.errors import UnsupportedError, UsageError
-from edgekit.names import PLANNED_TARGETS, TARGETS, TEST_TARGET, scheme_id, unknown
+from edgekit.names import (
+    NO_VNNI,
+    OVERRIDES,
+    PLANNED_TARGETS,
+    TARGETS,
+    TEST_TARGET,
+    scheme_id,
+    unknown,
+)
 
 __all__ = ["Job", "plan_targets"]
 
@@ -22,6 +30,7 @@ class Job:
         delegate: what executes it inside the runtime, e.g. ``xnnpack``.
         devices: ids of the devices it serves, in the order they were asked for.
         threads: CPU threads to measure with: the fewest that any of its devices asks for.
+        variant: the plan's override that its devices need (`edgekit.names.OVERRIDES`), or None.
     """
 
     target: str
@@ -29,6 +38,16 @@ class Job:
     delegate: str
     devices: tuple[str, ...]
     threads: int
+    variant: str | None = None
+
+    @property
+    def id(self) -> str:
+        """The artifact's id: ``<target>-<scheme>``, with the variant behind where there is one."""
+        return "-".join(filter(None, (self.target, self.scheme, self.variant)))
+
+
+_Key = tuple[str, str, str, str | None]
+"""Target, scheme, delegate and variant of a job."""
 
 
 def plan_targets(
@@ -54,7 +73,7 @@ def plan_targets(
         raise UsageError("no device to make artifacts for", hint="Name one with --device.")
     wanted = _known_targets(targets)
     wanted_schemes = _known_schemes(schemes)
-    jobs: dict[tuple[str, str, str], list[Device]] = {}
+    jobs: dict[_Key, list[Device]] = {}
     for device in _unique(devices):
         chosen = _choose(device, wanted, wanted_schemes)
         if not chosen:
@@ -64,9 +83,15 @@ def plan_targets(
     _refuse_idle(devices, jobs, wanted, wanted_schemes)
     order = [*TARGETS, TEST_TARGET]
     ranks = {scheme: rank for rank, scheme in enumerate(wanted_schemes)}
-    keys = sorted(jobs, key=lambda k: (order.index(k[0]), ranks.get(k[1], 0)))
+    keys = sorted(jobs, key=lambda k: (order.index(k[0]), ranks.get(k[1], 0), k[3] or ""))
     return tuple(
-        Job(*key, tuple(d.id for d in jobs[key]), min(d.threads for d in jobs[key])) for key in keys
+        Job(
+            *key[:3],
+            devices=tuple(d.id for d in jobs[key]),
+            threads=min(d.threads for d in jobs[key]),
+            variant=key[3],
+        )
+        for key in keys
     )
 
 
@@ -101,16 +126,20 @@ def _unique(devices: Sequence[Device]) -> list[Device]:
     return list(seen.values())
 
 
-def _choose(
-    device: Device, targets: Sequence[str], schemes: Sequence[str]
-) -> list[tuple[str, str, str]]:
+def _choose(device: Device, targets: Sequence[str], schemes: Sequence[str]) -> list[_Key]:
     return [
-        (entry.target, scheme, entry.delegate)
+        (entry.target, scheme, entry.delegate, _variant(device, entry.target, scheme))
         for entry in _runnable(device)
         if not targets or entry.target in targets
         for scheme in (schemes or entry.schemes[:1])
         if scheme in entry.schemes
     ]
+
+
+def _variant(device: Device, target: str, scheme: str) -> str | None:
+    """The override that a device needs for its instruction set."""
+    needed = device.isa.lacks_vnni and target in OVERRIDES[NO_VNNI] and scheme == "w8a8"
+    return NO_VNNI if needed else None
 
 
 def _runnable(device: Device) -> list[TargetSupport]:
@@ -119,13 +148,13 @@ def _runnable(device: Device) -> list[TargetSupport]:
 
 def _refuse_idle(
     devices: Sequence[Device],
-    jobs: dict[tuple[str, str, str], list[Device]],
+    jobs: dict[_Key, list[Device]],
     targets: Sequence[str],
     schemes: Sequence[str],
 ) -> None:
     """Nothing that the user named may be passed over in silence."""
     can = "; ".join(_can(device) for device in devices)
-    reached = [scheme for _, scheme, _ in jobs]
+    reached = [key[1] for key in jobs]
     for target in targets:
         if all(key[0] != target for key in jobs):
             with_scheme = f" as {', '.join(schemes)}" if schemes else ""

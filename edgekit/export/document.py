@@ -12,6 +12,7 @@ from edgekit.device import Job
 from edgekit.export.request import ExportRequest
 from edgekit.export.stages import Proof
 from edgekit.model import Model
+from edgekit.names import NO_VNNI
 from edgekit.targets import find
 
 SCHEMA = "edgekit.export/1"
@@ -50,7 +51,7 @@ class Row:
     @property
     def id(self) -> str:
         """The artifact's id."""
-        return f"{self.job.target}-{self.job.scheme}"
+        return self.job.id
 
     @property
     def verification(self) -> str:
@@ -77,7 +78,7 @@ class Row:
             "delegate": self.job.delegate,
             "scheme": self.job.scheme,
             "io": None if made is None else made.io,
-            "variant": None if made is None else made.variant,
+            "variant": self.job.variant,
             "devices": list(self.job.devices),
             "path": f"artifacts/{made.id}/{made.files[0].path}" if ok and made else None,
             "bytes": None if made is None else made.bytes,
@@ -192,12 +193,28 @@ def build(
     }
 
 
-def requirements(row: Row) -> dict[str, Any]:
-    """What a device must have to run an artifact: its runtime, at the version it was proven in."""
+def requirements(row: Row, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What a device must have to run an artifact.
+
+    Its runtime, at the version it was proven in; and the instructions without which it needs the
+    variant of an override.
+
+    Args:
+        row: the artifact's.
+        overrides: of the plan that it was rendered from; empty where there is none.
+    """
     target = find(row.job.target)
     runtime = {"tflite": "ai-edge-litert"}.get(target.id, target.id)
     proven = None if row.proof is None else row.proof.runtime.rpartition(" ")[2]
-    return {"runtime": runtime, "min_version": proven}
+    needs: dict[str, Any] = {"runtime": runtime, "min_version": proven}
+    found = overrides.get(NO_VNNI)
+    if row.job.variant is None and found is not None and target.id in found["targets"]:
+        if "weight_limit" in found["targets"][target.id]:
+            needs["isa"] = list(found["isa"])
+        else:
+            # edgekit's own session sees to it (`edgekit.runtime.session_onnxruntime`).
+            needs["without_vnni"] = {"session.x64quantprecision": "1"}
+    return needs
 
 
 def _latency(result: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgekit import engines
+from edgekit.compress.plan import plan_name
 from edgekit.data import Samples
 from edgekit.export import stages
 from edgekit.export.document import Row, requirements
@@ -33,8 +34,8 @@ def pack_result(
     out: Path,
 ) -> Path:
     """Packs the proven artifacts with everything a device or a reader needs beside them."""
-    schemes = list(dict.fromkeys(r.job.scheme for r in rows))
-    documents, count = _documents(model, planned, reference, rows, schemes)
+    names = list(dict.fromkeys(_plan_of(r) for r in rows))
+    documents, count = _documents(model, planned, reference, rows, names)
     content = BundleContent(
         name=request.name or model.name,
         version=request.version,
@@ -45,22 +46,27 @@ def pack_result(
             "notes": list(model.notes),
         },
         signature=model.signature,
-        artifacts=[_packed(r, reference) for r in rows if r.artifact is not None],
+        artifacts=[_packed(r, planned, reference) for r in rows if r.artifact is not None],
         preprocess=None if model.preprocess is None else model.preprocess.to_json(),
         documents=documents,
         golden_n=count,
         statistics=_statistics(model, reference),
-        lineage=_lineage(calib, evaluation, planned, schemes, request.engine),
+        lineage=_lineage(calib, evaluation, planned, names, request.engine),
         licence=model.license,
     )
     return pack(content, out)
 
 
-def _packed(row: Row, reference: Referenced) -> PackedArtifact:
+def _plan_of(row: Row) -> str:
+    return plan_name(row.job.target, row.job.scheme, row.job.variant)
+
+
+def _packed(row: Row, planned: Planned, reference: Referenced) -> PackedArtifact:
     assert row.artifact is not None
-    known = reference.facts()
+    known, plan = reference.facts(), planned.plan(_plan_of(row))
+    overrides = json.loads(plan.read_text())["overrides"] if plan.exists() else {}
     # An engine's artifact has no plan, so no steps and no floor; neither has the float model.
-    bench, facts = row.measured(), known.get(row.job.scheme, known["fp32"])
+    bench, facts = row.measured(), known.get(_plan_of(row), known["fp32"])
     accuracy = None
     if row.value is not None:
         accuracy = {"metric": "top1", "value": row.value, "drop_points": row.drop}
@@ -68,7 +74,7 @@ def _packed(row: Row, reference: Referenced) -> PackedArtifact:
     return PackedArtifact(
         artifact=row.artifact,
         devices=row.job.devices,
-        requires=requirements(row),
+        requires=requirements(row, overrides),
         verification=row.verification,
         evidence={
             "verification": row.verification,
@@ -90,7 +96,7 @@ def _documents(
     planned: Planned,
     reference: Referenced,
     rows: Sequence[Row],
-    schemes: Sequence[str],
+    names: Sequence[str],
 ) -> tuple[dict[str, bytes], int]:
     count = min(stages.GOLDEN_SAMPLES, reference.n)
     batch = model.signature.inputs[0].shape[0]
@@ -105,12 +111,12 @@ def _documents(
         return pack_golden(flat, outputs)
 
     documents = {"golden.npz": answers(reference.path / "outputs-fp32.npz")}
-    quantized = [s for s in schemes if s != "fp32" and planned.plan(s).exists()]
-    for scheme in quantized:
+    quantized = [n for n in names if n != "fp32" and planned.plan(n).exists()]
+    for name in quantized:
         # What the plan itself answers: a device can tell a wrong kernel from quantization.
-        documents[f"golden-{scheme}.npz"] = answers(reference.path / f"outputs-{scheme}.npz")
-        name = "plan.json" if scheme == quantized[0] else f"plan-{scheme}.json"
-        documents[name] = planned.plan(scheme).read_bytes()
+        documents[f"golden-{name}.npz"] = answers(reference.path / f"outputs-{name}.npz")
+        file = "plan.json" if name == quantized[0] else f"plan-{name}.json"
+        documents[file] = planned.plan(name).read_bytes()
     for row in rows:
         if row.against == "float":
             continue  # `edgekit verify` holds it against the float model's answers again
@@ -169,7 +175,7 @@ def _lineage(
     calib: Samples | None,
     evaluation: Samples | None,
     planned: Planned,
-    schemes: Sequence[str],
+    names: Sequence[str],
     engine: str | None,
 ) -> dict[str, Any]:
     def about(samples: Samples | None) -> dict[str, Any] | None:
@@ -182,9 +188,9 @@ def _lineage(
         }
 
     plans = {
-        s: json.loads(planned.plan(s).read_text())["program_digest"]
-        for s in schemes
-        if planned.plan(s).exists()
+        name: json.loads(planned.plan(name).read_text())["program_digest"]
+        for name in names
+        if planned.plan(name).exists()
     }
     return {
         "calibration": about(calib),

@@ -17,37 +17,38 @@ from edgekit.errors import BadData, UsageError
 from edgekit.export.keys import code, versions
 from edgekit.export.request import Listener
 from edgekit.model import Model
-from edgekit.names import METHODS, unknown
+from edgekit.names import CALIBRATED, METHODS, unknown
 from edgekit.signature import Signature
 
 if TYPE_CHECKING:
     import torch
 
     from edgekit.compress.plan import QuantPlan
-    from edgekit.compress.ptq import Methods
+    from edgekit.compress.ptq import Methods, Quantized
 
-__all__ = ["Planned", "make_plan", "methods_without"]
+__all__ = ["Planned", "make_plan", "methods_without", "tensors"]
 
 
 @dataclass(frozen=True)
 class Planned:
     """The store entry of a plan.
 
-    It holds ``program.pt2``, one ``plan-<scheme>.json`` per scheme, and ``program-<scheme>.pt2``
-    where the plan maker changed weights and biases.
+    It holds ``program.pt2``, one ``plan-<name>.json`` per plan, and ``program-<name>.pt2`` where
+    the plan maker changed weights and biases. A plan's name is its scheme, or
+    ``<scheme>@<variant>`` (`edgekit.compress.plan.plan_name`).
     """
 
     key: str
     path: Path
 
-    def program(self, scheme: str) -> Path:
-        """The canonical program that the plan of ``scheme`` belongs to."""
-        changed = self.path / f"program-{scheme}.pt2"
+    def program(self, name: str) -> Path:
+        """The canonical program that a plan belongs to."""
+        changed = self.path / f"program-{name}.pt2"
         return changed if changed.exists() else self.path / "program.pt2"
 
-    def plan(self, scheme: str) -> Path:
-        """The plan of one scheme."""
-        return self.path / f"plan-{scheme}.json"
+    def plan(self, name: str) -> Path:
+        """A plan by its name."""
+        return self.path / f"plan-{name}.json"
 
 
 def methods_without(left_out: Sequence[str]) -> Methods:
@@ -78,6 +79,7 @@ def make_plan(
     listener: Listener,
     *,
     without: Sequence[str] = (),
+    variants: Sequence[str] = (),
 ) -> Planned:
     """The canonical program and the plan of every scheme.
 
@@ -88,6 +90,7 @@ def make_plan(
         store: where the result is kept.
         listener: hears of progress.
         without: methods of the plan maker to leave out, by the names in `edgekit.names.METHODS`.
+        variants: overrides (`edgekit.names.OVERRIDES`) to make plans for beside each scheme's own.
 
     Raises:
         BadData: a scheme needs calibration and there are no samples.
@@ -101,6 +104,7 @@ def make_plan(
         calib=None if calib is None else [calib.digest, len(calib)],
         schemes=sorted(schemes),
         methods=methods.to_json(),
+        variants=sorted(variants),
         code=code("compress"),
         versions=versions("torch", "torchao"),
     )
@@ -110,23 +114,41 @@ def make_plan(
 
         from edgekit.compress.graph import canonical, program_digest, save_program
         from edgekit.compress.plan import QuantPlan
+        from edgekit.compress.weights import quantize_weights
 
         save_program(canonical(model.program()), folder / "program.pt2")
         # Saving and loading must not change what the plan names.
         program = torch.export.load(folder / "program.pt2")
         for scheme in schemes:
-            plan = QuantPlan("fp32", program_digest(program))
-            if scheme != "fp32":
-                if calib is None:
-                    raise BadData(
-                        f"scheme {scheme} needs calibration data",
-                        hint="give --calib DATA, or --scheme fp32",
-                    )
-                file = folder / f"program-{scheme}.pt2"
-                plan = _quantize(model, program, calib, methods, listener, file)
-            (folder / f"plan-{scheme}.json").write_text(json.dumps(plan.to_json()))
+            if scheme == "fp32":
+                _save(folder, scheme, QuantPlan("fp32", program_digest(program)))
+                continue
+            weights = None if scheme in CALIBRATED else quantize_weights(program, scheme)
+            if weights is not None and (calib is None or scheme == "fp16"):
+                _save(folder, scheme, weights)
+                continue
+            if calib is None:
+                raise BadData(
+                    f"scheme {scheme} needs calibration data",
+                    hint="give --calib DATA, or --scheme fp32",
+                )
+            made = _quantize(model, program, calib, methods, variants, listener, weights)
+            _save(folder, scheme, made.plan, made.program if made.program is not program else None)
+            for name, one in made.variants.items():
+                _save(folder, f"{scheme}@{name}", one.plan, one.program)
 
     return Planned(key, store.make(key, fill, what="plan"))
+
+
+def _save(
+    folder: Path, name: str, plan: QuantPlan, program: torch.export.ExportedProgram | None = None
+) -> None:
+    """Writes a plan, and the program that it belongs to if that is not the model's own."""
+    from edgekit.compress.graph import save_program
+
+    if program is not None:
+        save_program(program, folder / f"program-{name}.pt2")
+    (folder / f"plan-{name}.json").write_text(json.dumps(plan.to_json()))
 
 
 def _quantize(
@@ -134,12 +156,12 @@ def _quantize(
     program: torch.export.ExportedProgram,
     calib: Samples,
     methods: Methods,
+    variants: Sequence[str],
     listener: Listener,
-    file: Path,
-) -> QuantPlan:
-    """Makes a ``w8a8`` plan; writes the program that it belongs to if that is not the given one."""
-    from edgekit.compress.graph import save_program
-    from edgekit.compress.ptq import post_training
+    weights: QuantPlan | None,
+) -> Quantized:
+    """Makes a ``w8a8`` plan, and those of its variants, or rounds the weights of another plan."""
+    from edgekit.compress.ptq import post_training, round_weights
 
     about = {"source": Path(calib.source).name, "digest": calib.digest}
     with ExitStack() as stack:
@@ -153,19 +175,21 @@ def _quantize(
             advance(done - reached[0])
             reached[0] = done
 
-        made = post_training(
+        feeds = tensors(calib, model.signature)
+        if weights is not None:
+            return round_weights(program, weights, feeds, methods, calibration=about, progress=tell)
+        return post_training(
             program,
-            _tensors(calib, model.signature),
+            feeds,
             methods,
             calibration=about,
+            variants=variants,
             progress=tell,
         )
-    if made.program is not program:
-        save_program(made.program, file)
-    return made.plan
 
 
-def _tensors(calib: Samples, signature: Signature) -> Iterator[tuple[torch.Tensor, ...]]:
+def tensors(calib: Samples, signature: Signature) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The samples as `edgekit.compress` takes them: one tuple of tensors each, batch of 1."""
     import torch
 
     for i in range(len(calib)):

@@ -19,10 +19,11 @@ from edgekit import device as devices_
 from edgekit import engines
 from edgekit.artifact import Artifact, Store, fingerprint
 from edgekit.bench.measure import BenchRequest, bench
+from edgekit.compress.plan import plan_name
 from edgekit.data import Samples, load, load_pair
 from edgekit.device import Job, plan_targets
 from edgekit.errors import EdgekitError, Locked, UnsupportedError, UsageError, WorkerCrashed
-from edgekit.export import stages
+from edgekit.export import accuracy, stages
 from edgekit.export.document import Row, build, gates_of, judged
 from edgekit.export.keys import code, isa
 from edgekit.export.packing import pack_result
@@ -31,11 +32,13 @@ from edgekit.export.request import MIN_CALIB, ExportRequest
 from edgekit.export.stages import Proof, Referenced
 from edgekit.metrics import top1, top1_correct
 from edgekit.model import Model
+from edgekit.names import CALIBRATED, NO_VNNI, OVERRIDES
 from edgekit.pack import check_destination
 from edgekit.paired import paired_difference
+from edgekit.runtime.cpu import lacks_vnni
 from edgekit.targets import find, require_installed, worker
 
-__all__ = ["ExportResult", "export_bundle"]
+__all__ = ["ExportResult", "export_bundle", "samples_of"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ def export_bundle(
     store = store or Store()
     profiles = [devices_.load(d) for d in request.devices]
     jobs = plan_targets(profiles, request.targets, request.schemes)
+    if request.engine is not None:
+        jobs = _without_variants(jobs, request)
     for job in jobs:
         require_installed(find(job.target))
     if request.engine is not None:
@@ -90,6 +95,26 @@ def export_bundle(
     except BaseException:
         worker.stop()
         raise
+
+
+def _without_variants(jobs: Sequence[Job], request: ExportRequest) -> tuple[Job, ...]:
+    """Engines have no overrides: one artifact for all devices, as the vendor makes it."""
+    merged: dict[tuple[str, str, str], Job] = {}
+    for job in jobs:
+        if job.variant is not None:
+            request.listener.note(
+                f"{request.engine} makes no variant for {' '.join(job.devices)}, which lacks VNNI: "
+                f"{job.target} may saturate there"
+            )
+        key = (job.target, job.scheme, job.delegate)
+        other = merged.get(key)
+        merged[key] = replace(
+            job,
+            variant=None,
+            devices=job.devices if other is None else (*other.devices, *job.devices),
+            threads=job.threads if other is None else min(other.threads, job.threads),
+        )
+    return tuple(merged.values())
 
 
 def _check_engine(name: str, jobs: Sequence[Job]) -> None:
@@ -116,20 +141,37 @@ def _export(
     model: Model, request: ExportRequest, jobs: Sequence[Job], store: Store, start: float
 ) -> ExportResult:
     listener = request.listener
-    calib, evaluation = _samples(model, request, jobs)
+    calib, evaluation = samples_of(model, request, [j.scheme for j in jobs])
     # The float twin of every artifact is made too: it is what latency is compared with.
     schemes = list(dict.fromkeys([*(j.scheme for j in jobs), "fp32"]))
     # An engine needs no plan: what it makes is held against the float model.
     planned_for = schemes if request.engine is None else ["fp32"]
-    planned = make_plan(model, calib, planned_for, store, listener, without=request.without)
+    names = [plan_name(j.target, j.scheme, j.variant) for j in jobs]
+    own = [n for n in dict.fromkeys(names) if n not in schemes]
+    planned = make_plan(
+        model,
+        calib,
+        planned_for,
+        store,
+        listener,
+        without=request.without,
+        variants=[n.partition("@")[2] for n in own],
+    )
+    plans = [*planned_for, *own]
     held = evaluation if evaluation is not None else calib
-    reference = stages.refer(model, planned, held, planned_for, store, listener)
     with tempfile.TemporaryDirectory(prefix="edgekit-feeds-") as folder:
         feeds = _Feeds(model, held, Path(folder))
-        rows = _make(model, jobs, planned, reference, feeds, store, request, calib)
+
+        def prove(planned: Planned) -> tuple[Referenced, list[Row]]:
+            reference = stages.refer(model, planned, held, plans, store, listener)
+            rows = _make(model, jobs, planned, reference, feeds, store, request, calib)
+            return reference, _score(model, rows, reference, evaluation, store)
+
+        planned, reference, rows = accuracy.until_held(
+            model, planned, calib, evaluation, plans, request, store, prove
+        )
         if request.bench:
             rows = _measure(model, rows, feeds, store, request)
-    rows = _score(model, rows, reference, evaluation, store)
     gates = gates_of(rows, request)
     rows = [judged(row, gates) for row in rows]
     failed = [r.id for r in rows if r.status != "ok"]
@@ -143,7 +185,7 @@ def _export(
         )
     score = _reference_score(model, reference, evaluation)
     wall = time.perf_counter() - start
-    document = build(model, request, rows, gates, bundle, score, wall)
+    document = build(model, request, rows, gates, bundle, score, wall) | accuracy.about(planned)
     return ExportResult(document, tuple(failed), conversions)
 
 
@@ -171,10 +213,11 @@ class _Feeds:
         }
 
 
-def _samples(
-    model: Model, request: ExportRequest, jobs: Sequence[Job]
+def samples_of(
+    model: Model, request: ExportRequest, schemes: Sequence[str]
 ) -> tuple[Samples | None, Samples | None]:
-    quantized = [j.scheme for j in jobs if j.scheme != "fp32"]
+    """Calibration and evaluation samples, none of them in both."""
+    quantized = [s for s in schemes if s in CALIBRATED]
     if quantized and request.calib is None:
         raise UsageError(
             f"scheme {quantized[0]} needs calibration data",
@@ -270,25 +313,26 @@ def _make_target(
     calib: Samples | None,
 ) -> list[Row]:
     target = jobs[0].target
-    wanted = list(dict.fromkeys([*(j.scheme for j in jobs), "fp32"]))
-    ours = wanted if request.engine is None else ["fp32"]
+    wanted: list[stages.Wanted] = [(j.scheme, j.variant) for j in jobs]
+    wanted = list(dict.fromkeys([*wanted, ("fp32", None)]))
+    ours = wanted if request.engine is None else [("fp32", None)]
     signature, listener = model.signature, request.listener
     try:
         made = stages.convert(target, ours, planned, signature, store, listener)
         if request.engine is not None and calib is not None:
             engine = engines.find(request.engine)
-            for scheme in (s for s in wanted if s not in ours):
-                made[scheme] = stages.convert_by_engine(
-                    engine, target, scheme, planned, calib, signature, store, listener
+            for one in (w for w in wanted if w not in ours):
+                made[one] = stages.convert_by_engine(
+                    engine, target, one[0], planned, calib, signature, store, listener
                 )
     except WorkerCrashed as error:
         if not request.keep_going:
             raise
-        made = {s: error for s in wanted}
-    twin = made["fp32"]
+        made = dict.fromkeys(wanted, error)
+    twin = made["fp32", None]
     rows = []
     for job in jobs:
-        artifact = made[job.scheme]
+        artifact = made[job.scheme, job.variant]
         row = Row(
             job=job,
             artifact=artifact if isinstance(artifact, Artifact) else None,
@@ -324,8 +368,17 @@ def _prove(
         return replace(row, status="failed", reason=error.message)
     row = replace(row, proof=proof)
     if not proof.document["passed"]:
-        return replace(row, status="failed", reason=proof.reason)
+        return replace(row, status="failed", reason=_with_cause(row, proof.reason))
     return row
+
+
+def _with_cause(row: Row, reason: str | None) -> str | None:
+    """Says where this machine itself is why an artifact for others gives wrong answers."""
+    job = row.job
+    needs = job.target in OVERRIDES[NO_VNNI] and job.scheme == "w8a8" and job.variant is None
+    if not (needs and lacks_vnni()):
+        return reason
+    return f"{reason}; this machine has no VNNI and can't prove an artifact that needs it"
 
 
 def _measure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from edgekit import engines
 from edgekit.artifact import Artifact, Store, fingerprint, sha256_of
+from edgekit.compress.plan import plan_name
 from edgekit.data import Samples
 from edgekit.engines import Engine
 from edgekit.engines._task import TASK
@@ -28,9 +30,13 @@ from edgekit.signature import Signature
 from edgekit.targets import Target, find, installed, worker
 
 if TYPE_CHECKING:
+    from torch import fx
+
     from edgekit.verify import Verdict
 
 Arrays = dict[str, npt.NDArray[Any]]
+Wanted = tuple[str, str | None]
+"""A scheme, and the variant of its plan or None."""
 
 FLOOR_SAMPLES = 128
 PROBE_DRAWS = 8
@@ -45,6 +51,7 @@ __all__ = [
     "load_arrays",
     "prove",
     "refer",
+    "rounding_floors",
 ]
 
 
@@ -54,7 +61,8 @@ class Referenced:
 
     Attributes:
         key: of the entry.
-        path: holds ``outputs-float.npz``, ``outputs-<scheme>.npz`` and ``facts.json``.
+        path: holds ``outputs-<name>.npz`` for every plan (``fp32`` is the float model) and
+            ``facts.json``.
         samples: the samples; None where there are only made-up inputs.
         n: samples without the probes.
         probes: how many probes follow them.
@@ -67,7 +75,7 @@ class Referenced:
     probes: int
 
     def facts(self) -> dict[str, Any]:
-        """Output steps and rounding floor by scheme."""
+        """Output steps and rounding floor by the plan's name."""
         loaded: dict[str, Any] = json.loads((self.path / "facts.json").read_text())
         return loaded
 
@@ -95,16 +103,19 @@ def refer(
     model: Model,
     planned: Planned,
     samples: Samples | None,
-    schemes: Sequence[str],
+    names: Sequence[str],
     store: Store,
     listener: Listener,
 ) -> Referenced:
-    """Answers of the float model and of every plan, on the samples and on extreme inputs."""
+    """Answers of the float model and of every plan, on the samples and on extreme inputs.
+
+    ``names`` are those of plans (`edgekit.compress.plan.plan_name`).
+    """
     key = fingerprint(
         stage="reference",
         plan=planned.key,
         samples=None if samples is None else [samples.digest, len(samples)],
-        schemes=sorted(schemes),
+        schemes=sorted(names),
         code=code("compress", "parity", "verify.py"),
         versions=versions("torch", "numpy"),
         isa=isa(),
@@ -114,52 +125,78 @@ def refer(
     def fill(folder: Path) -> None:
         import torch
 
-        from edgekit.compress.evaluate import evaluate, with_rounding_noise
+        from edgekit.compress.evaluate import evaluate
         from edgekit.compress.plan import QuantPlan
         from edgekit.compress.render import render
-        from edgekit.verify import output_steps, rounding_floor
+        from edgekit.verify import output_steps
 
         feeds, _ = gather(model, samples)
-        names = [s.name for s in model.signature.inputs]
+        ins = [s.name for s in model.signature.inputs]
         outs = [s.name for s in model.signature.outputs]
         facts: dict[str, Any] = {}
-        total = len(feeds[names[0]])
-        for scheme in dict.fromkeys(["fp32", *schemes]):
-            file = planned.plan(scheme)
-            program = torch.export.load(planned.program(scheme))
+        total = len(feeds[ins[0]])
+        for name in dict.fromkeys(["fp32", *names]):
+            file = planned.plan(name)
+            program = torch.export.load(planned.program(name))
             plan = (
                 QuantPlan.from_json(json.loads(file.read_text()))
                 if file.exists()
                 else QuantPlan("fp32", _digest_of(program))
             )
             module = render(program, plan, "fake")
-            with listener.progress(f"evaluating {scheme} in torch", total) as advance:
-                answers = evaluate(module, feeds, names, outs, progress=advance)
-            _check_finite(answers, scheme)
-            np.savez(folder / f"outputs-{scheme}.npz", **answers)  # type: ignore[arg-type]
+            with listener.progress(f"evaluating {name} in torch", total) as advance:
+                answers = evaluate(module, feeds, ins, outs, progress=advance)
+            _check_finite(answers, name)
+            np.savez(folder / f"outputs-{name}.npz", **answers)  # type: ignore[arg-type]
             steps = output_steps(program, plan, outs)
             floors: dict[str, Any] = {"floor": None, "probe_floor": None}
-            if plan.edges:
-                parts = {
-                    "floor": (slice(0, min(FLOOR_SAMPLES, n)), 1),
-                    "probe_floor": (slice(n, total), PROBE_DRAWS),
-                }
-                for kind, (part, draws) in parts.items():
-                    few = {k: v[part] for k, v in feeds.items()}
-                    right = {k: v[part] for k, v in answers.items()}
-                    found = []
-                    for draw in range(draws):
-                        disturbed = evaluate(
-                            with_rounding_noise(module, draw=draw), few, names, outs
-                        )
-                        found.append(rounding_floor(model.signature, right, disturbed, steps))
-                    floors[kind] = _lowest(found)
-            facts[scheme] = {"steps": steps, **floors}
+            if plan.rounds:
+                floors = rounding_floors(model.signature, module, feeds, answers, steps, n)
+            facts[name] = {"steps": steps, **floors}
         (folder / "facts.json").write_text(json.dumps(facts))
 
     path = store.make(key, fill, what="reference")
     probes = len(_probes(model, None))
     return Referenced(key, path, samples, n, probes)
+
+
+def rounding_floors(
+    signature: Signature,
+    module: fx.GraphModule,
+    feeds: Arrays,
+    answers: Arrays,
+    steps: Mapping[str, float | None],
+    n: int,
+) -> dict[str, Any]:
+    """How far a plan's evaluation moves under rounding noise, on samples and on the probes.
+
+    Args:
+        signature: of the model.
+        module: the plan's ``fake`` rendering.
+        feeds: the samples, then the probes.
+        answers: of ``module`` to them.
+        steps: quantization steps of its outputs.
+        n: how many of ``feeds`` are samples.
+    """
+    from edgekit.compress.evaluate import evaluate, with_rounding_noise
+    from edgekit.verify import rounding_floor
+
+    names, outs = ([s.name for s in side] for side in (signature.inputs, signature.outputs))
+    total = len(feeds[names[0]])
+    floors = {}
+    for kind, part, draws in (
+        ("floor", slice(0, min(FLOOR_SAMPLES, n)), 1),
+        ("probe_floor", slice(n, total), PROBE_DRAWS),
+    ):
+        few = {k: v[part] for k, v in feeds.items()}
+        right = {k: v[part] for k, v in answers.items()}
+        found = []
+        for draw in range(draws):
+            noisy = with_rounding_noise(module, draw=draw)
+            disturbed = evaluate(noisy, few, names, outs)
+            found.append(rounding_floor(signature, right, disturbed, steps))
+        floors[kind] = _lowest(found)
+    return floors
 
 
 def _lowest(floors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -201,41 +238,54 @@ def gather(model: Model, samples: Samples | None) -> tuple[Arrays, int]:
 
 def convert(
     target: str,
-    schemes: Sequence[str],
+    wanted: Sequence[Wanted],
     planned: Planned,
     signature: Signature,
     store: Store,
     listener: Listener,
-) -> dict[str, Artifact | EdgekitError]:
-    """Converts for one target, in one worker process for all schemes that are not in the store.
+) -> dict[Wanted, Artifact | EdgekitError]:
+    """Converts for one target, in one worker process for all that is not in the store.
+
+    Args:
+        target: a target id.
+        wanted: pairs of a scheme and a variant of its plan, which may be None.
+        planned: the plans.
+        signature: of the model.
+        store: where artifacts are kept.
+        listener: hears of progress.
 
     Returns:
-        By scheme, the artifact, or the error with which the target refused it.
+        By pair, the artifact, or the error with which the target refused it.
 
     Raises:
         WorkerCrashed: the converter died.
     """
     made = find(target)
-    keys = {s: _convert_key(made, target, s, planned, signature) for s in schemes}
-    missing = [s for s in schemes if store.get(keys[s]) is None]
-    refused: dict[str, EdgekitError] = {}
+    keys = {w: _convert_key(made, target, w, planned, signature) for w in wanted}
+    missing = [w for w in wanted if store.get(keys[w]) is None]
+    refused: dict[Wanted, EdgekitError] = {}
     with tempfile.TemporaryDirectory(prefix="edgekit-convert-") as scratch:
         if missing:
-            listener.note(f"{target}: converting {', '.join(missing)}")
+            listener.note(f"{target}: converting {', '.join(map(_shown, missing))}")
             refused = _run_conversions(made, target, missing, planned, signature, Path(scratch))
-        result: dict[str, Artifact | EdgekitError] = {}
-        for scheme in schemes:
-            if scheme in refused:
-                result[scheme] = refused[scheme]
+        result: dict[Wanted, Artifact | EdgekitError] = {}
+        for one in wanted:
+            if one in refused:
+                result[one] = refused[one]
                 continue
-            source = Path(scratch) / scheme
+            source = Path(scratch) / _shown(one)
             entry = store.make(
-                keys[scheme],
+                keys[one],
                 lambda folder, source=source: _copy(source, folder),  # type: ignore[misc]
-                what=f"convert {target} {scheme}",
+                what=f"convert {target} {_shown(one)}",
             )
-            result[scheme] = _artifact(entry, made, scheme)
+            result[one] = _artifact(entry, made, *one)
     return result
+
+
+def _shown(wanted: Wanted) -> str:
+    """``w8a8``, or ``w8a8@x86-no-vnni`` for a variant."""
+    return "@".join(filter(None, wanted))
 
 
 def convert_by_engine(
@@ -357,16 +407,27 @@ def prove(
                     "outputs": str(folder / "outputs.npz"),
                     "repeats": TOLERANCES[scheme].repeats,
                 },
-                {"op": "absorbed", "artifact": str(artifact.path)},
+                {"op": "unrounded", "artifact": str(artifact.path)},
             ],
         )
         for answer in (result, kernels):
             if "error" in answer:
                 raise answer["error"]
-        absorbed = kernels["convolutions"]
-        _judge(folder, result, absorbed, target, artifact, planned, reference, model, feeds_file())
+        _judge(
+            folder,
+            result,
+            kernels["unrounded"],
+            target,
+            artifact,
+            planned,
+            reference,
+            model,
+            feeds_file(),
+        )
 
-    path = store.make(key, fill, what=f"verify {target} {artifact.scheme}")
+    path = store.make(
+        key, fill, what=f"verify {target} {_shown((artifact.scheme, artifact.variant))}"
+    )
     saved = json.loads((path / "verify.json").read_text())
     return Proof(saved["document"], saved["reason"], saved["runtime"], path)
 
@@ -374,7 +435,7 @@ def prove(
 def _judge(
     folder: Path,
     result: Mapping[str, Any],
-    absorbed: Sequence[int],
+    unrounded: Mapping[str, Any],
     target: str,
     artifact: Artifact,
     planned: Planned,
@@ -385,29 +446,50 @@ def _judge(
     import torch
 
     from edgekit import verify
+    from edgekit.compress.dynamic import as_computed
     from edgekit.compress.evaluate import evaluate
+    from edgekit.compress.graph import graph_module
     from edgekit.compress.plan import QuantPlan
-    from edgekit.compress.render import GATES, RESULTS, render, without_convolutions
+    from edgekit.compress.render import render
+    from edgekit.compress.unrounded import Unrounded
 
-    scheme = artifact.scheme
-    if not planned.plan(scheme).exists():
+    scheme, name = artifact.scheme, plan_name(target, artifact.scheme, artifact.variant)
+    if not planned.plan(name).exists():
         _judge_without_plan(folder, result, artifact, reference, model, feeds_file)
         return
-    program = torch.export.load(planned.program(scheme))
-    plan = QuantPlan.from_json(json.loads(planned.plan(scheme).read_text()))
-    facts = reference.facts()[scheme]
+    program = torch.export.load(planned.program(name))
+    made = QuantPlan.from_json(json.loads(planned.plan(name).read_text()))
+    made = dataclasses.replace(made, variant=artifact.variant)
+    plan = as_computed(graph_module(program), made, find(target))
+    facts = reference.facts()[name]
     feeds = load_arrays(feeds_file)
-    outputs = load_arrays(reference.path / f"outputs-{scheme}.npz")
+    outputs = load_arrays(reference.path / f"outputs-{name}.npz")
     against = "plan"
-    computed = without_convolutions(program, plan, absorbed)
-    unstored = [i for i in absorbed if i in (GATES, RESULTS)]
-    carried = without_convolutions(program, plan, unstored)
+    left_out = Unrounded.from_json(unrounded)
+    computed = left_out.without(program, plan)
+    carried = left_out.not_stored().without(program, plan)
     if len(computed.edges) < len(plan.edges):
         # The runtime's kernels round less often than the plan: so must what they are held against.
         inputs = [s.name for s in model.signature.inputs]
+        results = [s.name for s in model.signature.outputs]
         module = render(program, computed, "fake")
-        outputs = evaluate(module, feeds, inputs, [s.name for s in model.signature.outputs])
-        against = f"plan, without the rounding of {_left_out(program, plan, absorbed)}"
+        outputs = evaluate(module, feeds, inputs, results)
+        steps = verify.output_steps(program, computed, results)
+        if steps != facts["steps"]:
+            n = len(feeds[inputs[0]]) - reference.probes
+            floors = rounding_floors(model.signature, module, feeds, outputs, steps, n)
+            facts = {"steps": steps, **floors}
+        against = f"plan, without the rounding of {left_out.words(program, plan)}"
+    elif plan != made:
+        inputs = [s.name for s in model.signature.inputs]
+        results = [s.name for s in model.signature.outputs]
+        module = render(program, plan, "fake")
+        outputs = evaluate(module, feeds, inputs, results)
+        n = len(feeds[inputs[0]]) - reference.probes
+        if plan.rounds:
+            floors = rounding_floors(model.signature, module, feeds, outputs, facts["steps"], n)
+            facts = {**facts, **floors}
+        against = "plan, with the runtime's own scales of inputs that it quantizes as it runs"
     held = verify.Reference(
         scheme=scheme,
         feeds=feeds,
@@ -431,24 +513,6 @@ def _judge(
     )
     verdict = verify.look_closer(verdict, target, program, plan, model.signature, feeds)
     _save(folder, verdict, artifact)
-
-
-def _left_out(program: Any, plan: Any, absorbed: Sequence[int]) -> str:
-    """What a runtime does not round, in words."""
-    from edgekit.compress.render import GATES, RESULTS, without_convolutions
-
-    def fewer(ordinals: Sequence[int]) -> int:
-        return len(plan.edges) - len(without_convolutions(program, plan, ordinals).edges)
-
-    sums = [i for i in absorbed if i not in (GATES, RESULTS)]
-    parts = [
-        f"{fewer(sums)} convolutions that are added at once" if sums else "",
-        "what is inside of SiLUs" if GATES in absorbed and fewer([GATES]) else "",
-        "linear layers that floating point follows" if RESULTS in absorbed else "",
-    ]
-    if RESULTS in absorbed and not fewer([RESULTS]):
-        parts.pop()
-    return " and of ".join(p for p in parts if p)
 
 
 def _judge_without_plan(
@@ -499,21 +563,23 @@ def load_arrays(path: Path) -> Arrays:
 def _run_conversions(
     made: Target,
     target: str,
-    schemes: Sequence[str],
+    wanted: Sequence[Wanted],
     planned: Planned,
     signature: Signature,
     scratch: Path,
-) -> dict[str, EdgekitError]:
+) -> dict[Wanted, EdgekitError]:
     tasks: list[worker.Task] = []
-    for scheme in schemes:
-        folder = scratch / scheme
+    for one in wanted:
+        name = plan_name(target, *one)
+        folder = scratch / _shown(one)
         folder.mkdir()
         out = folder / f"model{made.suffix}"
         tasks.append(
             {
                 "op": "convert",
-                "program": str(planned.program(scheme)),
-                "plan": str(planned.plan(scheme)),
+                "program": str(planned.program(name)),
+                "plan": str(planned.plan(name)),
+                "variant": one[1],
                 "signature": signature.to_json(),
                 "out": str(out),
             }
@@ -521,31 +587,31 @@ def _run_conversions(
         tasks.append({"op": "inspect", "artifact": str(out)})
         tasks.append({"op": "stored", "artifact": str(out)})
     results = worker.run(target, tasks)
-    refused: dict[str, EdgekitError] = {}
-    for scheme, (done, seen, stored) in zip(
-        schemes, zip(results[0::3], results[1::3], results[2::3], strict=True), strict=True
+    refused: dict[Wanted, EdgekitError] = {}
+    for one, (done, seen, stored) in zip(
+        wanted, zip(results[0::3], results[1::3], results[2::3], strict=True), strict=True
     ):
         failed = next((r["error"] for r in (done, seen, stored) if "error" in r), None)
         if failed is not None:
-            refused[scheme] = failed
+            refused[one] = failed
             continue
         facts = {
             "files": [Path(f).name for f in done["files"]],
             "placement": seen["placement"],
             "stored": stored["stored"],
         }
-        (scratch / scheme / "convert.json").write_text(json.dumps(facts))
+        (scratch / _shown(one) / "convert.json").write_text(json.dumps(facts))
     return refused
 
 
 def _convert_key(
-    made: Target, target: str, scheme: str, planned: Planned, signature: Signature
+    made: Target, target: str, wanted: Wanted, planned: Planned, signature: Signature
 ) -> str:
     return fingerprint(
         stage="convert",
         target=target,
-        scheme=scheme,
-        plan=sha256_of(planned.plan(scheme)),
+        scheme=_shown(wanted),
+        plan=sha256_of(planned.plan(plan_name(target, *wanted))),
         program=planned.key,
         signature=signature.to_json(),
         code=code("compress", "targets"),
@@ -553,13 +619,14 @@ def _convert_key(
     )
 
 
-def _artifact(entry: Path, made: Target, scheme: str) -> Artifact:
+def _artifact(entry: Path, made: Target, scheme: str, variant: str | None = None) -> Artifact:
     names = json.loads((entry / "convert.json").read_text())["files"]
     return Artifact.from_files(
         [entry / name for name in names],
         target=made.id,
         delegate=made.delegates[0],
         scheme=scheme,
+        variant=variant,
     )
 
 

@@ -15,8 +15,9 @@ from types import TracebackType
 from typing import Any
 
 from edgekit.errors import BadData, UnsupportedError, UsageError
-from edgekit.names import scheme_id
+from edgekit.names import NO_VNNI, scheme_id
 from edgekit.runtime.container import Container, open_container
+from edgekit.runtime.cpu import lacks_vnni, unmet
 from edgekit.runtime.golden import GoldenCheck, check_golden, unpack_golden
 from edgekit.runtime.manifest import (
     MANIFEST,
@@ -106,7 +107,11 @@ class Bundle:
         scheme: str | None = None,
         device: str | None = None,
     ) -> BundleArtifact:
-        """The one artifact that fits all that is given.
+        """The one artifact that fits all that is given, and this processor.
+
+        Some artifacts have a variant for processors without an instruction that they need. Of the
+        two, the one is given that this processor runs rightly; where ``id`` or ``device`` is named,
+        it is taken at its word.
 
         Args:
             id: its id.
@@ -116,6 +121,7 @@ class Bundle:
 
         Raises:
             UsageError: none fits, or more than one does; the message lists them.
+            UnsupportedError: what fits needs an instruction that this processor lacks.
         """
         try:
             canonical = None if scheme is None else scheme_id(scheme)
@@ -129,6 +135,8 @@ class Bundle:
             and canonical in (None, artifact.scheme)
             and (device is None or not artifact.devices or device in artifact.devices)
         ]
+        if id is None and device is None:
+            found = _runnable(found)
         if len(found) == 1:
             return found[0]
         asked = {"id": id, "target": target, "scheme": scheme, "device": device}
@@ -160,13 +168,15 @@ class Bundle:
 
         Raises:
             TrustError: a file changed since the bundle was opened.
-            UnsupportedError: the installed runtime is older than the artifact requires.
+            UnsupportedError: the installed runtime is older than the artifact requires, or the
+                processor lacks an instruction that it requires.
             UsageError: the artifact is another bundle's.
             StorageError: a zip cannot be unpacked for want of space.
         """
         if artifact not in self.artifacts:
             raise UsageError(f"artifact {artifact.id!r} is not one of bundle {self.name!r}")
         _check_version(artifact)
+        _check_isa(artifact)
         return self._container.place(artifact.files) / artifact.path
 
     def preprocess(self) -> Preprocess | None:
@@ -230,6 +240,38 @@ class Bundle:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _runnable(found: list[BundleArtifact]) -> list[BundleArtifact]:
+    """Of artifacts that differ in their variant only, those for this processor.
+
+    Raises:
+        UnsupportedError: there are some, and this processor runs none of them.
+    """
+    able = [artifact for artifact in found if unmet(artifact.requires) is None]
+    if found and not able:
+        _check_isa(found[0])
+    choices: dict[tuple[str | None, ...], list[BundleArtifact]] = {}
+    for artifact in able:
+        same = (artifact.target, artifact.delegate, artifact.scheme, artifact.io)
+        choices.setdefault(same, []).append(artifact)
+    wanted = NO_VNNI if lacks_vnni() else None
+    kept = []
+    for choice in choices.values():
+        kept += [a for a in choice if a.variant == wanted] or choice
+    return kept
+
+
+def _check_isa(artifact: BundleArtifact) -> None:
+    missing = unmet(artifact.requires)
+    if missing is not None:
+        wanted = missing.partition(":")[2].replace("|", " or ")
+        raise UnsupportedError(
+            f"artifact {artifact.id!r} needs a processor with {wanted}; on this one its int8 sums "
+            "could saturate and its answers be wrong",
+            hint="take the bundle's variant for such processors, or export one for a device that "
+            "lacks it (--device host here)",
+        )
 
 
 def _check_version(artifact: BundleArtifact) -> None:

@@ -27,6 +27,7 @@ DOCUMENTS: Final = {
     "edgekit.device-check/1": "device_check",
     "edgekit.targets/1": "targets",
     "edgekit.plan/1": "plan",
+    "edgekit.quantize/1": "quantize",
     "edgekit.verify/1": "verify",
     "edgekit.bench/1": "bench",
     "edgekit.inspect/1": "inspect",

@@ -31,6 +31,7 @@ ENTRY_POINTS = "edgekit.targets"
 
 __all__ = [
     "Placement",
+    "Reason",
     "Stored",
     "Target",
     "available",
@@ -39,6 +40,21 @@ __all__ = [
     "installed",
     "require_installed",
 ]
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why some operators of an artifact convert, move or compute in floating point.
+
+    Attributes:
+        operator: their type.
+        count: how many there are for this reason.
+        why: the reason.
+    """
+
+    operator: str
+    count: int
+    why: str
 
 
 @dataclass(frozen=True)
@@ -54,6 +70,8 @@ class Placement:
         first_fallback: the first operator left in float and why, or None.
         bytes_by_dtype: bytes of stored constants by dtype.
         waste: operators that only move or convert data between kernels, by type.
+        reasons: of an artifact with integers, why each of the others is there; see
+            `edgekit.targets._reasons`.
     """
 
     ops: Mapping[str, int]
@@ -63,10 +81,11 @@ class Placement:
     first_fallback: str | None = None
     bytes_by_dtype: Mapping[str, int] = field(default_factory=dict)
     waste: Mapping[str, int] = field(default_factory=dict)
+    reasons: tuple[Reason, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
-        return asdict(self)
+        return {**asdict(self), "reasons": [asdict(r) for r in self.reasons]}
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,54 @@ def unsigned_activations(model: Any) -> None:
         node.input[2] = made[name]
 
 
+def own_zero_points(model: Any) -> None:
+    """Every int8 weight gets a zero point of its own, where the exporter let several share one.
+
+    On x86 without VNNI a session may be asked for exact kernels (``session.x64quantprecision``).
+    ONNX Runtime 1.32 then makes a uint8 copy of each weight and zero point under a name of its
+    own, and refuses a file in which two weights have one zero point.
+    """
+    from onnx import numpy_helper
+
+    graph = model.graph
+    initializers = {i.name: i for i in graph.initializer}
+    for node in graph.node:
+        stored = initializers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if stored is None or numpy_helper.to_array(stored).dtype != np.int8:
+            continue
+        zero = numpy_helper.to_array(initializers[node.input[2]])
+        node.input[2] = f"{node.output[0]}_zero"
+        graph.initializer.append(numpy_helper.from_array(zero, node.input[2]))
+
+
+def unsigned_weights(model: Any) -> None:
+    """int8 weights become uint8 with zero point 128: the same real values.
+
+    For x86 without VNNI, where the kernels for u8 x u8 multiply in 16 bits and add in 32.
+    """
+    from onnx import numpy_helper
+
+    graph = model.graph
+    initializers = {i.name: i for i in graph.initializer}
+    moved: set[str] = set()
+    for node in graph.node:
+        stored = initializers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if stored is None:
+            continue
+        integers = numpy_helper.to_array(stored)
+        if integers.dtype != np.int8 and stored.name not in moved:
+            continue
+        zero = numpy_helper.to_array(initializers[node.input[2]])
+        name = f"{stored.name}_zero_u8"
+        if stored.name not in moved:
+            moved.add(stored.name)
+            unsigned = (integers.astype(np.int16) + _OFFSET).astype(np.uint8)
+            stored.CopyFrom(numpy_helper.from_array(unsigned, stored.name))
+            zeros = (zero.astype(np.int16) + _OFFSET).astype(np.uint8)
+            graph.initializer.append(numpy_helper.from_array(zeros, name))
+        node.input[2] = name
+
+
 def row_products(model: Any) -> None:
     """Linear layers on more than two axes become ``Gemm`` on rows, which the runtime fuses.
 
@@ -98,7 +146,7 @@ def row_products(model: Any) -> None:
             helper.make_node("Reshape", [out, f"{base}_back"], [add.output[0]], f"{out}_back"),
         ]
     if made:
-        _replace_nodes(graph, [m for n in graph.node for m in made.get(n.output[0], [n])])
+        replace_nodes(graph, [m for n in graph.node for m in made.get(n.output[0], [n])])
         _drop_unread(graph)
 
 
@@ -140,7 +188,8 @@ def _row_product(
     return source, weight, users[0], bias
 
 
-def _replace_nodes(graph: Any, nodes: list[Any]) -> None:
+def replace_nodes(graph: Any, nodes: list[Any]) -> None:
+    """Gives a graph other operators, which may be among those it has."""
     # Copies, because clearing the list below empties nodes that live in it.
     copied = [type(n).FromString(n.SerializeToString()) for n in nodes]
     del graph.node[:]
@@ -155,7 +204,7 @@ def _drop_unread(graph: Any) -> None:
         kept = [n for n in graph.node if any(o in read for o in n.output)]
         if len(kept) == len(graph.node):
             return
-        _replace_nodes(graph, kept)
+        replace_nodes(graph, kept)
 
 
 def integer_biases(model: Any) -> None:
@@ -189,7 +238,7 @@ def integer_biases(model: Any) -> None:
             )
             node.input[2] = names[3]
         nodes.append(node)
-    _replace_nodes(graph, nodes)
+    replace_nodes(graph, nodes)
 
 
 def global_pooling(model: Any) -> None:

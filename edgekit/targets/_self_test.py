@@ -27,10 +27,12 @@ def _round_trip(name: str) -> str:
     import numpy as np
     import torch
 
-    from edgekit.compress.graph import canonical, program_digest
+    from edgekit.compress.dynamic import as_computed
+    from edgekit.compress.graph import canonical, graph_module, program_digest
     from edgekit.compress.plan import QuantPlan
     from edgekit.compress.quantize import quantize
     from edgekit.compress.render import render
+    from edgekit.compress.weights import SCHEMES, quantize_weights
     from edgekit.runtime.session import open_session
     from edgekit.signature import Signature, TensorSpec
     from edgekit.targets import find, require_installed
@@ -52,11 +54,12 @@ def _round_trip(name: str) -> str:
     signature = Signature((TensorSpec("x", tuple(shape)),), (TensorSpec("y", tuple(y.shape)),))
     worst = []
     for scheme in target.schemes:
-        plan = (
-            quantize(program, [(x,)])
-            if scheme == "w8a8"
-            else QuantPlan("fp32", program_digest(program))
-        )
+        if scheme in SCHEMES:
+            plan = as_computed(graph_module(program), quantize_weights(program, scheme), target)
+        elif scheme == "w8a8":
+            plan = quantize(program, [(x,)])
+        else:
+            plan = QuantPlan("fp32", program_digest(program))
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / f"one{target.suffix}"
             target.convert(program, plan, signature, out)
@@ -65,7 +68,7 @@ def _round_trip(name: str) -> str:
             session.close()
         with torch.no_grad():
             want = render(program, plan, "fake")(x).numpy()
-        limit = 1e-4 if scheme == "fp32" else 2.01 * plan.edges[-3].scale[0]
+        limit = 2.01 * plan.edges[-3].scale[0] if scheme == "w8a8" else 1e-4
         error = float(np.abs(got - want).max())
         if not error <= limit:
             raise ValueError(f"{scheme}: off by {error:.3g}, allowed {limit:.3g}")

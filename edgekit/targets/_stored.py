@@ -40,7 +40,7 @@ def compare_stored(
     for node in module.graph.nodes:
         edge_ = constants.get(node.name)
         value = tensor_of(module, node)
-        if edge_ is None or value is None or edge_.axis is None:
+        if edge_ is None or value is None:
             continue
         integers, key = edge_.quantize(value.numpy()), _key(edge_.scale, edge_.zero_point)
         if edge_.kind == "weight":

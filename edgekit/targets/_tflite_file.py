@@ -7,13 +7,18 @@ file identifier ``TFL3``.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgekit.errors import BadData
 
+if TYPE_CHECKING:
+    from edgekit.compress.plan import Edge
+
 _IDENTIFIER = b"TFL3"
+_DEQUANTIZE_VERSION = 5
+"""The first that takes int8 per channel and float16."""
 
 
 def schema() -> Any:
@@ -57,22 +62,39 @@ def dtype_name(tensor: Any) -> str:
     return str(names[tensor.type]).lower()
 
 
+_DTYPES = {
+    "float32": "f4",
+    "float16": "f2",
+    "int8": "i1",
+    "int16": "i2",
+    "int32": "i4",
+    "int64": "i8",
+    "bool": "?",
+}
+
+
 def constant(model: Any, tensor: Any) -> np.ndarray[Any, Any] | None:
     """A constant tensor's values, or None where the tensor is computed."""
     data = model.buffers[tensor.buffer].data if tensor.buffer else None
     if data is None or len(data) == 0:
         return None
-    dtype = np.dtype(
-        {"float32": "f4", "int8": "i1", "int32": "i4", "int64": "i8"}[dtype_name(tensor)]
-    )
-    return np.frombuffer(np.asarray(data, np.uint8).tobytes(), dtype).reshape(
-        [int(n) for n in tensor.shape]
-    )
+    shape = [int(n) for n in tensor.shape]
+    raw, name = np.asarray(data, np.uint8), dtype_name(tensor)
+    return np.frombuffer(raw.tobytes(), np.dtype(_DTYPES[name])).reshape(shape)
+
+
+def readable(tensor: Any) -> str:
+    """A short name of a tensor."""
+    name = bytes(tensor.name).decode(errors="replace")
+    return name.rsplit("/", 1)[-1].split(";")[0] or name
 
 
 def weights(model: Any) -> set[int]:
-    """Indexes of the main subgraph's tensors that are the weight or bias of a layer."""
-    layers = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+    """Indexes of the main subgraph's tensors that are the weight or bias of a layer, or a table."""
+    layers = (
+        *("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"),
+        *("FULLY_CONNECTED", "EMBEDDING_LOOKUP"),
+    )
     return {
         int(index)
         for op in model.subgraphs[0].operators
@@ -95,43 +117,60 @@ def float_boundary(model: Any) -> None:
         tensor = graph.tensors[index]
         if tensor.type != api.TensorType.INT8:
             continue
-        graph.inputs[position] = _add_float(graph, tensor, b"_float")
-        op = _operator(model, "QUANTIZE", [graph.inputs[position]], [index])
+        graph.inputs[position] = add_float(graph, tensor, b"_float")
+        op = operator(model, "QUANTIZE", [graph.inputs[position]], [index])
         before.append(op)
         _move_signature(model, "inputs", index, graph.inputs[position])
     for position, index in enumerate(graph.outputs):
         tensor = graph.tensors[index]
         if tensor.type != api.TensorType.INT8:
             continue
-        graph.outputs[position] = _add_float(graph, tensor, b"_float")
-        after.append(_operator(model, "DEQUANTIZE", [index], [graph.outputs[position]]))
+        graph.outputs[position] = add_float(graph, tensor, b"_float")
+        after.append(operator(model, "DEQUANTIZE", [index], [graph.outputs[position]]))
         _move_signature(model, "outputs", index, graph.outputs[position])
     graph.operators = [*before, *graph.operators, *after]
 
 
-def hard_swish_in_float(model: Any) -> None:
-    """Puts a ``DEQUANTIZE`` before and a ``QUANTIZE`` behind every int8 ``HARD_SWISH``, in place.
+def integer_tables(model: Any, tables: list[tuple[np.ndarray[Any, Any], Edge]]) -> None:
+    """Stores embeddings' tables as int8 with a scale for each row, in place.
 
-    XNNPACK has that operator in float only: an int8 one cuts the graph in two, and runs in a kernel
-    that costs more than all the convolutions around it (MobileNetV3-Small: 7.6 ms with it, 0.9 ms
-    so). The answer is the plan's own, which the integer kernel's is not to the last step.
+    The converter leaves them float. ``EMBEDDING_LOOKUP`` takes int8 and multiplies the rows that it
+    gives with their scales, which are the very numbers that the float table holds.
+
+    Args:
+        model: as `read` gives it.
+        tables: the integers of each, and their edge of the plan.
     """
     api = schema()
     graph = model.subgraphs[0]
-    operators = []
+    readers: dict[int, set[str]] = {}
     for op in graph.operators:
-        ends = [graph.tensors[op.inputs[0]], graph.tensors[op.outputs[0]]] if len(op.inputs) else []
-        integers = ends and all(t.type == api.TensorType.INT8 for t in ends)
-        if op_name(model, op) != "HARD_SWISH" or not integers:
-            operators.append(op)
+        for index in op.inputs:
+            readers.setdefault(int(index), set()).add(op_name(model, op))
+    for index in (i for i, kinds in readers.items() if kinds == {"EMBEDDING_LOOKUP"}):
+        tensor = graph.tensors[index]
+        value = constant(model, tensor)
+        if value is None or value.dtype != np.float32:
             continue
-        source, result = op.inputs[0], op.outputs[0]
-        op.inputs = [_add_float(graph, ends[0], b"_float")]
-        op.outputs = [_add_float(graph, ends[1], b"_float")]
-        operators.append(_operator(model, "DEQUANTIZE", [source], op.inputs))
-        operators.append(op)
-        operators.append(_operator(model, "QUANTIZE", op.outputs, [result]))
-    graph.operators = operators
+        for integers, edge in tables:
+            if value.shape != integers.shape or (value != edge.dequantize(integers)).any():
+                continue
+            params = api.QuantizationParametersT()
+            params.scale = np.asarray(edge.scale, np.float32)
+            params.zeroPoint = np.zeros(len(edge.scale), np.int64)
+            params.quantizedDimension = edge.axis or 0
+            tensor.type, tensor.quantization = api.TensorType.INT8, params
+            _set_buffer(model, tensor, integers)
+            break
+
+
+def _set_buffer(model: Any, tensor: Any, value: np.ndarray[Any, Any]) -> None:
+    """Gives a constant tensor other bytes; tensors that share its buffer keep theirs."""
+    shared = sum(t.buffer == tensor.buffer for g in model.subgraphs for t in g.tensors) > 1
+    if shared:
+        model.buffers.append(schema().BufferT())
+        tensor.buffer = len(model.buffers) - 1
+    model.buffers[tensor.buffer].data = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
 
 
 def rename_boundary(model: Any, inputs: list[str], outputs: list[str]) -> None:
@@ -146,7 +185,8 @@ def rename_boundary(model: Any, inputs: list[str], outputs: list[str]) -> None:
                 entry.name = names[indexes.index(entry.tensorIndex)].encode()
 
 
-def _add_float(graph: Any, like: Any, suffix: bytes) -> int:
+def add_float(graph: Any, like: Any, suffix: bytes) -> int:
+    """Adds a float tensor of the shape of ``like`` to a subgraph, and gives its index."""
     api = schema()
     tensor = api.TensorT()
     tensor.shape = list(like.shape)
@@ -158,14 +198,16 @@ def _add_float(graph: Any, like: Any, suffix: bytes) -> int:
     return len(graph.tensors) - 1
 
 
-def _operator(model: Any, kind: str, inputs: list[int], outputs: list[int]) -> Any:
+def operator(model: Any, kind: str, inputs: list[int], outputs: list[int]) -> Any:
+    """An operator of a type, which is entered into the model's list of types where it is new."""
     api = schema()
     number = getattr(api.BuiltinOperator, kind)
     known = [max(c.builtinCode, c.deprecatedBuiltinCode) for c in model.operatorCodes]
     if number not in known:
         code = api.OperatorCodeT()
         code.builtinCode = code.deprecatedBuiltinCode = number
-        code.version = 2 if kind == "DEQUANTIZE" else 1
+        versions = {"DEQUANTIZE": _DEQUANTIZE_VERSION, "ADD": 2, "MUL": 2}
+        code.version = versions.get(kind, 1)
         model.operatorCodes.append(code)
         known.append(number)
     op = api.OperatorT()

@@ -3,12 +3,14 @@
 The plan is rendered as quantize and dequantize operators with integer weights (QDQ form), exported
 through `torch.onnx`, and brought into the form that the runtime fuses: activations as uint8 with
 the zero point moved by 128, which stands for the very same values, since its x86 kernels are the
-u8 x s8 ones, and biases as int32.
+u8 x s8 ones, and biases as int32. The variant for x86 without VNNI stores the weights of layers at
+risk as uint8 with zero point 128, again the very same values, for the kernels that widen first.
 """
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import tempfile
 import warnings
 from pathlib import Path
@@ -16,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekit.compress.dynamic import PER_TENSOR, as_computed
+from edgekit.compress.weights import SCHEMES as WEIGHTS
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
 from edgekit.targets._common import channel_digest, converter_error
@@ -24,10 +28,20 @@ if TYPE_CHECKING:
     import torch
 
     from edgekit.compress.plan import QuantPlan
+    from edgekit.compress.unrounded import Unrounded
+    from edgekit.targets._reasons import Role
 
 OPSET = 21
 _U8_OFFSET = 128
+_SWISH = "a hard-swish whose scale does not hold -3 and 3, which has no integer kernel"
+_KNOWN = {
+    "HardSigmoid": _SWISH,
+    "HardSwish": _SWISH,
+    "Gather": "an embedding's table is int8, and its rows are read in float",
+}
+_LAYOUT = ("Transpose", "Pad", "ReorderInput", "ReorderOutput", "Reshape", "Flatten", "Squeeze")
 _FLOAT_FREE = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "NhwcMaxPool")
+_PRODUCTS = ("QGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLinear")
 _ANY_TYPE = (
     *_FLOAT_FREE,
     *("Slice", "Split", "Pad", "Clip", "Concat", "Gather", "Resize"),
@@ -43,8 +57,9 @@ class Onnxruntime:
     suffix = ".onnx"
     extra = "onnxruntime"
     packages = ("onnx", "onnxscript", "onnxruntime")
-    schemes = ("w8a8", "fp32")
+    schemes = ("w8a8", "fp32", "w8a8-dyn", "w8", "w4", "fp16")
     delegates = ("cpu",)
+    dynamic = PER_TENSOR
 
     def convert(
         self,
@@ -57,12 +72,16 @@ class Onnxruntime:
         import onnx
         import torch
 
-        from edgekit.compress.render import RESULTS, render_program, without_convolutions
-        from edgekit.targets import _onnx_file
+        from edgekit.compress.graph import graph_module
+        from edgekit.compress.render import Form, render_program
+        from edgekit.targets import _onnx_curves, _onnx_file, _onnx_tables, _onnx_weights
 
         # Integer matrix products give float where float is read (MatMulIntegerToFloat).
-        plan = without_convolutions(program, plan, [RESULTS])
-        rendered = render_program(program, plan, "qdq-folded", bare_pads=True)
+        plan = self._unrounded().without(program, plan)
+        weights_alone = plan.scheme in WEIGHTS
+        form: Form = "fake" if weights_alone else "qdq-folded"
+        still = dataclasses.replace(plan, dynamic=())
+        rendered = render_program(program, still, form, bare_pads=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -79,13 +98,20 @@ class Onnxruntime:
         assert exported is not None
         model = exported.model_proto
         _onnx_file.strip(model)
-        if plan.edges:
+        if weights_alone:
+            _onnx_weights.place(model, program, as_computed(graph_module(program), plan, self))
+        elif plan.edges:
+            _onnx_tables.gather_integers(model)
             _onnx_file.row_products(model)
             _onnx_file.unsigned_activations(model)
             _onnx_file.integer_biases(model)
             _onnx_file.global_pooling(model)
             _onnx_file.fold_pads(model)
             _onnx_file.integer_clamps(model)
+            _onnx_curves.integer_hard_swish(model)
+            _onnx_file.own_zero_points(model)
+            if plan.change(self.id).get("weight_dtype") == "uint8":
+                _onnx_file.unsigned_weights(model)
         _onnx_file.prune(model)
         out.write_bytes(model.SerializeToString(deterministic=True))
         onnx.checker.check_model(str(out))
@@ -105,25 +131,36 @@ class Onnxruntime:
             graph = onnx.load(str(optimized)).graph
         return _placement(graph, onnx.load(str(path)).graph)
 
-    def absorbed(self, path: Path) -> list[int]:
+    def unrounded(self, path: Path) -> Unrounded:
         """Linear layers give float where float is read."""
-        from edgekit.compress.render import RESULTS
+        return self._unrounded()
 
-        return [RESULTS]
+    def _unrounded(self) -> Unrounded:
+        from edgekit.compress.unrounded import Unrounded
+
+        return Unrounded(results=True)
 
     def stored(self, path: Path) -> list[Stored]:
-        """Scales and zero points of every quantize and dequantize operator.
+        """Scales and zero points of every quantize and dequantize operator, and of embeddings.
 
         A tensor that is written with other ones than it is read with is listed with both.
         """
         import onnx
         from onnx import numpy_helper
 
+        from edgekit.targets import _onnx_weights
+        from edgekit.targets._onnx_curves import is_gate
+        from edgekit.targets._onnx_tables import stored_tables
+
         graph = onnx.load(str(path)).graph
         values = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
-        found: dict[Stored, None] = {}
+        maker = {o: n for n in graph.node for o in n.output}
+        ours = _onnx_weights.stored(values)
+        found: dict[Stored, None] = dict.fromkeys(ours or stored_tables(graph, values))
         for node in graph.node:
             if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+                continue
+            if node.op_type == "DequantizeLinear" and is_gate(node, maker, graph, values):
                 continue
             scale = np.asarray(values[node.input[1]], np.float32).reshape(-1)
             zero = np.asarray(values[node.input[2]]).reshape(-1) if len(node.input) > 2 else 0
@@ -132,16 +169,15 @@ class Onnxruntime:
             kind = "activation"
             digest = ""
             integers: tuple[int, ...] = ()
-            offset = 0
+            unsigned = len(node.input) > 2 and values[node.input[2]].dtype == np.uint8
+            offset = _U8_OFFSET if unsigned else 0
             if constant is not None:
                 kind = "bias" if constant.dtype == np.int32 else "weight"
                 if kind == "weight":
                     axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-                    digest = channel_digest(constant, axis)
+                    digest = channel_digest(constant.astype(np.int16) - offset, axis)
                 else:
                     integers = tuple(int(v) for v in constant.reshape(-1))
-            elif len(node.input) > 2 and values[node.input[2]].dtype == np.uint8:
-                offset = _U8_OFFSET
             name = node.input[0] if node.op_type == "DequantizeLinear" else node.output[0]
             one = Stored(
                 name,
@@ -155,7 +191,25 @@ class Onnxruntime:
         return list(found)
 
 
+def _role(node: Any, integers: set[str]) -> Role:
+    """What a node of the optimized graph does, given the tensors that hold integers."""
+    kinds: dict[str, Role] = {
+        "QuantizeLinear": "quantize",
+        "DequantizeLinear": "dequantize",
+        "DynamicQuantizeLinear": "quantize",
+    }
+    if node.op_type in kinds:
+        return kinds[node.op_type]
+    if node.op_type in _LAYOUT:
+        return "move"
+    if "QLinear" in node.op_type or node.op_type in _PRODUCTS:
+        return "integer"
+    return "integer" if node.output[0] in integers else "float"
+
+
 def _placement(optimized: Any, written: Any) -> Placement:
+    from edgekit.targets._reasons import Op, reasons
+
     ops = collections.Counter(n.op_type for n in optimized.node)
     waste = collections.Counter(
         n.op_type
@@ -175,14 +229,20 @@ def _placement(optimized: Any, written: Any) -> Placement:
     boundary = float_ops = 0
     first: str | None = None
     integers: set[str] = set()
+    made: list[Op] = []
     for node in optimized.node:
         integer = "QLinear" in node.op_type or node.op_type in ("QuantizeLinear", "QGemm")
         if integer or (node.op_type in _ANY_TYPE and node.input[0] in integers):
             integers.update(node.output)
+        made.append(Op(node.op_type, tuple(node.input), tuple(node.output), _role(node, integers)))
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             boundary += bool(starts & set(node.input)) or bool(results & set(node.output))
             continue
-        if "QLinear" in node.op_type or node.op_type in ("QGemm", "MatMulIntegerToFloat"):
+        if "QLinear" in node.op_type or node.op_type in (
+            "QGemm",
+            "MatMulIntegerToFloat",
+            "DynamicQuantizeMatMul",
+        ):
             continue
         if node.op_type in _FLOAT_FREE or node.output[0] in integers:
             continue
@@ -193,7 +253,8 @@ def _placement(optimized: Any, written: Any) -> Placement:
 
     for initializer in written.initializer:
         array = numpy_helper.to_array(initializer)
-        sizes[str(array.dtype)] += int(array.nbytes)
+        packed = str(array.dtype) == "int4"
+        sizes[str(array.dtype)] += (array.size + 1) // 2 if packed else int(array.nbytes)
     return Placement(
         ops=dict(sorted(ops.items())),
         float_ops=float_ops,
@@ -201,6 +262,7 @@ def _placement(optimized: Any, written: Any) -> Placement:
         first_fallback=first,
         bytes_by_dtype=dict(sorted(sizes.items())),
         waste=dict(sorted(waste.items())),
+        reasons=reasons(made, starts | results, _KNOWN),
     )
 
 

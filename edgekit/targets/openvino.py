@@ -7,23 +7,33 @@ The plan is rendered as quantize and dequantize operators, which the frontend tu
 from __future__ import annotations
 
 import collections
+import dataclasses
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekit.compress.weights import SCHEMES as WEIGHTS
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
-from edgekit.targets._common import channel_digest, converter_error
+from edgekit.targets._common import channel_digest, converter_error, half, unpack_int4
 
 if TYPE_CHECKING:
     import torch
 
     from edgekit.compress.plan import QuantPlan
+    from edgekit.compress.unrounded import Unrounded
+    from edgekit.targets._reasons import Role
 
 _NOT_COMPUTE = ("Input", "Output", "Const", "Result")
 _MOVES = ("Reorder", "Convert", "Transpose", "FakeQuantize", "Pad")
+_KNOWN = {
+    "Gather": "an embedding's table is int8, and its rows are read in float",
+    "Subgraph": "element-wise operators in one kernel: quantizing at the model's border, or what "
+    "the plan keeps in float",
+    "MVN": "a norm over a token or picture is computed in float",
+}
 _JOINED = ("FakeQuantize", "Relu", "Clamp", "Add", "Subtract", "Multiply")
 _NEXT_TO_ZERO = 1e-30
 
@@ -35,7 +45,7 @@ class Openvino:
     suffix = ".xml"
     extra = "openvino"
     packages = ("openvino",)
-    schemes = ("w8a8", "fp32")
+    schemes = ("w8a8", "fp32", "w8", "w4", "fp16")
     delegates = ("cpu",)
 
     def convert(
@@ -48,17 +58,25 @@ class Openvino:
         """See `edgekit.targets.Target.convert`."""
         import openvino
 
-        from edgekit.compress.render import GATES, RESULTS, render_program, without_convolutions
+        from edgekit.compress.render import Form, render_program
+        from edgekit.compress.unrounded import Unrounded
+        from edgekit.targets import _openvino_weights
 
+        weights_alone = plan.scheme in WEIGHTS
+        form: Form = "fake" if weights_alone else "qdq"
         # The plug-in fuses a SiLU with the layer before it, if nothing is rounded within, and its
         # matrix products give float where float is read.
-        plan = without_convolutions(program, plan, [GATES, RESULTS])
+        plan = Unrounded(gates=True, results=True).without(program, plan)
+        plan = plan if weights_alone else _in_full_range(plan)
         try:
-            rendered = render_program(program, plan, "qdq", bare_pads=True, bare_moves=True)
+            rendered = render_program(program, plan, form, bare_pads=True, bare_moves=True)
             model = openvino.convert_model(rendered)
         except Exception as error:
             raise converter_error("openvino", error) from error
-        _keep_ranges_per_tensor(model)
+        if weights_alone:
+            _openvino_weights.place(model, program, plan)
+        else:
+            _keep_ranges_per_tensor(model)
         for port, spec in zip(model.inputs, signature.inputs, strict=True):
             port.get_tensor().set_names({spec.name})
             port.get_node().set_friendly_name(spec.name)
@@ -69,11 +87,15 @@ class Openvino:
         model.set_friendly_name("edgekit")
         openvino.save_model(model, out, compress_to_fp16=False)
         _drop_conversion_facts(out)
+        if weights_alone:
+            _openvino_weights.state_float_inputs(out)
         return [out, out.with_suffix(".bin")]
 
     def inspect(self, path: Path) -> Placement:
         """Operators of the compiled CPU graph by type, and the type they compute in."""
         import openvino
+
+        from edgekit.targets._reasons import Op, reasons
 
         core = openvino.Core()
         compiled = core.compile_model(
@@ -83,12 +105,19 @@ class Openvino:
         waste: collections.Counter[str] = collections.Counter()
         float_ops = boundary = 0
         first: str | None = None
+        made: list[Op] = []
+        border: set[str] = set()
         for node in compiled.get_runtime_model().get_ordered_ops():
             info = node.get_rt_info()
             kind = str(info["layerType"].astype(str))
             precision = str(info["runtimePrecision"].astype(str))
+            name = str(node.get_friendly_name())
+            sources = tuple(str(v.get_node().get_friendly_name()) for v in node.input_values())
             if kind in _NOT_COMPUTE:
+                border |= {name} if kind == "Input" else set()
+                border |= set(sources) if kind in ("Output", "Result") else set()
                 continue
+            made.append(Op(kind, sources, (name,), _role(kind, precision)))
             ops[kind] += 1
             if kind in _MOVES:
                 waste[kind] += 1
@@ -104,17 +133,14 @@ class Openvino:
             first_fallback=first,
             bytes_by_dtype=_constant_bytes(core.read_model(str(path))),
             waste=dict(sorted(waste.items())),
+            reasons=reasons(made, border, _KNOWN),
         )
 
-    def absorbed(self, path: Path) -> list[int]:
-        """Ordinals of convolutions whose rounding this processor's kernels fuse away.
-
-        `edgekit.compress.render.GATES` among them says that SiLUs are computed in one piece, and
-        `RESULTS` that linear layers give float where float is read.
-        """
+    def unrounded(self, path: Path) -> Unrounded:
+        """What this processor's kernels fuse away: the compiled graph is asked."""
         import openvino
 
-        from edgekit.compress.render import GATES, RESULTS
+        from edgekit.compress.unrounded import Unrounded
         from edgekit.targets._openvino_sums import absorbed_convolutions
 
         core = openvino.Core()
@@ -122,7 +148,7 @@ class Openvino:
             str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         )
         whole = any(n.get_type_name() == "Swish" for n in core.read_model(str(path)).get_ops())
-        return [*absorbed_convolutions(compiled), *([GATES] if whole else []), RESULTS]
+        return Unrounded(tuple(absorbed_convolutions(compiled)), gates=whole, results=True)
 
     def stored(self, path: Path) -> list[Stored]:
         """``FakeQuantize`` ranges as scales, and compressed weights with their integers."""
@@ -135,7 +161,31 @@ class Openvino:
                 found.append(_fake_quantize(node))
             elif (weight := _compressed_weight(node)) is not None:
                 found.append(weight)
+            elif node.get_type_name() == "Constant" and _type(node) == "f16":
+                found.append(half(node.get_friendly_name(), np.asarray(node.get_data())))
         return found
+
+
+def _in_full_range(plan: QuantPlan) -> QuantPlan:
+    """The plan with all weights' limits those of int8.
+
+    Where an override limits weights, the program's are within its limits already. A FakeQuantize
+    with fewer levels would be no int8 to the plug-in.
+    """
+    edges = tuple(
+        dataclasses.replace(e, quant_min=-127, quant_max=127) if e.kind == "weight" else e
+        for e in plan.edges
+    )
+    return dataclasses.replace(plan, edges=edges)
+
+
+def _role(kind: str, precision: str) -> Role:
+    """What an operator of the compiled graph does, by its type and the type that it computes in."""
+    if kind == "FakeQuantize":
+        return "quantize"
+    if kind in ("Reorder", "Transpose", "Pad", "Convert", "Reshape"):
+        return "move"
+    return "float" if precision in ("f32", "f16") else "integer"
 
 
 def _keep_ranges_per_tensor(model: Any) -> None:
@@ -240,19 +290,20 @@ def _fake_quantize(node: Any) -> Stored:
     return Stored(node.get_friendly_name(), "activation", (scale,), (zero,))
 
 
+def _type(node: Any) -> str:
+    return str(node.get_element_type().get_type_name())
+
+
 def _integers(node: Any) -> Any:
-    """The constant of ``Multiply(Convert(i8 constant), scale)``, which is how quantized weights are
-    written; None for any other node."""
+    """The constant of ``Multiply(Convert(i8 or i4 constant), scale)``, which is how quantized
+    weights are written; None for any other node."""
     if node.get_type_name() != "Multiply":
         return None
     source = node.input_value(0).get_node()
     if source.get_type_name() != "Convert":
         return None
     constant = source.input_value(0).get_node()
-    if constant.get_type_name() != "Constant" or str(constant.get_element_type()) not in (
-        "<Type: 'int8_t'>",
-        "<Type: 'int8'>",
-    ):
+    if constant.get_type_name() != "Constant" or _type(constant) not in ("i8", "i4"):
         return None
     return constant
 
@@ -262,9 +313,14 @@ def _compressed_weight(node: Any) -> Stored | None:
     if constant is None:
         return None
     integers = np.asarray(constant.get_data())
+    if _type(constant) == "i4":
+        integers = unpack_int4(integers, list(constant.get_output_shape(0)))
     scale = np.asarray(_values(node, 1))
     axes = [i for i, n in enumerate(scale.shape) if n != 1]
     axis = axes[0] if axes else 0
+    if len(axes) > 1:  # channels in groups
+        last = axes[-1] + 1
+        integers = integers.reshape(*integers.shape[:axis], -1, *integers.shape[last:])
     count = scale.size
     return Stored(
         constant.get_friendly_name(),
@@ -283,8 +339,8 @@ def _constant_bytes(model: Any) -> dict[str, int]:
     sizes: collections.Counter[str] = collections.Counter()
     for node in model.get_ordered_ops():
         if node.get_type_name() == "Constant":
-            data = node.get_data()
-            sizes[str(data.dtype)] += int(data.nbytes)
+            data, kind = node.get_data(), _type(node)
+            sizes["int4" if kind == "i4" else str(data.dtype)] += int(node.get_byte_size())
     return dict(sorted(sizes.items()))
 
 

@@ -2,7 +2,8 @@
 
 The plan is rendered as quantize and dequantize operators around float weights, which the
 converter's quantized dialect turns into integer kernels with the plan's own scales; biases become
-int32 at ``scale_input * scale_weight``, as the plan has them.
+int32 at ``scale_input * scale_weight``, as the plan has them. Schemes of weights alone go the same
+way with float activations (`edgekit.targets._tflite_weights`).
 """
 
 from __future__ import annotations
@@ -12,15 +13,25 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from edgekit.compress.dynamic import PER_ROW
+from edgekit.compress.weights import SCHEMES as WEIGHTS
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
-from edgekit.targets._common import channel_digest, converter_error
+from edgekit.targets._common import channel_digest, converter_error, half
 
 if TYPE_CHECKING:
     import torch
 
-    from edgekit.compress.plan import QuantPlan
+    from edgekit.compress.plan import Edge, QuantPlan
+    from edgekit.targets._reasons import Op, Role
 
+_KNOWN = {
+    "HARD_SWISH": "a scale that does not hold -3 and 3; XNNPACK has no integer kernel for others",
+    "EMBEDDING_LOOKUP": "its table is int8, and it gives rows in float",
+}
+_MOVES = ("TRANSPOSE", "PAD", "PADV2", "CAST", "RESHAPE")
 _WASTE = ("TRANSPOSE", "PAD", "PADV2", "QUANTIZE", "DEQUANTIZE", "CAST", "RESHAPE")
 
 
@@ -31,8 +42,9 @@ class Tflite:
     suffix = ".tflite"
     extra = "tflite"
     packages = ("litert-torch", "ai-edge-litert")
-    schemes = ("w8a8", "fp32")
+    schemes = ("w8a8", "fp32", "w8a8-dyn", "w8", "fp16")
     delegates = ("xnnpack",)
+    dynamic = PER_ROW
 
     def convert(
         self,
@@ -51,14 +63,18 @@ class Tflite:
 
         from edgekit.compress.graph import example_args
         from edgekit.compress.render import render
-        from edgekit.targets import _tflite_file, _tflite_graph
+        from edgekit.targets import _tflite_curves, _tflite_file, _tflite_graph, _tflite_weights
 
         _tflite_graph.keep_pads_channels_last()
-        module = _without_mode_switch(render(program, plan, "qdq"))
+        weights_alone = plan.scheme in WEIGHTS
+        written = _tflite_weights.carrier(program, plan) if weights_alone else plan
+        module = _without_mode_switch(render(program, written, "qdq"))
         options: dict[str, Any] = {}
         if plan.edges:
             # Only a flag for the converter's quantized dialect: the graph is annotated already.
-            config = get_symmetric_quantization_config(is_per_channel=True)
+            config = get_symmetric_quantization_config(
+                is_per_channel=True, is_dynamic=weights_alone
+            )
             options["quant_config"] = QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(config))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -68,7 +84,11 @@ class Tflite:
             except Exception as error:
                 raise converter_error("tflite", error) from error
         model = _tflite_file.read(out)
-        _tflite_file.hard_swish_in_float(model)
+        if weights_alone:
+            _tflite_weights.place(model, program, plan, written)
+        else:
+            _tflite_file.integer_tables(model, _tables(program, plan))
+        _tflite_curves.hard_swish(model)
         _tflite_file.float_boundary(model)
         _tflite_file.rename_boundary(
             model, [t.name for t in signature.inputs], [t.name for t in signature.outputs]
@@ -80,6 +100,7 @@ class Tflite:
     def inspect(self, path: Path) -> Placement:
         """Operators in the file, by type; the runtime's own delegate decides at load time."""
         from edgekit.targets import _tflite_file
+        from edgekit.targets._reasons import reasons
 
         model = _tflite_file.read(path)
         ops: collections.Counter[str] = collections.Counter()
@@ -99,10 +120,11 @@ class Tflite:
                 if name in _WASTE:
                     waste[name] += 1
                 results = [_tflite_file.dtype_name(graph.tensors[i]) for i in op.outputs]
-                if "float32" in results:
+                if "float32" in results and not _quantizes_its_input(model, name, op):
                     float_ops += 1
                     if first is None:
-                        first = f"{name} gives float32 ({_readable(graph.tensors[op.outputs[0]])})"
+                        where = _tflite_file.readable(graph.tensors[op.outputs[0]])
+                        first = f"{name} gives float32 ({where})"
             for tensor in graph.tensors:
                 value = model.buffers[tensor.buffer].data if tensor.buffer else None
                 if value is not None and len(value):
@@ -114,24 +136,32 @@ class Tflite:
             first_fallback=first,
             bytes_by_dtype=dict(sorted(sizes.items())),
             waste=dict(sorted(waste.items())),
+            reasons=reasons(*_graph_of(model), _KNOWN),
         )
 
     def stored(self, path: Path) -> list[Stored]:
         """Every tensor with a scale; constants with the digest of their integers."""
-        from edgekit.targets import _tflite_file
+        from edgekit.targets import _tflite_curves, _tflite_file
 
         model = _tflite_file.read(path)
-        weights = _tflite_file.weights(model)
+        weights, derived = _tflite_file.weights(model), _tflite_curves.derived(model)
         found = []
         for index, tensor in enumerate(model.subgraphs[0].tensors):
             params = tensor.quantization
+            if _tflite_file.dtype_name(tensor) == "float16":
+                values = _tflite_file.constant(model, tensor)
+                if values is not None:
+                    found.append(half(_tflite_file.readable(tensor), values))
+                continue
             if params is None or params.scale is None or len(params.scale) == 0:
                 continue
-            name = _readable(tensor)
+            name = _tflite_file.readable(tensor)
             scale = tuple(float(s) for s in params.scale)
             zero = tuple(int(z) for z in params.zeroPoint)
             value = _tflite_file.constant(model, tensor)
             dtype = _tflite_file.dtype_name(tensor)
+            if index in derived:
+                continue
             if value is None:
                 found.append(Stored(name, "activation", scale, zero))
             elif value.size == 1 and index not in weights:
@@ -153,15 +183,61 @@ def _without_mode_switch(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     return module
 
 
+def _graph_of(model: Any) -> tuple[list[Op], set[str]]:
+    """The operators of the main subgraph, and its border."""
+    from edgekit.targets import _tflite_file
+    from edgekit.targets._reasons import Op
+
+    graph = model.subgraphs[0]
+    roles: dict[str, Role] = {"QUANTIZE": "quantize", "DEQUANTIZE": "dequantize"}
+    found = []
+    for op in graph.operators:
+        kind = _tflite_file.op_name(model, op)
+        floats = any(_tflite_file.dtype_name(graph.tensors[i]) == "float32" for i in op.outputs)
+        floats = floats and not _quantizes_its_input(model, kind, op)
+        role = roles.get(kind, "float" if floats else "integer")
+        if kind in _MOVES:
+            role = "move"
+        found.append(Op(kind, _names(op.inputs), _names(op.outputs), role))
+    return found, {*_names(graph.inputs), *_names(graph.outputs)}
+
+
+def _quantizes_its_input(model: Any, kind: str, op: Any) -> bool:
+    """Whether a layer takes float and int8 weights: LiteRT's "dynamic range" kernels."""
+    from edgekit.targets import _tflite_file
+
+    if kind not in ("CONV_2D", "FULLY_CONNECTED"):
+        return False
+    tensors = [model.subgraphs[0].tensors[i] for i in op.inputs[:2]]
+    return [_tflite_file.dtype_name(t) for t in tensors] == ["float32", "int8"]
+
+
+def _names(indexes: Any) -> tuple[str, ...]:
+    return tuple(str(int(i)) for i in indexes if i >= 0)
+
+
+def _tables(
+    program: torch.export.ExportedProgram, plan: QuantPlan
+) -> list[tuple[np.ndarray[Any, Any], Edge]]:
+    """Embeddings' tables as int8, and how the plan quantizes them."""
+    from edgekit.compress._nodes import TABLES, weight_of
+    from edgekit.compress.graph import graph_module, tensor_of
+
+    module, constants = graph_module(program), plan.constants()
+    found = []
+    for node in module.graph.nodes:
+        if node.op != "call_function" or node.target not in TABLES:
+            continue
+        edge, value = constants.get(weight_of(node).name), tensor_of(module, weight_of(node))
+        if edge is not None and value is not None:
+            found.append((edge.quantize(value.numpy()), edge))
+    return found
+
+
 def _drop_origin(model: Any) -> None:
     """Drops source-location metadata: it differs between runs and names the author's classes."""
     kept = [m for m in model.metadata or [] if bytes(m.name) in (b"min_runtime_version",)]
     model.metadata = kept or None
-
-
-def _readable(tensor: Any) -> str:
-    name = bytes(tensor.name).decode(errors="replace")
-    return name.rsplit("/", 1)[-1].split(";")[0] or name
 
 
 TARGET = Tflite()

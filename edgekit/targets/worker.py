@@ -169,7 +169,12 @@ def _decode(result: Result) -> Result:
 
 
 def _task_convert(target: Any, task: Task) -> Result:
-    """Converts; ``{"program", "plan", "signature", "out"}`` -> ``{"files"}``."""
+    """Converts; ``{"program", "plan", "variant", "signature", "out"}`` -> ``{"files"}``.
+
+    A ``variant`` is the override that the plan is rendered with; without one it is the plan's own.
+    """
+    import dataclasses
+
     import torch
 
     from edgekit.compress.plan import QuantPlan
@@ -178,6 +183,8 @@ def _task_convert(target: Any, task: Task) -> Result:
     torch.manual_seed(0)
     program = torch.export.load(task["program"])
     plan = QuantPlan.from_json(json.loads(Path(task["plan"]).read_text()))
+    if task.get("variant") is not None:
+        plan = dataclasses.replace(plan, variant=task["variant"])
     if plan.scheme not in target.schemes:
         carried = ", ".join(target.schemes)
         raise UnsupportedError(
@@ -244,10 +251,13 @@ def _task_inspect(target: Any, task: Task) -> Result:
         ) from error
 
 
-def _task_absorbed(target: Any, task: Task) -> Result:
-    """``{"artifact"}`` -> ``{"convolutions"}``: see `edgekit.targets._openvino_sums`."""
-    ask = getattr(target, "absorbed", None)
-    return {"convolutions": [] if ask is None else ask(Path(task["artifact"]))}
+def _task_unrounded(target: Any, task: Task) -> Result:
+    """``{"artifact"}`` -> ``{"unrounded"}``: `edgekit.compress.unrounded.Unrounded`, as JSON."""
+    from edgekit.compress.unrounded import Unrounded
+
+    ask = getattr(target, "unrounded", None)
+    found = Unrounded() if ask is None else ask(Path(task["artifact"]))
+    return {"unrounded": found.to_json()}
 
 
 def _task_stored(target: Any, task: Task) -> Result:
@@ -261,7 +271,7 @@ _TASKS: dict[str, Callable[[Any, Task], Result]] = {
     "convert": _task_convert,
     "infer": _task_infer,
     "inspect": _task_inspect,
-    "absorbed": _task_absorbed,
+    "unrounded": _task_unrounded,
     "stored": _task_stored,
 }
 

@@ -57,7 +57,8 @@ def measure(ready: Prepared, limit: int | None, chosen: Sequence[str]) -> list[d
 
     from edgekit.compress.graph import canonical, graph_module
     from edgekit.compress.ptq import post_training
-    from edgekit.compress.render import GATES, RESULTS, render, without_convolutions
+    from edgekit.compress.render import render
+    from edgekit.compress.unrounded import Unrounded
     from edgekit.model import Model
 
     examples = {name: torch.from_numpy(value[0].copy()) for name, value in ready.calib.items()}
@@ -77,7 +78,7 @@ def measure(ready: Prepared, limit: int | None, chosen: Sequence[str]) -> list[d
         made = post_training(program, calib, methods)
         seconds = time.perf_counter() - start
         # What every runtime rounds; LiteRT rounds the results of linear layers, too.
-        plan = without_convolutions(made.program, made.plan, [GATES, RESULTS])
+        plan = Unrounded(gates=True, results=True).without(made.program, made.plan)
         answers = _answers(render(made.program, plan, "fake"), feeds, names)
         row = {"methods": name, "plan_s": seconds, **_judge(exact, answers, labels)}
         found.append(row)

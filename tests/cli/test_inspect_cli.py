@@ -125,8 +125,13 @@ def test_an_onnx_artifact(int8: tuple[Path, list[str], Any], edgekit: Run) -> No
     assert placement["bytes_by_dtype"]["int8"] >= 8 * 9 + 32 * 4
     recorded = next(a for a in int8[2].document["artifacts"] if a["scheme"] == "w8a8")
     assert sum(placement["ops"].values()) == recorded["placement"]["ops"]
+    why = {(r["operator"], r["why"]): r["count"] for r in placement["reasons"]}
+    assert why["QuantizeLinear", "the model's own inputs and outputs are float"] == 1
+    assert why["DequantizeLinear", "the model's own inputs and outputs are float"] == 1
+    assert all(kind not in ("QLinearConv", "QGemm") for kind, _ in why)
     out = edgekit("inspect", path).out
     assert "QLinearConv" in out
+    assert "the model's own inputs and outputs are float" in out
     assert f"{recorded['placement']['float_ops']} compute in float" in out
     assert "first left in float: " in out
 

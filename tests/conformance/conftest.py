@@ -24,17 +24,28 @@ import pytest
 import torch
 
 from edgekit.artifact import sha256_of
+from edgekit.compress.dynamic import as_computed
 from edgekit.compress.graph import canonical, graph_module, program_digest
 from edgekit.compress.plan import QuantPlan
 from edgekit.compress.quantize import quantize
-from edgekit.compress.render import render, without_convolutions
+from edgekit.compress.render import render
+from edgekit.compress.unrounded import Unrounded
+from edgekit.compress.weights import quantize_weights
 from edgekit.names import TEST_TARGET
 from edgekit.targets import available, find, installed, worker
 
 Arrays = dict[str, np.ndarray[Any, Any]]
+EXACT = Unrounded()
 REPEATS = 20
 
-EVERY_DAY = {"w8a8": ("mlp", "mobilenet_v2", "distilbert"), "fp32": ("mlp",)}
+EVERY_DAY = {
+    "w8a8": ("mlp", "mobilenet_v2", "distilbert"),
+    "w8a8-dyn": ("mobilenet_v2", "distilbert"),
+    "w8": ("mobilenet_v2", "distilbert"),
+    "w4": ("mlp",),
+    "fp16": ("mlp",),
+    "fp32": ("mlp",),
+}
 """Models by scheme that go through all targets in every run; the others are marked slow."""
 
 TWICE = ("mlp", "mobilenet_v2")
@@ -93,7 +104,7 @@ class Prepared:
     labels: np.ndarray[Any, Any]
     folder: Path
     _plans: dict[str, QuantPlan] = field(default_factory=dict)
-    _references: dict[tuple[str, tuple[int, ...]], Arrays] = field(default_factory=dict)
+    _references: dict[tuple[str, Unrounded, Any], Arrays] = field(default_factory=dict)
 
     def plan(self, scheme: str) -> QuantPlan:
         """The plan that all targets share."""
@@ -104,16 +115,22 @@ class Prepared:
                 with _one_thread():
                     self._plans[scheme] = quantize(self.program, self._samples(self.calibration))
             else:
-                pytest.fail(f"this suite has no plan for scheme {scheme!r}: add one to Prepared")
+                self._plans[scheme] = quantize_weights(self.program, scheme)
             path = self.folder / f"plan-{scheme}.json"
             path.write_text(json.dumps(self._plans[scheme].to_json()))
         return self._plans[scheme]
 
-    def reference(self, scheme: str, absorbed: tuple[int, ...] = ()) -> Arrays:
-        """The plan's own evaluation in torch on ``feeds``, arrays [n, *shape] by output name."""
-        key = (scheme, absorbed)
+    def reference(
+        self, scheme: str, unrounded: Unrounded = EXACT, target: str = TEST_TARGET
+    ) -> Arrays:
+        """The plan's own evaluation in torch on ``feeds``, arrays [n, *shape] by output name.
+
+        Where inputs are quantized at run time it has the arithmetic of ``target``'s runtime.
+        """
+        key = (scheme, unrounded, getattr(find(target), "dynamic", None))
         if key not in self._references:
-            plan = without_convolutions(self.program, self.plan(scheme), absorbed)
+            plan = as_computed(graph_module(self.program), self.plan(scheme), find(target))
+            plan = unrounded.without(self.program, plan)
             module = render(self.program, plan, "fake")
             with torch.no_grad(), _one_thread():
                 rows = [module(*sample) for sample in self._samples(self.feeds)]
@@ -154,8 +171,7 @@ class Converted:
         reloaded: answers of copied files in another process.
         placement: as `edgekit.targets.Placement.to_json`.
         stored: as `edgekit.targets.Stored`, each a dictionary.
-        absorbed: ordinals of convolutions that the runtime adds to a residual without the plan's
-            rounding between.
+        unrounded: what the runtime's kernels leave out of the plan's rounding.
         again: sha256 by file name of a second conversion in another process, or None.
     """
 
@@ -170,7 +186,7 @@ class Converted:
     reloaded: Arrays
     placement: dict[str, Any]
     stored: list[dict[str, Any]]
-    absorbed: tuple[int, ...]
+    unrounded: Unrounded
     again: dict[str, str] | None
 
     @property
@@ -261,7 +277,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     session.config.stash[_WANTED] = wanted
 
 
-_QUESTIONS = ("inspect", "stored", "absorbed")
+_QUESTIONS = ("inspect", "stored", "unrounded")
 
 
 def _convert(prepared: Prepared, target: str, schemes: list[str]) -> dict[str, Converted]:
@@ -290,7 +306,7 @@ def _convert(prepared: Prepared, target: str, schemes: list[str]) -> dict[str, C
     later = _good(worker.run(target, second))
     made = {}
     for i, scheme in enumerate(schemes):
-        _, run, inspected, stored, absorbed = results[each * i : each * (i + 1)]
+        _, run, inspected, stored, kernels = results[each * i : each * (i + 1)]
         folder = outs[scheme].parent
         again = None
         if twice:
@@ -308,7 +324,7 @@ def _convert(prepared: Prepared, target: str, schemes: list[str]) -> dict[str, C
             reloaded=_arrays(folder / "reloaded.npz"),
             placement=inspected["placement"],
             stored=stored["stored"],
-            absorbed=tuple(absorbed["convolutions"]),
+            unrounded=Unrounded.from_json(kernels["unrounded"]),
             again=again,
         )
     return made

@@ -20,7 +20,7 @@ import torch
 
 from edgekit import layerwise, verify
 from edgekit.artifact import Artifact, Store
-from edgekit.compress.evaluate import evaluate, with_rounding_noise
+from edgekit.compress.evaluate import evaluate
 from edgekit.compress.graph import canonical, program_digest, save_program
 from edgekit.compress.plan import QuantPlan
 from edgekit.compress.quantize import quantize
@@ -225,16 +225,7 @@ def _lab(subject: mutant_models.Subject, scheme: str, folder: Path) -> Lab:
     floors: dict[str, Any] = {}
     if plan.edges:
         n = mutant_models.EVALUATION
-        parts = {"floor": (slice(0, n), 1), "probe_floor": (slice(n, None), stages.PROBE_DRAWS)}
-        for kind, (part, draws) in parts.items():
-            few = {k: v[part] for k, v in feeds.items()}
-            right = {k: v[part] for k, v in answers.items()}
-            found = []
-            for draw in range(draws):
-                noisy = with_rounding_noise(module, draw=draw)
-                disturbed = evaluate(noisy, few, inputs, outputs)
-                found.append(verify.rounding_floor(signature, right, disturbed, steps))
-            floors[kind] = stages._lowest(found)
+        floors = stages.rounding_floors(signature, module, feeds, answers, steps, n)
     tapped = tap(program, plan)
     few = {k: np.concatenate([v[:4], v[-4:]]) for k, v in feeds.items()}
     for kind, made, its in (("whole", program, plan), ("tapped", tapped.program, tapped.plan)):
@@ -540,7 +531,9 @@ def test_an_export_fails_over_a_faulty_converter_and_says_where(
     np.savez(tmp_path / "feeds.npz", **feeds)
 
     def prove(target: str) -> stages.Proof:
-        made = stages.convert(target, ["w8a8"], planned, model.signature, store, silent)["w8a8"]
+        made = stages.convert(target, [("w8a8", None)], planned, model.signature, store, silent)[
+            "w8a8", None
+        ]
         assert isinstance(made, Artifact)
         feeds_file = tmp_path / "feeds.npz"
         return stages.prove(

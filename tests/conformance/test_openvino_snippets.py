@@ -20,7 +20,8 @@ from torch import nn
 from edgekit.compress.graph import canonical, program_digest
 from edgekit.compress.plan import QuantPlan
 from edgekit.compress.quantize import quantize
-from edgekit.compress.render import RESULTS, render, without_convolutions
+from edgekit.compress.render import render
+from edgekit.compress.unrounded import Unrounded
 from edgekit.signature import Signature, TensorSpec
 from edgekit.targets import find
 
@@ -126,7 +127,7 @@ def convert(head: nn.Module, folder: Path, scheme: str) -> Converted:
     plan = QuantPlan("fp32", program_digest(program))
     if scheme == "w8a8":
         plan = quantize(program, [(x,) for x in feeds])
-        plan = without_convolutions(program, plan, [RESULTS])
+        plan = Unrounded(results=True).without(program, plan)
     reference = render(program, plan, "fake")
     with torch.no_grad():
         expected = np.stack([reference(x).numpy() for x in feeds])

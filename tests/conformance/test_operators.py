@@ -22,7 +22,8 @@ from torch.nn import functional
 from edgekit.compress.graph import canonical, save_program
 from edgekit.compress.plan import QuantPlan
 from edgekit.compress.quantize import quantize
-from edgekit.compress.render import GATES, RESULTS, render, without_convolutions
+from edgekit.compress.render import render
+from edgekit.compress.unrounded import Unrounded
 from edgekit.errors import UnsupportedError
 from edgekit.parity import TOLERANCES, ParityAccumulator
 from edgekit.signature import Signature, TensorSpec
@@ -144,7 +145,7 @@ class Case:
                 "repeats": 2,
             },
             {"op": "stored", "artifact": out},
-            {"op": "absorbed", "artifact": out},
+            {"op": "unrounded", "artifact": out},
         ]
 
 
@@ -208,15 +209,15 @@ def test_an_operator_between_int8_layers_gives_the_plans_answers(
 ) -> None:
     target, results = answers
     case = cases[operator]
-    converted, ran, stored, absorbed = results[operator]
+    converted, ran, stored, kernels = results[operator]
     if (target, operator) in REFUSED:
         assert type(converted["error"]) is UnsupportedError
         return
-    for result in (converted, ran, stored, absorbed):
+    for result in (converted, ran, stored, kernels):
         assert "error" not in result, f"{target}: {result['error']}"
     assert ran["distinct"] == 1
-    plan = without_convolutions(case.program, case.plan, absorbed["convolutions"])
-    module = render(case.program, plan, "fake")
+    left_out = Unrounded.from_json(kernels["unrounded"])
+    module = render(case.program, left_out.without(case.program, case.plan), "fake")
     step = [e for e in case.plan.edges if e.kind == "activation"][-1].scale[0]
     accumulator = ParityAccumulator(case.signature.outputs, TOLERANCES["w8a8"], step)
     with np.load(case.folder / f"answers-{target}.npz") as data, torch.no_grad():
@@ -226,8 +227,8 @@ def test_an_operator_between_int8_layers_gives_the_plans_answers(
     [stats] = report.outputs
     failed = "; ".join(f"{c.name} {c.value} (limit {c.limit})" for c in report.failures)
     assert report.passed, f"{target} {operator}: SQNR {stats.sqnr_db:.1f} dB, {failed}"
-    whole = [i for i in absorbed["convolutions"] if i in (GATES, RESULTS)]
-    _assert_stored(target, without_convolutions(case.program, case.plan, whole), stored["stored"])
+    carried = left_out.not_stored().without(case.program, case.plan)
+    _assert_stored(target, carried, stored["stored"])
 
 
 def _assert_stored(target: str, plan: QuantPlan, stored: list[dict[str, Any]]) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 
 from edgekit.artifact import sha256_of
 from edgekit.compress.graph import graph_module, tensor_of
-from edgekit.compress.render import GATES, RESULTS, without_convolutions
 from edgekit.parity import TOLERANCES, ParityAccumulator, ParityReport
 from edgekit.targets import find
 from edgekit.targets._common import channel_digest
@@ -23,7 +22,7 @@ def report_of(converted: Any) -> ParityReport:
     accumulator = ParityAccumulator(
         prepared.signature.outputs, TOLERANCES[scheme], prepared.steps(scheme)
     )
-    reference = prepared.reference(scheme, converted.absorbed)
+    reference = prepared.reference(scheme, converted.unrounded, converted.target)
     for i in range(len(prepared.labels)):
         accumulator.add(
             {name: value[i] for name, value in reference.items()},
@@ -139,8 +138,8 @@ def test_nothing_falls_back_to_float_where_every_runtime_has_integer_kernels(
 
 def test_stored_activations_are_the_plans(converted: Any) -> None:
     prepared = converted.prepared
-    unstored = [i for i in converted.absorbed if i in (GATES, RESULTS)]
-    plan = without_convolutions(prepared.program, prepared.plan(converted.scheme), unstored)
+    carried = converted.unrounded.not_stored()
+    plan = carried.without(prepared.program, prepared.plan(converted.scheme))
     ours = [(e.scale[0], e.zero_point[0]) for e in plan.edges if e.kind == "activation"]
     theirs = [
         (s["scale"][0], s["zero_point"][0]) for s in converted.stored if s["kind"] == "activation"

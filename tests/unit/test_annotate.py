@@ -222,12 +222,62 @@ def test_what_stays_in_float_says_why() -> None:
     assert "linear" not in kept and "conv2d" not in kept
 
 
-def test_an_embedding_stays_in_float_and_says_why() -> None:
-    module = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 2))
-    ids = torch.tensor([[1, 2, 3]])
-    plan = quantize(canonical(torch.export.export(module.eval(), (ids,), strict=False)), [(ids,)])
-    assert "aten.embedding" in reasons(plan)["embedding"]
-    assert nodes(plan) == ["embedding", "linear"], "the linear layer still takes integers"
+class Words(nn.Module):
+    """Two embeddings, added, and a head that may share the first one's table."""
+
+    def __init__(self, wire: Callable[[Words, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.kinds = nn.Embedding(10, 4, padding_idx=0), nn.Embedding(3, 4)
+        self.norm, self.head = nn.LayerNorm(4), nn.Linear(4, 10)
+        self.wire = wire
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.wire(self, ids)
+
+
+def plan_of_words(
+    wire: Callable[[Words, torch.Tensor], torch.Tensor], *, tied: bool = False
+) -> QuantPlan:
+    module = Words(wire).eval()
+    if tied:
+        module.head.weight = module.words.weight
+    ids = torch.tensor([[1, 2, 0]])
+    return quantize(canonical(torch.export.export(module, (ids,), strict=False)), [(ids,)])
+
+
+def test_an_embeddings_table_is_quantized_row_by_row() -> None:
+    plan = plan_of_words(lambda m, x: m.head(m.norm(m.words(x) + m.kinds(x.clamp(max=2)))))
+    tables = [e for e in plan.edges if e.kind == "weight" and "head" not in e.edge]
+    assert [(e.edge, e.axis, len(e.scale)) for e in tables] == [
+        ("words.weight", 0, 10),
+        ("kinds.weight", 0, 3),
+    ]
+    assert tables[0].scale[0] == 1.0, "a row of zeros"
+    weight = Words(lambda m, x: x).words.weight.detach()
+    expected = weight[1:].abs().amax(1) / 127
+    torch.testing.assert_close(torch.tensor(tables[0].scale[1:]), expected, rtol=1e-6, atol=0)
+    kept = reasons(plan)
+    assert "rows" in kept["embedding"] and "rows" in kept["embedding_1"]
+    assert nodes(plan) == ["layer_norm", "linear"], "the sum of both, and the norm, stay in float"
+
+
+def test_a_table_that_a_layer_shares_has_one_scale_a_row() -> None:
+    plan = plan_of_words(lambda m, x: m.head(m.norm(m.words(x))), tied=True)
+    weights = [e for e in plan.edges if e.kind == "weight"]
+    assert {(e.axis, len(e.scale)) for e in weights} == {(0, 10)}
+    assert len({e.scale for e in weights}) == 1
+
+
+def test_a_table_that_is_read_in_float_elsewhere_stays_in_float() -> None:
+    plan = plan_of_words(lambda m, x: m.head(m.norm(m.words(x) + m.words.weight[x])))
+    assert reasons(plan)["embedding"] == "its table is read in float elsewhere"
+    assert [e.edge for e in plan.edges if e.kind == "weight"] == ["head.weight"]
+
+
+def test_a_layer_right_behind_an_embedding_takes_integers() -> None:
+    plan = plan_of_words(lambda m, x: m.head(m.words(x)))
+    assert nodes(plan) == ["embedding", "linear"]
 
 
 def test_layers_that_no_rule_covers_say_why() -> None:

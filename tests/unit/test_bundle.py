@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from edgekit.errors import BadData, TrustError, UnsupportedError, UsageError
+from edgekit.runtime import cpu
 from edgekit.runtime.bundle import Bundle, canonical_json, directory_digest
 from edgekit.runtime.golden import check_golden, pack_golden, unpack_golden
 from edgekit.runtime.manifest import parse_manifest
@@ -337,3 +338,100 @@ def test_an_artifact_of_several_files_is_hashed_as_a_whole(
     assert json.loads(canonical_json(manifest)) == manifest
     with pytest.raises(TrustError, match="not that of its files"):
         parse_manifest(canonical_json(manifest))
+
+
+# Which of an artifact and its variant a processor gets.
+
+VNNI = "x86_64:avx_vnni|avx512_vnni"
+
+
+@pytest.fixture
+def two_ways(bundle_contents: Contents, write_directory: Writer, tmp_path: Path) -> Path:
+    """``null-w8a8`` needs VNNI, its variant does not; each was made for a device of its own."""
+    files, manifest = bundle_contents
+    fp32, default = manifest["artifacts"]
+    variant = copy.deepcopy(default) | {
+        "id": "null-w8a8-x86-no-vnni",
+        "variant": "x86-no-vnni",
+        "devices": ["intel-nuc"],
+    }
+    default["devices"] = ["core-ultra"]
+    default["requires"] = {**default["requires"], "isa": [VNNI]}
+    manifest["artifacts"] = [fp32, default, variant]
+    validate(manifest)
+    return write_directory(tmp_path / "two", files, manifest)
+
+
+def processor(monkeypatch: pytest.MonkeyPatch, arch: str, flags: set[str] | None) -> None:
+    monkeypatch.setattr(cpu, "architecture", lambda: arch)
+    monkeypatch.setattr(cpu, "flags", lambda: None if flags is None else frozenset(flags))
+
+
+@pytest.mark.parametrize(
+    ("arch", "flags", "chosen"),
+    [
+        ("x86_64", {"avx2", "avx_vnni"}, "null-w8a8"),
+        ("x86_64", {"avx2", "avx512_vnni"}, "null-w8a8"),
+        ("x86_64", {"avx2"}, "null-w8a8-x86-no-vnni"),
+        ("x86_64", None, "null-w8a8-x86-no-vnni"),  # it can't be told: what is right on all
+        ("arm64", None, "null-w8a8"),
+    ],
+)
+def test_a_processor_gets_the_artifact_that_it_runs_rightly(
+    two_ways: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arch: str,
+    flags: set[str] | None,
+    chosen: str,
+) -> None:
+    processor(monkeypatch, arch, flags)
+    with Bundle.open(two_ways) as bundle:
+        artifact = bundle.artifact(scheme="w8a8")
+        assert artifact.id == chosen
+        bundle.session(artifact).close()
+        # Who names a device or an id is taken at his word: he may be packing for another machine.
+        assert bundle.artifact(device="core-ultra", scheme="w8a8").id == "null-w8a8"
+        assert bundle.artifact(device="intel-nuc", scheme="w8a8").variant == "x86-no-vnni"
+        assert bundle.artifact("null-w8a8").id == "null-w8a8"
+
+
+def test_an_artifact_that_would_answer_wrongly_is_not_run(
+    two_ways: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor(monkeypatch, "x86_64", {"avx2"})
+    with (
+        Bundle.open(two_ways) as bundle,
+        pytest.raises(UnsupportedError, match=r"'null-w8a8' needs .* avx_vnni or avx512_vnni"),
+    ):
+        bundle.session(bundle.artifact("null-w8a8"))
+
+
+def test_without_a_variant_such_a_processor_is_refused(
+    bundle_contents: Contents,
+    write_directory: Writer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files, manifest = bundle_contents
+    manifest["artifacts"][1]["requires"]["isa"] = [VNNI]
+    path = write_directory(tmp_path / "one", files, manifest)
+    processor(monkeypatch, "x86_64", {"avx2"})
+    with Bundle.open(path) as bundle:
+        with pytest.raises(UnsupportedError, match="export one for a device that lacks it"):
+            bundle.artifact(scheme="w8a8")
+        assert bundle.artifact(scheme="fp32").id == "null-fp32"
+    processor(monkeypatch, "x86_64", {"avx_vnni"})
+    with Bundle.open(path) as bundle:
+        assert bundle.artifact(scheme="w8a8").id == "null-w8a8"
+
+
+def test_a_variant_alone_is_for_everyone(
+    two_ways: Path, monkeypatch: pytest.MonkeyPatch, write_directory: Writer, tmp_path: Path
+) -> None:
+    manifest = json.loads((two_ways / "manifest.json").read_bytes())
+    del manifest["artifacts"][1]
+    files = {p: (two_ways / p).read_bytes() for p in (f["path"] for f in manifest["files"])}
+    path = write_directory(tmp_path / "alone", files, manifest)
+    processor(monkeypatch, "x86_64", {"avx_vnni"})
+    with Bundle.open(path) as bundle:
+        assert bundle.artifact(scheme="w8a8").variant == "x86-no-vnni"

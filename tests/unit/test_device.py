@@ -20,8 +20,9 @@ from edgekit import device
 from edgekit.device import loader
 from edgekit.errors import BadData, UnsupportedError, UsageError
 from edgekit.names import SCHEMES, TARGETS
+from edgekit.targets import find
 
-IDS = ["core-ultra", "galaxy-s24", "host", "pixel-8", "raspberry-pi-5", "x86-server"]
+IDS = ["core-ultra", "galaxy-s24", "host", "intel-nuc", "pixel-8", "raspberry-pi-5", "x86-server"]
 PUBLISHED = [name for name in IDS if name != "host"]
 
 BOARD = """
@@ -78,7 +79,8 @@ def test_packaged_profile_is_sound(name: str) -> None:
     assert profile.id == name
     for entry in profile.targets:
         assert entry.target in TARGETS
-        assert entry.schemes == ("w8a8", "fp32")
+        assert entry.schemes[0] == "w8a8"  # what is made where no scheme is named
+        assert set(entry.schemes) == set(find(entry.target).schemes)
         assert entry.delegate == {"tflite": "xnnpack"}.get(entry.target, "cpu")
 
 
@@ -297,6 +299,36 @@ def test_devices_share_jobs() -> None:
     ]
 
 
+def test_x86_without_vnni_gets_variants_where_kernels_saturate() -> None:
+    made = device.plan_targets([device.load(n) for n in ("core-ultra", "intel-nuc", "pixel-8")])
+    assert [(j.id, j.variant, j.devices) for j in made] == [
+        ("tflite-w8a8", None, ("core-ultra", "intel-nuc", "pixel-8")),
+        ("openvino-w8a8", None, ("core-ultra",)),
+        ("openvino-w8a8-x86-no-vnni", "x86-no-vnni", ("intel-nuc",)),
+        ("onnxruntime-w8a8", None, ("core-ultra", "pixel-8")),
+        ("onnxruntime-w8a8-x86-no-vnni", "x86-no-vnni", ("intel-nuc",)),
+    ]
+    floats = device.plan_targets([device.load("intel-nuc")], (), ("fp32",))
+    assert all(job.variant is None for job in floats)
+
+
+@pytest.mark.parametrize(
+    ("arch", "flags", "lacks"),
+    [
+        ("x86_64", {}, True),  # unknown is not known to be safe
+        ("x86_64", {"avx2": True}, True),
+        ("x86_64", {"avx_vnni": False, "avx512_vnni": False, "amx_int8": False}, True),
+        ("x86_64", {"avx_vnni": True}, False),
+        ("x86_64", {"avx512_vnni": True}, False),
+        ("x86_64", {"amx_int8": True}, False),
+        ("arm64", {}, False),
+        ("arm64", {"dotprod": False}, False),
+    ],
+)
+def test_who_lacks_vnni(arch: Any, flags: dict[str, bool], lacks: bool) -> None:
+    assert device.Isa(arch=arch, **flags).lacks_vnni is lacks
+
+
 def test_a_device_named_twice_counts_once() -> None:
     assert jobs("pixel-8", "pixel-8", targets=("tflite", "tflite")) == [
         ("tflite", "w8a8", "xnnpack", ("pixel-8",), 5)
@@ -326,8 +358,8 @@ def test_a_target_needs_one_of_the_devices_only() -> None:
             UnsupportedError,
             "devices runs target 'openvino'",
         ),
-        ((), ("w4",), UnsupportedError, "'pixel-8' cannot run scheme w4"),
-        ((), ("w8a8", "w4"), UnsupportedError, "carries scheme 'w4'"),
+        ((), ("w8a16",), UnsupportedError, "'pixel-8' cannot run scheme w8a16"),
+        ((), ("w8a8", "w8a16"), UnsupportedError, "carries scheme 'w8a16'"),
         (("coreml",), (), UnsupportedError, "'coreml' is reserved"),
         (("tflit",), (), UsageError, "unknown target 'tflit'. Did you mean 'tflite'"),
         ((), ("int9",), UsageError, "unknown scheme 'int9'. Did you mean 'int8'"),
@@ -339,7 +371,7 @@ def test_what_was_named_is_never_passed_over(
     with pytest.raises(error, match=message) as raised:
         jobs("pixel-8", targets=targets, schemes=schemes)
     if error is UnsupportedError and targets != ("coreml",):
-        assert "pixel-8 runs tflite (w8a8, fp32), onnxruntime (w8a8, fp32)" in str(raised.value)
+        assert "pixel-8 runs tflite (w8a8, w8a8-dyn, w8, fp16, fp32), onnx" in str(raised.value)
 
 
 def test_a_device_that_gets_nothing_is_refused() -> None:

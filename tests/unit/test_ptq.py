@@ -17,6 +17,7 @@ from edgekit.compress.plan import QuantPlan
 from edgekit.compress.ptq import PLAIN, Methods, Quantized, post_training
 from edgekit.compress.quantize import quantize
 from edgekit.compress.render import render
+from edgekit.compress.saturation import overrides
 from edgekit.errors import BadData, UnsupportedError, UsageError
 from edgekit.export.planning import Planned, methods_without
 from edgekit.names import METHODS
@@ -58,7 +59,8 @@ def test_plain_is_calibration_and_nothing_else(program: Program, feeds: Feeds) -
     plan = quantize(program, feeds, calibration={"source": "here"})
     assert result.program is program
     about = {**plan.calibration, "methods": PLAIN.to_json(), "layer_samples": 40}
-    assert result.plan == dataclasses.replace(plan, calibration=about)
+    carried = overrides(program, plan)
+    assert result.plan == dataclasses.replace(plan, calibration=about, overrides=carried)
 
 
 def test_a_plan_says_how_it_was_made(made: Quantized) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from edgekit.compress.graph import canonical, compute_nodes, graph_module, tensor_of
 from edgekit.compress.plan import Edge, QuantPlan
-from edgekit.compress.quantize import INT32_ROOM, affine_int8, quantize
+from edgekit.compress.quantize import INT32_ROOM, affine_int8, quantize, whole_bend
 from edgekit.errors import BadData, UnsupportedError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -181,6 +181,25 @@ def test_a_weight_used_by_two_layers_has_one_scale_and_two_biases() -> None:
     for name, stored in integers(program, plan).items():
         if "bias" in name:
             assert np.abs(stored.astype(np.int64)).max() <= INT32_ROOM * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("high", [2.0, 6.0, 9.9, 20.0, 40.0])
+def test_hard_swish_bends_at_whole_steps(high: float) -> None:
+    scale, zero = whole_bend(-3.0, high)
+    exact, _ = affine_int8(-3.0, high)
+    assert exact <= scale <= 1.1 * exact
+    bend = round(3 / scale)
+    assert scale == np.float32(3 / bend) and zero == -128 + bend
+    assert high / scale + zero <= 127.5
+
+
+def test_a_range_that_hardly_bends_stays_as_it_is() -> None:
+    assert whole_bend(-3.0, 400.0) == affine_int8(-3.0, 400.0), "3 is less than two steps"
+    scale, zero = whole_bend(-1.0, 0.5)
+    assert scale <= 1.1 * affine_int8(-1.0, 0.5)[0], "not made to reach -3"
+    assert (-1.0 / scale + zero) >= -128.5
+    scale, zero = whole_bend(-2.9, 6.0)
+    assert zero == -128 + round(3 / scale), "-3 is near enough to be taken in"
 
 
 def test_more_samples_change_ranges_but_not_weights() -> None:

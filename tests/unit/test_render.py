@@ -13,7 +13,8 @@ from torch import fx, nn
 from edgekit.compress.graph import canonical, graph_module, program_digest, tensor_of
 from edgekit.compress.plan import QuantPlan
 from edgekit.compress.quantize import quantize
-from edgekit.compress.render import Form, render, render_program, without_convolutions
+from edgekit.compress.render import Form, render, render_program
+from edgekit.compress.unrounded import Unrounded
 from edgekit.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -200,8 +201,8 @@ def test_a_layer_is_the_integers_own_arithmetic() -> None:
 def test_convolutions_can_be_left_unrounded(
     program: torch.export.ExportedProgram, plan: QuantPlan
 ) -> None:
-    fewer = without_convolutions(program, plan, [1])
+    fewer = Unrounded((1,)).without(program, plan)
     gone = set(plan.activations()) - set(fewer.activations())
     assert gone == {"conv2d_1"}
     assert fewer.constants() == plan.constants()
-    assert without_convolutions(program, plan, []).edges == plan.edges
+    assert Unrounded().without(program, plan).edges == plan.edges

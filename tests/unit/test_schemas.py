@@ -33,7 +33,7 @@ OPEN = {
         *("model", "preprocess", "reference_statistics", "policy", "lineage", "evidence"),
         *("verify", "placement", "bench", "accuracy"),
     },
-    "plan": {"overrides"},
+    "plan": {"overrides", "methods"},
     "run": {"settings"},
     "telemetry": {"counters", "histograms"},
     "verify": {"self_test"},
@@ -92,6 +92,21 @@ def examples() -> dict[str, dict[str, Any]]:
         (TensorSpec("logits", (1, 2), labels=("cat", "dog")),),
     )
     file = {"path": "tflite/w8a8.tflite", "bytes": 1200, "sha256": SHA}
+    row = {
+        "layer": "stem (conv2d)", "kind": "layer", "nodes": ["conv2d"], "sqnr_alone_db": 20.5,
+        "gain_kept_db": None, "metric_alone": 96.9, "metric_kept": 98.0, "macs": 100,
+        "macs_share": 0.25, "bytes": 300, "border_elements": 64,
+    }  # fmt: skip
+    sensitivity = {
+        "n": 32, "sqnr_db": 18.0, "metric": "agreement", "metric_quantized": 93.8,
+        "metric_float": 100.0, "layers": [row],
+    }  # fmt: skip
+    kept = {
+        "scheme": "w8a8", "variant": None, "limit": 0.5,
+        "n": 372, "drop_before": 5.1, "drop_after": 0.3,
+        "units": ["stem (conv2d)"], "of": 60, "layers": 2, "macs_share": 0.02, "bytes": 900,
+        "evaluations": 7,
+    }  # fmt: skip
     return {
         "export": {
             "schema": "edgekit.export/1", "model": "torchvision:mobilenet_v2", "bundle": "out",
@@ -102,7 +117,7 @@ def examples() -> dict[str, dict[str, Any]]:
                        "passed": True}],
             "wall_s": 31.0,
         },
-        "plan": plan.to_json(),
+        "plan": plan.to_json() | {"sensitivity": sensitivity},
         "verify": {
             "schema": "edgekit.verify/1", "artifact": "a.tflite", "against": "plan",
             "checks": [{"name": "sqnr", "passed": True, "value": None, "limit": 35.0,
@@ -123,6 +138,14 @@ def examples() -> dict[str, dict[str, Any]]:
             }],
             "comparisons": [{"a": "x", "b": "y", "metric": "latency", "ratio": 0.9,
                              "ci95": [0.8, 0.95], "verdict": "faster"}],
+        },
+        "quantize": {
+            "schema": "edgekit.quantize/1", "model": "m", "scheme": "w8a8", "folder": "out",
+            "plan": {"digest": SHA, "program_digest": SHA, "edges": 9,
+                     "kept_float": [{"node": "conv2d", "reason": "kept"}]},
+            "metric": "top1", "reference": {"kind": "float", "value": 71.2, "n": 372},
+            "value": 70.9, "drop_points": 0.3, "drop_ci95": [-0.2, 0.8],
+            "sensitivity": sensitivity, "kept_for_accuracy": [kept], "wall_s": 3.5,
         },
         "jobs": {"schema": "edgekit.jobs/1", "model": "net.pt2", "jobs": [
             {"artifact": "tflite-w8a8", "target": "tflite", "scheme": "w8a8",

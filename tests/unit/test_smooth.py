@@ -9,8 +9,9 @@ from torch import nn
 from edgekit.compress.graph import LINEARS, aten, canonical, graph_module
 from edgekit.compress.ptq import PLAIN, post_training
 from edgekit.compress.quantize import quantize
-from edgekit.compress.render import RESULTS, render, without_convolutions
+from edgekit.compress.render import render
 from edgekit.compress.smooth import find_groups, smooth
+from edgekit.compress.unrounded import Unrounded
 
 TOKENS, WIDTH = 6, 16
 
@@ -52,7 +53,7 @@ def _run(module: torch.fx.GraphModule, feeds: list[tuple[torch.Tensor, ...]]) ->
 
 def _error(program: torch.export.ExportedProgram, smoothed: torch.export.ExportedProgram) -> float:
     plan = quantize(smoothed, _samples(16, 1))
-    kept = without_convolutions(smoothed, plan, [RESULTS])
+    kept = Unrounded(results=True).without(smoothed, plan)
     feeds = _samples(16, 2)
     exact = _run(graph_module(program), feeds)
     return float((_run(render(smoothed, kept, "fake"), feeds) - exact).square().mean())
@@ -107,7 +108,7 @@ def test_results_that_only_floats_read_are_not_rounded() -> None:
     program = _program(Block(residual=True))
     plan = quantize(program, _samples(8, 1))
     names = {n.name: n for n in graph_module(program).graph.nodes}
-    kept = without_convolutions(program, plan, [RESULTS]).activations()
+    kept = Unrounded(results=True).without(program, plan).activations()
     dropped = [names[n] for n in plan.activations() if n not in kept]
     # The layer before GELU feeds an operator that takes integers; the one before the sum does not.
     assert [n.target for n in dropped] == [LINEARS[0]]
@@ -126,4 +127,4 @@ def test_results_that_integers_read_are_rounded(module: nn.Module) -> None:
     torch.manual_seed(0)
     program = _program(module)
     plan = post_training(program, _samples(8, 1), PLAIN).plan
-    assert without_convolutions(program, plan, [RESULTS]).edges == plan.edges
+    assert Unrounded(results=True).without(program, plan).edges == plan.edges

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -86,6 +87,8 @@ def with_stored_constants(streams: Streams, module: fx.GraphModule, fake: fx.Gra
 def test_both_runs_give_what_plain_runs_give(
     program: torch.export.ExportedProgram, plan: QuantPlan, feeds: Feeds
 ) -> None:
+    # The table stays float: half precision does not hold its integers' values exactly.
+    plan = dataclasses.replace(plan, edges=tuple(e for e in plan.edges if "table" not in e.edge))
     module, fake = graph_module(program), render(program, plan, "fake")
     streams, activations = Streams(module, plan.activations(), feeds), plan.activations()
     with_stored_constants(streams, module, fake)

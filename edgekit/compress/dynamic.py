@@ -1,0 +1,128 @@
+"""Quantizing a layer's input while the model runs, as runtimes do it under ``w8a8-dyn``.
+
+The scale of 8 bits is taken from the smallest and largest value at hand, zero always among them, so
+there is nothing to calibrate. What shares a scale differs between runtimes, and so the reference of
+an artifact follows its runtime (`as_computed`): XNNPACK, under LiteRT, takes one for every row of a
+linear layer, one for every pixel under a convolution of 1 x 1, which it computes as such a layer,
+and else one for every picture (``xnn_f32_qd8_asymmetric_quantization_params``); ONNX's operator
+``DynamicQuantizeLinear`` takes one for the whole tensor. The weights stay the plan's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import fx
+
+from edgekit.compress._nodes import LINEARS, aten, compute_nodes, groups, layer_of
+from edgekit.compress.plan import Dynamic, QuantPlan
+
+__all__ = ["PER_ROW", "PER_TENSOR", "Arithmetic", "as_computed", "dynamic_layers", "fake_dynamic"]
+
+Per = Literal["row", "pixel", "sample", "tensor"]
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a runtime's kernels quantize their input; None where they leave it in float.
+
+    Attributes:
+        linear: what shares a scale in a linear layer.
+        convolution: what shares a scale in a convolution without groups.
+        pointwise: the same where it has 1 x 1 weights, steps of one, and no padding.
+    """
+
+    linear: Per | None
+    convolution: Per | None
+    pointwise: Per | None
+
+    def of(self, node: fx.Node) -> Per | None:
+        """What shares a scale in the layer that ``node`` computes."""
+        if node.target in LINEARS:
+            return self.linear
+        return self.pointwise if _is_pointwise(node) else self.convolution
+
+
+PER_ROW = Arithmetic("row", "sample", "pixel")
+"""XNNPACK's kernels ``qd8_f32_qc8w``; what plans say."""
+
+PER_TENSOR = Arithmetic("tensor", None, None)
+"""ONNX: ``DynamicQuantizeLinear`` before ``MatMulInteger``, which are for linear layers."""
+
+
+def dynamic_layers(module: fx.GraphModule, weights: set[str]) -> tuple[Dynamic, ...]:
+    """The layers whose input is to be quantized at run time, in execution order.
+
+    Linear layers and convolutions without groups: depthwise ones are bound by memory, and no
+    runtime has such a kernel for them.
+
+    Args:
+        module: the canonical graph.
+        weights: names of the nodes whose constants are quantized.
+    """
+    found = []
+    for node in compute_nodes(module):
+        if str(node.args[1]) not in weights or not _is_plain(node):
+            continue
+        per = PER_ROW.of(node)
+        assert per is not None
+        found.append(Dynamic(f"{layer_of(node)}/{node.name}", node.name, per))
+    return tuple(found)
+
+
+def _is_plain(node: fx.Node) -> bool:
+    return node.target in LINEARS or (node.target is aten.conv2d.default and groups(node) == 1)
+
+
+def _is_pointwise(node: fx.Node) -> bool:
+    weight = node.args[1]
+    assert isinstance(weight, fx.Node)
+    values: list[Any] = [[1], [0]]
+    values[: len(node.args[3:5])] = node.args[3:5]
+    size = tuple(weight.meta["val"].shape[2:])
+    return set(size) == {1} and set(values[0]) == {1} and set(values[1]) == {0}
+
+
+def as_computed(module: fx.GraphModule, plan: QuantPlan, target: Any) -> QuantPlan:
+    """The plan with the run-time arithmetic of one runtime.
+
+    Args:
+        module: the canonical graph of the plan.
+        plan: as it was made.
+        target: an `edgekit.targets.Target`, whose ``dynamic`` is an `Arithmetic` where it carries
+            ``w8a8-dyn``.
+    """
+    how = getattr(target, "dynamic", None)
+    if not plan.dynamic or how is None:
+        return plan
+    nodes = {n.name: n for n in compute_nodes(module)}
+    made = []
+    for layer in plan.dynamic:
+        per = how.of(nodes[layer.node])
+        if per is not None:
+            made.append(dataclasses.replace(layer, per=per))
+    return dataclasses.replace(plan, dynamic=tuple(made))
+
+
+def fake_dynamic(x: torch.Tensor, per: str) -> torch.Tensor:
+    """``x`` rounded to 256 steps between its own smallest and largest value, zero among them."""
+    every = list(range(x.dim()))
+    axes = {"row": [-1], "pixel": [1], "sample": every[1:], "tensor": every}[per]
+    low = x.amin(axes, keepdim=True).clamp_max(0.0)
+    high = x.amax(axes, keepdim=True).clamp_min(0.0)
+    reach = torch.where(high > low, high - low, torch.full_like(low, 255.0))
+    if per == "tensor":
+        scale = reach / 255.0
+        zero, steps = torch.round((-low / scale).clamp(0, 255)) - 128, torch.round(x / scale)
+    else:
+        # The zero point of a range like -1..1 lies between two integers, and which is taken decides
+        # whether the values at one end are cut off. So this follows XNNPACK's float arithmetic.
+        inverse = 255.0 / reach
+        scale, ends = 1.0 / inverse, (low * inverse, high * inverse)
+        from_low = (-128.0 + ends[0]) + (127.0 + ends[1]) > 0
+        zero = torch.where(from_low, -128.0 - ends[0], 127.0 - ends[1]).clamp(-128, 127)
+        zero, steps = torch.round(zero), torch.round(x * inverse)
+    return ((steps + zero).clamp(-128, 127) - zero) * scale

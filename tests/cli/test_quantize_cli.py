@@ -1,0 +1,230 @@
+"""`edgekit quantize`, and `--max-drop` where a layer has to stay in float."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edgekit.compress.graph import program_digest
+from edgekit.compress.plan import QuantPlan
+from edgekit.compress.render import render
+from edgekit.names import METHODS
+
+Run = Callable[..., Any]
+
+MODELS = '''
+import torch
+from torch import nn
+
+
+def planted():
+    """One channel of the depthwise layer is 3000 times as large as what the next layer reads."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 1), nn.ReLU(),
+        nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    )
+    with torch.no_grad():
+        net[2].weight[0] *= 3000
+        net[3].weight[:, 0] = 0
+        for layer in (0, 2, 3, 5, 9):
+            net[layer].bias.zero_()
+    return net.eval(), {"input": torch.zeros(1, 3, 8, 8)}
+
+
+def one():
+    """The same, with nothing else in it but a layer that reads it."""
+    first = planted()[0][2]
+    last = nn.Linear(288, 4)
+    with torch.no_grad():
+        last.weight[:, :36] = 0
+    return nn.Sequential(first, nn.Flatten(), last).eval(), {
+        "input": torch.zeros(1, 8, 8, 8)
+    }
+'''
+
+PLAIN = [part for method in METHODS for part in ("--without", method)]
+
+
+@pytest.fixture(scope="module")
+def ruined(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models that int8 ruins in one layer, and data that their float answers are the labels of.
+
+    Of the 72 samples 24 calibrate where no others are named to evaluate on.
+    """
+    root = tmp_path_factory.mktemp("ruined")
+    (root / "m.py").write_text(MODELS)
+    space: dict[str, Any] = {}
+    exec(MODELS, space)
+    for name in ("planted", "one"):
+        with torch.random.fork_rng(devices=[]):
+            net, examples = space[name]()
+        shape = (192, *examples["input"].shape[1:])
+        pictures = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+        with torch.no_grad():
+            labels = net(torch.from_numpy(pictures)).argmax(1).numpy()
+        np.savez(root / f"{name}-calib.npz", input=pictures[:72])
+        np.savez(root / f"{name}-eval.npz", input=pictures[72:], y=labels[72:])
+    return root
+
+
+@pytest.fixture(scope="module")
+def quantize(ruined: Path, edgekit: Run) -> Run:
+    def run(*args: object, model: str = "planted") -> Any:
+        calib = ["--calib", ruined / f"{model}-calib.npz"]
+        return edgekit("quantize", f"{ruined}/m.py:{model}", *calib, *PLAIN, *args)
+
+    return run
+
+
+def test_a_plan_with_its_table(quantize: Run, edgekit: Run, tmp_path: Path) -> None:
+    out = tmp_path / "plan"
+    done = quantize("--sensitivity", "-o", out, "--json")
+    assert done.code == 0, done.err
+    document = done.document
+    assert (document["metric"], document["drop_points"], document["kept_for_accuracy"]) == (
+        None, None, [],
+    )  # fmt: skip
+    assert sorted(p.name for p in out.iterdir()) == ["plan.json", "program.pt2"]
+    plan = QuantPlan.from_json(json.loads((out / "plan.json").read_text()))
+    program = torch.export.load(out / "program.pt2")
+    assert plan.digest() == document["plan"]["digest"]
+    assert plan.program_digest == program_digest(program)
+    render(program, plan, "fake")
+    first, *others = document["sensitivity"]["layers"]
+    assert first["layer"] == "2 (conv2d_1)" and first["sqnr_alone_db"] < 5
+    assert all(row["sqnr_alone_db"] > 35 for row in others)
+    assert (document["sensitivity"]["n"], document["sensitivity"]["metric"]) == (24, "agreement")
+    shown = edgekit("inspect", out, "--json")
+    assert shown.code == 0
+    assert shown.document["kind"] == "plan"
+    assert shown.document["plan"]["sensitivity"] == document["sensitivity"]
+    text = edgekit("inspect", out).out
+    table = text[text.index("SQNR dB alone") :].splitlines()
+    assert table[1].startswith("2 (conv2d_1) ") and len(table) == 1 + len(others) + 1
+    # Once more into the same folder, as text, and from the store.
+    again = quantize("--sensitivity", "-o", out)
+    assert again.code == 0 and table[1] in again.out
+    assert "measuring layers" not in again.err
+
+
+def test_without_the_table(quantize: Run, edgekit: Run, tmp_path: Path) -> None:
+    done = quantize("-o", tmp_path / "plan", "--json")
+    assert done.code == 0
+    assert done.document["sensitivity"] is None
+    assert "sensitivity" not in json.loads((tmp_path / "plan" / "plan.json").read_text())
+    shown = edgekit("inspect", tmp_path / "plan" / "plan.json", "--json")
+    assert "sensitivity" not in shown.document["plan"]
+
+
+def test_just_the_ruined_layer_stays_in_float(quantize: Run, ruined: Path, tmp_path: Path) -> None:
+    data = ["--eval", ruined / "planted-eval.npz"]
+    bad = quantize(*data, "-o", tmp_path / "bad", "--json").document
+    assert bad["drop_points"] > 20
+    done = quantize(*data, "--max-drop", 2, "-o", tmp_path / "plan", "--json")
+    assert done.code == 0, done.err
+    document = done.document
+    [kept] = document["kept_for_accuracy"]
+    assert (kept["units"], kept["limit"], kept["n"]) == (["2 (conv2d_1)"], 2, 120)
+    assert kept["drop_before"] == bad["drop_points"]
+    assert kept["drop_after"] == document["drop_points"] <= 2
+    # The layer that reads what is not quantized any more is in float with it.
+    assert kept["layers"] == 2 < 5
+    reasons = {k["node"]: k["reason"] for k in document["plan"]["kept_float"]}
+    assert reasons["conv2d_1"] == "kept in float to lose at most 2 points"
+    assert reasons["conv2d_2"] == f"beside 2 (conv2d_1): {reasons['conv2d_1']}"
+    assert document["plan"]["edges"] == bad["plan"]["edges"] - 5
+    assert document["sensitivity"]["layers"][0]["layer"] == "2 (conv2d_1)"
+
+
+def test_a_plan_that_holds_keeps_its_bytes(quantize: Run, ruined: Path, tmp_path: Path) -> None:
+    data = ["--eval", ruined / "planted-eval.npz"]
+    quantize(*data, "-o", tmp_path / "free")
+    done = quantize(*data, "--max-drop", 90, "-o", tmp_path / "held", "--json")
+    assert done.document["kept_for_accuracy"] == []
+    for name in ("plan.json", "program.pt2"):
+        assert (tmp_path / "free" / name).read_bytes() == (tmp_path / "held" / name).read_bytes()
+
+
+def test_a_limit_that_only_float_holds(quantize: Run, ruined: Path, tmp_path: Path) -> None:
+    """Nothing is written: with both of its layers in float this would be no int8 model."""
+    data = ["--eval", ruined / "one-eval.npz", "--max-drop", 2]
+    done = quantize(*data, "-o", tmp_path / "out", "--json", model="one")
+    assert done.code == 1
+    assert done.document["error"]["kind"] == "GateFailed"
+    assert "only with every layer in float" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["--max-drop", "1"], 2, "--eval DATA"),
+        (["--max-drop", "nan"], 2, "--max-drop"),
+        (["--scheme", "w9"], 2, "'w9'"),
+        (["--scheme", "fp32"], 5, "quantizes nothing"),
+        (["--without", "roundin"], 2, "Did you mean 'rounding'?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_wrong_requests(
+    args: list[str], code: int, said: str, quantize: Run, tmp_path: Path
+) -> None:
+    done = quantize(*args, "-o", tmp_path / "out", "--json")
+    assert done.code == code
+    assert said in done.err
+    assert done.document["error"]["exit_code"] == code
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(quantize: Run, tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    done = quantize("-o", tmp_path)
+    assert done.code == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["letter.txt"]
+    file = tmp_path / "letter.txt"
+    assert quantize("-o", file).code == 2
+    assert file.read_text() == "dear"
+
+
+# -- export ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize(
+    "target",
+    ["onnxruntime", *(pytest.param(t, marks=pytest.mark.slow) for t in ("tflite", "openvino"))],
+)
+def test_an_export_keeps_the_layer_in_float_and_proves_it(
+    target: str, ruined: Path, edgekit: Run, tmp_path: Path
+) -> None:
+    pytest.importorskip({"tflite": "ai_edge_litert"}.get(target, target))
+    request = [
+        "export", f"{ruined}/m.py:planted", "--target", target, "--scheme", "w8a8", "--no-bench",
+        "--calib", ruined / "planted-calib.npz", "--eval", ruined / "planted-eval.npz",
+        "--max-drop", 2, "--require-verified", *PLAIN,
+    ]  # fmt: skip
+    done = edgekit(*request, "-o", tmp_path / "bundle", "--json")
+    assert done.code == 0, done.err
+    document = done.document
+    [kept] = document["kept_for_accuracy"]
+    assert kept["units"] == ["2 (conv2d_1)"] and kept["drop_before"] > 20
+    [artifact] = document["artifacts"]
+    assert artifact["verification"] == "runtime"
+    assert artifact["drop_points"] <= 2
+    assert artifact["placement"]["float_ops"] >= 2
+    assert [g["passed"] for g in document["gates"] if g["name"] == "max-drop"] == [True]
+    plan = QuantPlan.from_json(json.loads((tmp_path / "bundle" / "plan.json").read_text()))
+    assert "conv2d_1" in dict(plan.kept_float)
+    shown = edgekit("inspect", tmp_path / "bundle", "--json")
+    assert shown.document["sensitivity"]["layers"][0]["layer"] == "2 (conv2d_1)"
+    assert "SQNR dB alone" in edgekit("inspect", tmp_path / "bundle").out
+    again = edgekit(*request, "-o", tmp_path / "again")
+    assert "nothing was converted anew" in again.err
+    assert "2 (conv2d_1)" in again.out
