@@ -35,6 +35,7 @@ _BATCHED = (
     aten.fake_quantize_per_tensor_affine.default,
 )
 _POINTWISE = (aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor, aten.div.Tensor)
+_NOISES, _GOLDEN = 1 << 16, -0x61C88647  # 2**32 over the golden ratio (Fibonacci hashing), as int32
 
 
 def evaluate(
@@ -84,10 +85,14 @@ def evaluate(
 
 
 def jitter(value: torch.Tensor, relative: float, seed: int) -> torch.Tensor:
-    """``value`` with seeded relative noise, uniform in plus and minus ``relative``."""
+    """``value`` (float32) with seeded noise, uniform in plus and minus ``relative`` of each element.
+
+    Equal elements get equal noise: a kernel that divides otherwise tips all of them or none.
+    """
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.rand(value.shape, generator=generator) * 2 - 1
-    return value * (1 + relative * noise)
+    noise = torch.rand(_NOISES, generator=generator) * 2 - 1
+    hashed = (value.contiguous().view(torch.int32) * _GOLDEN) >> 16
+    return value * (1 + relative * noise[(hashed & (_NOISES - 1)).long()])
 
 
 def with_rounding_noise(

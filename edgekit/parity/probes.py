@@ -27,6 +27,10 @@ MIN_REPEATS: Final = 20
 FP16_TINY: Final = 6e-5
 """Just under half precision's smallest normal number, 2**-14."""
 
+MIDDLE: Final = 128 / 255
+"""How far up a range its middle probe lies: on a level of an 8-bit and of a 16-bit grid over the
+range. Halfway would be between two levels, where the grid says nothing of which one is right."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -145,7 +149,7 @@ _Fill = Callable[[int, float, float, np.random.Generator], Floats]
 _FILLS: Final[dict[str, _Fill]] = {
     "all-low": lambda n, low, high, rng: np.full(n, low),
     "all-high": lambda n, low, high, rng: np.full(n, high),
-    "all-middle": lambda n, low, high, rng: np.full(n, (low + high) / 2),
+    "all-middle": lambda n, low, high, rng: np.full(n, low + (high - low) * MIDDLE),
     "negative-zero": lambda n, low, high, rng: np.full(n, -0.0),
     "denormal": lambda n, low, high, rng: rng.choice([-1.0, 1.0], n),
     "fp16-tiny": lambda n, low, high, rng: rng.uniform(-FP16_TINY, FP16_TINY, n),
