@@ -85,7 +85,7 @@ def evaluate(
 
 
 def jitter(value: torch.Tensor, relative: float, seed: int) -> torch.Tensor:
-    """``value`` (float32) with seeded noise, uniform in plus and minus ``relative`` of each element.
+    """``value`` (float32) with seeded noise, up to ``relative`` of each element either way.
 
     Equal elements get equal noise: a kernel that divides otherwise tips all of them or none.
     """
