@@ -23,13 +23,12 @@ from edgekit.artifact import Store, fingerprint
 from edgekit.compress.plan import plan_name
 from edgekit.data import Samples
 from edgekit.errors import GateFailed
-from edgekit.export import stages
 from edgekit.export.document import Row
 from edgekit.export.evaluators import TaskMetric, labels_of
 from edgekit.export.keys import code, versions
 from edgekit.export.planning import Planned, tensors
+from edgekit.export.reference import Arrays, Referenced, gather, load_arrays, refer
 from edgekit.export.request import ExportRequest, Listener
-from edgekit.export.stages import Referenced
 from edgekit.metrics import top1_correct
 from edgekit.model import Model
 from edgekit.names import CALIBRATED
@@ -107,8 +106,8 @@ def _tighter(
     drop, scheme = lost[worst]
     if drop <= request.max_drop or scheme.partition("@")[0] not in CALIBRATED or labels is None:
         return None
-    judge = _Judge(model, labels, stages.load_arrays(reference.path / "outputs-fp32.npz"))
-    own = judge.drop(stages.load_arrays(reference.path / f"outputs-{scheme}.npz"))
+    judge = _Judge(model, labels, load_arrays(reference.path / "outputs-fp32.npz"))
+    own = judge.drop(load_arrays(reference.path / f"outputs-{scheme}.npz"))
     wanted = max(0.0, request.max_drop - (drop - own))
     if wanted >= min(limit, own):
         return None
@@ -150,10 +149,10 @@ def steer(
     labels = labels_of(evaluation, range(len(evaluation)))
     if labels is None:
         return planned
-    reference = stages.refer(model, planned, evaluation, schemes, store, listener)
-    judge = _Judge(model, labels, stages.load_arrays(reference.path / "outputs-fp32.npz"))
+    reference = refer(model, planned, evaluation, schemes, store, listener)
+    judge = _Judge(model, labels, load_arrays(reference.path / "outputs-fp32.npz"))
     drops = {
-        scheme: judge.drop(stages.load_arrays(reference.path / f"outputs-{scheme}.npz"))
+        scheme: judge.drop(load_arrays(reference.path / f"outputs-{scheme}.npz"))
         for scheme in schemes
         if load_plan(planned, scheme).activations()
     }
@@ -173,7 +172,7 @@ def steer(
 
     def fill(folder: Path) -> None:
         _copy(planned, folder)
-        feeds, probes = stages.gather(model, evaluation)
+        feeds, probes = gather(model, evaluation)
         feeds = {name: value[: len(value) - probes] for name, value in feeds.items()}
         told = []
         for scheme, drop in over.items():
@@ -219,15 +218,15 @@ def measured(
 class _Judge:
     """How many points of top-1 some answers lose against the float model's."""
 
-    def __init__(self, model: Model, labels: npt.NDArray[np.int64], exact: stages.Arrays) -> None:
+    def __init__(self, model: Model, labels: npt.NDArray[np.int64], exact: Arrays) -> None:
         self._name, self.labels = model.signature.outputs[0].name, labels
         self._right = self._correct(exact)
 
-    def _correct(self, answers: stages.Arrays) -> npt.NDArray[np.bool_]:
+    def _correct(self, answers: Arrays) -> npt.NDArray[np.bool_]:
         rows = answers[self._name][: len(self.labels)]
         return top1_correct(rows.reshape(len(rows), -1), self.labels)
 
-    def drop(self, answers: stages.Arrays) -> float:
+    def drop(self, answers: Arrays) -> float:
         """Percentage points; those of probes behind the samples do not count."""
         lost = int(self._right.sum()) - int(self._correct(answers).sum())
         return 100 * lost / len(self.labels)
@@ -243,7 +242,7 @@ class _Search:
         scheme: str,
         calib: Samples,
         judge: _Judge,
-        feeds: stages.Arrays,
+        feeds: Arrays,
         listener: Listener,
     ) -> None:
         from edgekit.compress.graph import graph_module

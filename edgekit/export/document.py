@@ -9,8 +9,8 @@ from typing import Any
 
 from edgekit.artifact import Artifact
 from edgekit.device import Job
+from edgekit.export.proving import Proof
 from edgekit.export.request import ExportRequest
-from edgekit.export.stages import Proof
 from edgekit.model import Model
 from edgekit.names import NO_VNNI
 from edgekit.targets import find

@@ -12,12 +12,11 @@ import numpy as np
 from edgekit import engines
 from edgekit.compress.plan import plan_name
 from edgekit.data import Samples
-from edgekit.export import stages
 from edgekit.export.document import Row, requirements
 from edgekit.export.keys import versions
 from edgekit.export.planning import Planned
+from edgekit.export.reference import GOLDEN_SAMPLES, Referenced, gather, load_arrays
 from edgekit.export.request import ExportRequest
-from edgekit.export.stages import Referenced
 from edgekit.model import Model
 from edgekit.pack import BundleContent, PackedArtifact, pack
 from edgekit.runtime.golden import pack_golden
@@ -98,13 +97,13 @@ def _documents(
     rows: Sequence[Row],
     names: Sequence[str],
 ) -> tuple[dict[str, bytes], int]:
-    count = min(stages.GOLDEN_SAMPLES, reference.n)
+    count = min(GOLDEN_SAMPLES, reference.n)
     batch = model.signature.inputs[0].shape[0]
-    feeds, _ = stages.gather(model, _First(reference.samples, count) if reference.samples else None)
+    feeds, _ = gather(model, _First(reference.samples, count) if reference.samples else None)
     flat = {k: v[:count].reshape(count * batch, *v.shape[2:]) for k, v in feeds.items()}
 
     def answers(file: Path) -> bytes:
-        arrays = stages.load_arrays(file)
+        arrays = load_arrays(file)
         outputs = {
             k: v[:count].reshape(count * v.shape[1], *v.shape[2:]) for k, v in arrays.items()
         }
@@ -164,7 +163,7 @@ def _statistics(model: Model, reference: Referenced) -> dict[str, Any]:
     for spec in model.signature.outputs:
         if len(spec.shape) != 2 or not spec.dtype.startswith("float"):
             continue
-        arrays = stages.load_arrays(reference.path / "outputs-fp32.npz")[spec.name]
+        arrays = load_arrays(reference.path / "outputs-fp32.npz")[spec.name]
         scores = arrays[: reference.n].reshape(-1, spec.shape[-1])
         classes = np.bincount(scores.argmax(1), minlength=spec.shape[-1])
         predictions[spec.name] = {"n": len(scores), "classes": classes.tolist()}

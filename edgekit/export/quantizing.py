@@ -12,9 +12,10 @@ from typing import Any
 from edgekit.artifact import Store, storage_error
 from edgekit.data import Samples
 from edgekit.errors import UnsupportedError, UsageError
-from edgekit.export import accuracy, stages
+from edgekit.export import accuracy
 from edgekit.export.evaluators import labels_of
 from edgekit.export.planning import Planned, make_plan
+from edgekit.export.reference import load_arrays, refer
 from edgekit.export.request import ExportRequest
 from edgekit.export.run import samples_of
 from edgekit.metrics import top1_correct
@@ -107,13 +108,13 @@ def _figures(
     names = ("metric", "reference", "value", "drop_points", "drop_ci95")
     if labels is None:
         return dict.fromkeys(names)
-    reference = stages.refer(model, planned, evaluation, [scheme], store, request.listener)
+    reference = refer(model, planned, evaluation, [scheme], store, request.listener)
     right, mine = (
         top1_correct(rows.reshape(len(rows), -1), labels)
         for rows in (
-            stages.load_arrays(reference.path / f"outputs-{kind}.npz")[
-                model.signature.outputs[0].name
-            ][: len(labels)]
+            load_arrays(reference.path / f"outputs-{kind}.npz")[model.signature.outputs[0].name][
+                : len(labels)
+            ]
             for kind in ("fp32", scheme)
         )
     )

@@ -23,13 +23,14 @@ from edgekit.compress.plan import plan_name
 from edgekit.data import Samples, load, load_pair
 from edgekit.device import Job, plan_targets
 from edgekit.errors import EdgekitError, Locked, UnsupportedError, UsageError, WorkerCrashed
-from edgekit.export import accuracy, stages
+from edgekit.export import accuracy, converting, proving
 from edgekit.export.document import Row, build, gates_of, judged
 from edgekit.export.keys import code, isa
 from edgekit.export.packing import pack_result
 from edgekit.export.planning import Planned, make_plan
+from edgekit.export.proving import Proof
+from edgekit.export.reference import Referenced, gather, load_arrays, refer
 from edgekit.export.request import MIN_CALIB, ExportRequest
-from edgekit.export.stages import Proof, Referenced
 from edgekit.metrics import top1, top1_correct
 from edgekit.model import Model
 from edgekit.names import CALIBRATED, NO_VNNI, OVERRIDES
@@ -163,7 +164,7 @@ def _export(
         feeds = _Feeds(model, held, Path(folder))
 
         def prove(planned: Planned) -> tuple[Referenced, list[Row]]:
-            reference = stages.refer(model, planned, held, plans, store, listener)
+            reference = refer(model, planned, held, plans, store, listener)
             rows = _make(model, jobs, planned, reference, feeds, store, request, calib)
             return reference, _score(model, rows, reference, evaluation, store)
 
@@ -197,7 +198,7 @@ class _Feeds:
 
     def file(self) -> Path:
         if not self._path.exists():
-            feeds, _ = stages.gather(self._model, self._samples)
+            feeds, _ = gather(self._model, self._samples)
             aside = self._path.with_name(f"aside-{os.getpid()}-{id(feeds)}.npz")
             np.savez(aside, **feeds)  # type: ignore[arg-type]
             aside.replace(self._path)
@@ -313,16 +314,16 @@ def _make_target(
     calib: Samples | None,
 ) -> list[Row]:
     target = jobs[0].target
-    wanted: list[stages.Wanted] = [(j.scheme, j.variant) for j in jobs]
+    wanted: list[converting.Wanted] = [(j.scheme, j.variant) for j in jobs]
     wanted = list(dict.fromkeys([*wanted, ("fp32", None)]))
     ours = wanted if request.engine is None else [("fp32", None)]
     signature, listener = model.signature, request.listener
     try:
-        made = stages.convert(target, ours, planned, signature, store, listener)
+        made = converting.convert(target, ours, planned, signature, store, listener)
         if request.engine is not None and calib is not None:
             engine = engines.find(request.engine)
             for one in (w for w in wanted if w not in ours):
-                made[one] = stages.convert_by_engine(
+                made[one] = converting.convert_by_engine(
                     engine, target, one[0], planned, calib, signature, store, listener
                 )
     except WorkerCrashed as error:
@@ -357,9 +358,9 @@ def _prove(
     store: Store,
     request: ExportRequest,
 ) -> Row:
-    row = replace(row, placement=stages.placement(artifact))
+    row = replace(row, placement=converting.placement(artifact))
     try:
-        proof: Proof = stages.prove(
+        proof: Proof = proving.prove(
             row.job.target, artifact, planned, reference, model, feeds.file, store, request.listener
         )
     except EdgekitError as error:
@@ -466,14 +467,14 @@ def _score(
     if labels is None:
         return list(rows)
     name, n = model.signature.outputs[0].name, reference.n
-    float_ = _rows2d(stages.load_arrays(reference.path / "outputs-fp32.npz")[name][:n])
+    float_ = _rows2d(load_arrays(reference.path / "outputs-fp32.npz")[name][:n])
     right = top1_correct(float_, labels)
     scored = []
     for row in rows:
         if row.proof is None:
             scored.append(row)
             continue
-        answers = stages.load_arrays(row.proof.path / "outputs.npz").get(name)
+        answers = load_arrays(row.proof.path / "outputs.npz").get(name)
         if answers is None or _rows2d(answers[:n]).shape != float_.shape:
             scored.append(row)
             continue
@@ -498,7 +499,7 @@ def _reference_score(
     if labels is None:
         return None
     name = model.signature.outputs[0].name
-    answers = stages.load_arrays(reference.path / "outputs-fp32.npz")[name]
+    answers = load_arrays(reference.path / "outputs-fp32.npz")[name]
     return top1(_rows2d(answers[: reference.n]), labels) * 100, reference.n
 
 

@@ -7,7 +7,7 @@ starts from the same weights::
 
 ``--data`` is a zip of pictures, ``train/<class>/*`` and ``test/<class>/*``. The networks are
 torchvision's with a stride of 1 in the first convolution, which suits 32 x 32 pictures. The first
-``--half`` epochs see pictures of half the size, at a third of the time an epoch takes.
+``--half`` epochs see pictures of half the size, which takes less than half the time.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from torch import nn
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 MEAN, STD = 0.5, 0.25
+CLIP = 2.0
+"""Largest norm of a step's gradients; MobileNetV2 diverged without."""
 NETWORKS = ("mobilenet_v2", "mobilenet_v3_small")
 
 
@@ -141,6 +143,7 @@ def train(
             loss = nn.functional.cross_entropy(answer.float(), labels[chosen], label_smoothing=0.1)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), CLIP)
             optimizer.step()
             schedule.step()
             total += float(loss.detach())

@@ -28,8 +28,9 @@ from edgekit.compress.render import render
 from edgekit.compress.taps import Tapped, tap
 from edgekit.data.samples import ArraySamples
 from edgekit.errors import EdgekitError
-from edgekit.export import stages
+from edgekit.export import converting, proving
 from edgekit.export.planning import make_plan
+from edgekit.export.reference import gather, refer, rounding_floors
 from edgekit.export.request import Silent
 from edgekit.parity import TOLERANCES, check_repeatable, extreme_probes
 from edgekit.runtime.session import open_session
@@ -225,7 +226,7 @@ def _lab(subject: mutant_models.Subject, scheme: str, folder: Path) -> Lab:
     floors: dict[str, Any] = {}
     if plan.edges:
         n = mutant_models.EVALUATION
-        floors = stages.rounding_floors(signature, module, feeds, answers, steps, n)
+        floors = rounding_floors(signature, module, feeds, answers, steps, n)
     tapped = tap(program, plan)
     few = {k: np.concatenate([v[:4], v[-4:]]) for k, v in feeds.items()}
     for kind, made, its in (("whole", program, plan), ("tapped", tapped.program, tapped.plan)):
@@ -526,17 +527,17 @@ def test_an_export_fails_over_a_faulty_converter_and_says_where(
         for feeds in (subject.calibration, subject.evaluation)
     )
     planned = make_plan(model, calib, ["w8a8"], store, silent)
-    reference = stages.refer(model, planned, samples, ["w8a8"], store, silent)
-    feeds, _ = stages.gather(model, samples)
+    reference = refer(model, planned, samples, ["w8a8"], store, silent)
+    feeds, _ = gather(model, samples)
     np.savez(tmp_path / "feeds.npz", **feeds)
 
-    def prove(target: str) -> stages.Proof:
-        made = stages.convert(target, [("w8a8", None)], planned, model.signature, store, silent)[
-            "w8a8", None
-        ]
+    def prove(target: str) -> proving.Proof:
+        made = converting.convert(
+            target, [("w8a8", None)], planned, model.signature, store, silent
+        )["w8a8", None]
         assert isinstance(made, Artifact)
         feeds_file = tmp_path / "feeds.npz"
-        return stages.prove(
+        return proving.prove(
             target, made, planned, reference, model, lambda: feeds_file, store, silent
         )
 

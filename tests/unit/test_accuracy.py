@@ -14,8 +14,8 @@ from edgekit.device import Job
 from edgekit.export import accuracy
 from edgekit.export.document import Row
 from edgekit.export.planning import Planned
+from edgekit.export.reference import Referenced
 from edgekit.export.request import ExportRequest
-from edgekit.export.stages import Referenced
 from edgekit.model import Model
 
 N = 200

@@ -1,0 +1,237 @@
+"""Artifacts: what targets convert from a plan and what engines quantize, kept in the store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit import engines
+from edgekit.artifact import Artifact, Store, fingerprint, sha256_of
+from edgekit.compress.plan import plan_name
+from edgekit.data import Samples
+from edgekit.engines import Engine
+from edgekit.engines._task import TASK
+from edgekit.errors import EdgekitError, WorkerCrashed
+from edgekit.export.keys import code, versions
+from edgekit.export.planning import Planned
+from edgekit.export.request import Listener
+from edgekit.signature import Signature
+from edgekit.targets import Target, find, installed, worker
+
+__all__ = ["Wanted", "convert", "convert_by_engine", "placement"]
+
+Wanted = tuple[str, str | None]
+"""A scheme, and the variant of its plan or None."""
+
+
+def convert(
+    target: str,
+    wanted: Sequence[Wanted],
+    planned: Planned,
+    signature: Signature,
+    store: Store,
+    listener: Listener,
+) -> dict[Wanted, Artifact | EdgekitError]:
+    """Converts for one target, in one worker process for all that is not in the store.
+
+    Args:
+        target: a target id.
+        wanted: pairs of a scheme and a variant of its plan, which may be None.
+        planned: the plans.
+        signature: of the model.
+        store: where artifacts are kept.
+        listener: hears of progress.
+
+    Returns:
+        By pair, the artifact, or the error with which the target refused it.
+
+    Raises:
+        WorkerCrashed: the converter died.
+    """
+    made = find(target)
+    keys = {w: _convert_key(made, target, w, planned, signature) for w in wanted}
+    missing = [w for w in wanted if store.get(keys[w]) is None]
+    refused: dict[Wanted, EdgekitError] = {}
+    with tempfile.TemporaryDirectory(prefix="edgekit-convert-") as scratch:
+        if missing:
+            listener.note(f"{target}: converting {', '.join(map(_shown, missing))}")
+            refused = _run_conversions(made, target, missing, planned, signature, Path(scratch))
+        result: dict[Wanted, Artifact | EdgekitError] = {}
+        for one in wanted:
+            if one in refused:
+                result[one] = refused[one]
+                continue
+            source = Path(scratch) / _shown(one)
+            entry = store.make(
+                keys[one],
+                lambda folder, source=source: _copy(source, folder),  # type: ignore[misc]
+                what=f"convert {target} {_shown(one)}",
+            )
+            result[one] = _artifact(entry, made, *one)
+    return result
+
+
+def convert_by_engine(
+    engine: Engine,
+    target: str,
+    scheme: str,
+    planned: Planned,
+    calib: Samples,
+    signature: Signature,
+    store: Store,
+    listener: Listener,
+) -> Artifact | EdgekitError:
+    """What an engine quantizes for one target, in the target's worker process.
+
+    Returns:
+        The artifact, or the error with which the engine refused the model.
+
+    Raises:
+        WorkerCrashed: the engine or the converter died.
+    """
+    made = find(target)
+    key = fingerprint(
+        stage="engine",
+        engine=engine.id,
+        settings=dict(engine.defaults),
+        target=target,
+        scheme=scheme,
+        program=planned.key,
+        calib=[calib.digest, len(calib)],
+        signature=signature.to_json(),
+        code=code("compress", "engines", "targets"),
+        versions={
+            **installed(made),
+            **engines.installed(engine),
+            **versions("torch", "torchao", "edgekit"),
+        },
+    )
+    if store.get(key) is None:
+        listener.note(f"{target}: {engine.id} quantizes, {scheme}")
+    with tempfile.TemporaryDirectory(prefix="edgekit-engine-") as scratch:
+        folder = Path(scratch) / "made"
+
+        def fill(entry: Path) -> None:
+            folder.mkdir()
+            out, feeds = folder / f"model{made.suffix}", Path(scratch) / "calib.npz"
+            rows = [calib.feed(i) for i in range(len(calib))]
+            arrays = {s.name: np.stack([row[s.name] for row in rows]) for s in signature.inputs}
+            np.savez(feeds, **arrays)  # type: ignore[arg-type]
+            task = {
+                "op": TASK,
+                "engine": engine.id,
+                "settings": dict(engine.defaults),
+                "program": str(planned.program("fp32")),
+                "calib": str(feeds),
+                "signature": signature.to_json(),
+                "out": str(out),
+            }
+            done, seen = worker.run(target, [task, {"op": "inspect", "artifact": str(out)}])
+            for answer in (done, seen):
+                if "error" in answer:
+                    raise answer["error"]
+            files = [Path(f).name for f in done["files"]]
+            facts = {"files": files, "placement": seen["placement"], "stored": []}
+            (folder / "convert.json").write_text(json.dumps(facts))
+            _copy(folder, entry)
+
+        try:
+            entry = store.make(key, fill, what=f"convert {target} {scheme} by {engine.id}")
+        except WorkerCrashed:
+            raise
+        except EdgekitError as error:
+            return error
+    return _artifact(entry, made, scheme)
+
+
+def placement(artifact: Artifact) -> dict[str, Any]:
+    """What the target's `inspect` found when the artifact was made."""
+    loaded: dict[str, Any] = json.loads((artifact.path.parent / "convert.json").read_text())
+    found: dict[str, Any] = loaded["placement"]
+    return found
+
+
+def _run_conversions(
+    made: Target,
+    target: str,
+    wanted: Sequence[Wanted],
+    planned: Planned,
+    signature: Signature,
+    scratch: Path,
+) -> dict[Wanted, EdgekitError]:
+    tasks: list[worker.Task] = []
+    for one in wanted:
+        name = plan_name(target, *one)
+        folder = scratch / _shown(one)
+        folder.mkdir()
+        out = folder / f"model{made.suffix}"
+        tasks.append(
+            {
+                "op": "convert",
+                "program": str(planned.program(name)),
+                "plan": str(planned.plan(name)),
+                "variant": one[1],
+                "signature": signature.to_json(),
+                "out": str(out),
+            }
+        )
+        tasks.append({"op": "inspect", "artifact": str(out)})
+        tasks.append({"op": "stored", "artifact": str(out)})
+    results = worker.run(target, tasks)
+    refused: dict[Wanted, EdgekitError] = {}
+    for one, (done, seen, stored) in zip(
+        wanted, zip(results[0::3], results[1::3], results[2::3], strict=True), strict=True
+    ):
+        failed = next((r["error"] for r in (done, seen, stored) if "error" in r), None)
+        if failed is not None:
+            refused[one] = failed
+            continue
+        facts = {
+            "files": [Path(f).name for f in done["files"]],
+            "placement": seen["placement"],
+            "stored": stored["stored"],
+        }
+        (scratch / _shown(one) / "convert.json").write_text(json.dumps(facts))
+    return refused
+
+
+def _convert_key(
+    made: Target, target: str, wanted: Wanted, planned: Planned, signature: Signature
+) -> str:
+    return fingerprint(
+        stage="convert",
+        target=target,
+        scheme=_shown(wanted),
+        plan=sha256_of(planned.plan(plan_name(target, *wanted))),
+        program=planned.key,
+        signature=signature.to_json(),
+        code=code("compress", "targets"),
+        versions={**installed(made), **versions("torch", "torchao", "edgekit")},
+    )
+
+
+def _artifact(entry: Path, made: Target, scheme: str, variant: str | None = None) -> Artifact:
+    names = json.loads((entry / "convert.json").read_text())["files"]
+    return Artifact.from_files(
+        [entry / name for name in names],
+        target=made.id,
+        delegate=made.delegates[0],
+        scheme=scheme,
+        variant=variant,
+    )
+
+
+def _shown(wanted: Wanted) -> str:
+    """``w8a8``, or ``w8a8@x86-no-vnni`` for a variant."""
+    return "@".join(filter(None, wanted))
+
+
+def _copy(source: Path, folder: Path) -> None:
+    for file in source.iterdir():
+        shutil.copyfile(file, folder / file.name)
