@@ -7,7 +7,9 @@
 Models x runtimes x (float, edgekit, every engine that serves the runtime). All start from the same
 canonical float program and the same calibration samples; engines are set as ``peers.toml`` says.
 Accuracy is paired over the evaluation samples, with a 95 % interval: each artifact against the
-float one, and edgekit against the vendor that came out best. Latency: one call, one thread, all
+float one, and edgekit against the vendor that came out best; and once more over the samples of all
+models of one data set together, as 372 pictures alone leave an interval of a point either way.
+Latency: one call, one thread, all
 artifacts of a runtime in turn in one run (`edgekit.bench.measure`). ``made_s`` and
 ``made_peak_mib`` are of a fresh process from the float program to the artifact, the vendors'
 libraries and edgekit's converters included; of edgekit they are the plan's and the conversion's
@@ -297,19 +299,59 @@ def judge(rows: Sequence[Document], labels: np.ndarray[Any, Any] | None) -> list
             value = {"value": float(score.mean()) * 100}
         scores[row["engine"]] = score
         judged.append({**row, **value, "n": len(score)})
-    unit = 1.0 if labels is None else 100.0
-    vendors = [r for r in judged if r["engine"] in PEERS and r["engine"] in scores]
+    return _compared(judged, scores, 1.0 if labels is None else 100.0)
+
+
+def _compared(
+    rows: Sequence[Document], scores: Mapping[str, np.ndarray[Any, Any]], unit: float
+) -> list[Document]:
+    """Rows with what lies between them and float, and between edgekit and the best vendor."""
+    vendors = [r for r in rows if r["engine"] in PEERS and r["engine"] in scores]
     best = max(vendors, key=lambda r: r["value"], default=None)
-    for row in judged:
+    compared = []
+    for row in rows:
         mine = scores.get(row["engine"])
-        if mine is None:
-            continue
-        if row["engine"] != "float":
-            row["vs_float"] = _difference(scores["float"], mine, unit)
-        if row["engine"] == "edgekit" and best is not None:
-            found = _difference(scores[best["engine"]], mine, unit)
-            row["vs_best_vendor"] = {"vendor": best["engine"], **found}
-    return judged
+        found = dict(row)
+        if mine is not None and row["engine"] != "float":
+            found["vs_float"] = _difference(scores["float"], mine, unit)
+        if mine is not None and row["engine"] == "edgekit" and best is not None:
+            beside = _difference(scores[best["engine"]], mine, unit)
+            found["vs_best_vendor"] = {"vendor": best["engine"], **beside}
+        compared.append(found)
+    return compared
+
+
+def pool(groups: Mapping[str, tuple[Sequence[Document], np.ndarray[Any, Any]]]) -> list[Document]:
+    """Top-1 over the samples of several models together: one model's are few for an interval.
+
+    Args:
+        groups: by model, its rows of one runtime and the class indices of its samples.
+
+    Returns:
+        A row for every engine that all the models have answers of.
+    """
+    found: dict[str, list[np.ndarray[Any, Any]]] = {}
+    for rows, labels in groups.values():
+        for row in rows:
+            if row["status"] == "ok" and "value" in row:
+                answer = _answers(Path(row["outputs"]))
+                right = top1_correct(answer, labels[: len(answer)])
+                found.setdefault(row["engine"], []).append(right)
+    scores = {k: np.concatenate(v) for k, v in found.items() if len(v) == len(groups)}
+    if len(groups) < 2 or "float" not in scores:
+        return []
+    (runtime,) = {row["runtime"] for rows, _ in groups.values() for row in rows}
+    pooled = [
+        {
+            "models": list(groups),
+            "runtime": runtime,
+            "engine": engine,
+            "value": float(score.mean()) * 100,
+            "n": len(score),
+        }
+        for engine, score in scores.items()
+    ]
+    return _compared(pooled, scores, 100.0)
 
 
 def _difference(reference: Any, candidate: Any, unit: float) -> Document:
@@ -396,7 +438,9 @@ def _write(path: Path, document: Mapping[str, Any]) -> None:
     aside.replace(path)
 
 
-def _report(rows: Sequence[Document], skipped: Sequence[Document], run: Run) -> Document:
+def _report(
+    rows: Sequence[Document], pooled: Sequence[Document], skipped: Sequence[Document], run: Run
+) -> Document:
     used = {p for e in PEERS for p in engines.find(e).packages}
     hidden = ("path", "outputs")
     return {
@@ -412,6 +456,7 @@ def _report(rows: Sequence[Document], skipped: Sequence[Document], run: Run) -> 
         "titles": {name: spec.title for name, spec in MODELS.items()},
         "metrics": {name: spec.metric for name, spec in MODELS.items()},
         "rows": [{k: v for k, v in row.items() if k not in hidden} for row in rows],
+        "pooled": list(pooled),
         "skipped": list(skipped),
     }
 
@@ -456,7 +501,9 @@ def main() -> int:
     cache = options.cache or options.out.parent / "ptq-cache"
     run = Run(cache.resolve(), threads=options.threads, limit=options.limit, calls=options.calls)
     rows: list[Document] = []
+    pooled: list[Document] = []
     skipped: list[Document] = []
+    groups: dict[tuple[str, str], dict[str, Any]] = {}
     for name in options.models:
         spec: Spec = MODELS[name]
         data = getattr(options, spec.data)
@@ -482,8 +529,11 @@ def main() -> int:
                     judged, run.latency(alive, ready, fresh=options.fresh_latency)
                 )
             rows += judged
-            _write(options.out, _report(rows, skipped, run))
-    _write(options.out, _report(rows, skipped, run))
+            if labels.size:
+                groups.setdefault((spec.data, runtime), {})[name] = (judged, labels)
+            pooled = [row for group in groups.values() for row in pool(group)]
+            _write(options.out, _report(rows, pooled, skipped, run))
+    _write(options.out, _report(rows, pooled, skipped, run))
     return 0
 
 

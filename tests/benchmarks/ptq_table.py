@@ -17,6 +17,7 @@ def table(document: Mapping[str, Any]) -> str:
     for model in dict.fromkeys(row["model"] for row in document["rows"]):
         rows = [row for row in document["rows"] if row["model"] == model]
         parts.append(_model_table(document, model, rows))
+    parts += _pooled_tables(document)
     parts += [f"{s['model']} was left out: {s['reason']}." for s in document["skipped"]]
     facts = document["facts"]
     parts.append(
@@ -41,6 +42,28 @@ def _model_table(document: Mapping[str, Any], model: str, rows: list[Row]) -> st
     lines += [_line(head), _line(("---",) * len(head))]
     lines += [_line(_cells(row, cosine)) for row in rows]
     return "\n".join(lines)
+
+
+def _pooled_tables(document: Mapping[str, Any]) -> list[str]:
+    """A table for every set of models that share their pictures."""
+    tables = []
+    pooled = document.get("pooled", ())
+    for models in dict.fromkeys(tuple(row["models"]) for row in pooled):
+        rows = [row for row in pooled if tuple(row["models"]) == models]
+        titles = " and ".join(document["titles"][m] for m in models)
+        head = ("runtime", "quantizer", "top-1", "against float", "against best vendor")
+        lines = [f"**{titles} together**, {rows[0]['n']} answers", "", _line(head)]
+        lines += [_line(("---",) * len(head))]
+        for row in rows:
+            against = row.get("vs_best_vendor")
+            beside = (
+                "" if against is None else f"{_difference(against, False)} ({against['vendor']})"
+            )
+            value = f"{row['value']:.2f}"
+            cells = (row["engine"], value, _difference(row.get("vs_float"), False), beside)
+            lines.append(_line((row["runtime"], *cells)))
+        tables.append("\n".join(lines))
+    return tables
 
 
 def _cells(row: Row, cosine: bool) -> tuple[str, ...]:

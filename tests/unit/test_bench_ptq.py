@@ -127,3 +127,24 @@ def test_the_table_shows_intervals_failures_and_what_was_left_out(
     assert "+20.00 [" in ours and "(inc)" in ours
     assert "failed: it gave up" in text
     assert "mobilenet-v2 was left out: no --cifar10." in text
+
+
+def test_the_pictures_of_several_models_are_judged_together(
+    ptq: Any, judged: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    labels = np.zeros(100, np.int64)
+    other = tmp_path / "other"
+    other.mkdir()
+    rows = [row(other, engine, one_hot(labels)) for engine in ("float", "edgekit", "nncf")]
+    again = ptq[0].judge(rows, labels)
+    assert ptq[0].pool({"one": (judged, labels)}) == []
+    pooled = ptq[0].pool({"one": (judged, labels), "two": (again, labels)})
+    found = {r["engine"]: r for r in pooled}
+    assert {k: (r["value"], r["n"]) for k, r in found.items()} == {
+        "float": (100.0, 200), "edgekit": (95.0, 200), "nncf": (80.0, 200),
+    }  # fmt: skip
+    assert found["edgekit"]["vs_best_vendor"]["vendor"] == "nncf"  # inc has one model only
+    assert found["edgekit"]["vs_float"]["difference"] == pytest.approx(-5)
+    (text,) = ptq[1]._pooled_tables({"pooled": pooled, "titles": {"one": "A", "two": "B"}})
+    assert text.startswith("**A and B together**, 200 answers")
+    assert "| openvino | edgekit | 95.00 | -5.00 [" in text
