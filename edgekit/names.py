@@ -18,7 +18,14 @@ PLANNED_TARGETS: Final = ("executorch", "torch-mobile", "coreml")
 
 TEST_TARGET: Final = "null"
 
-ENGINES: Final = ("ai-edge-quantizer", "inc", "litert-torch", "nncf", "onnxruntime")
+ENGINES: Final = (
+    "ai-edge-quantizer",
+    "coremltools",
+    "inc",
+    "litert-torch",
+    "nncf",
+    "onnxruntime",
+)
 """Vendors' quantizers that `edgekit export --engine` can call; one file each in edgekit/engines."""
 
 SCHEMES: Final = {
@@ -64,6 +71,7 @@ EXTRAS: Final = (
     "keras",
     "nncf",
     "inc",
+    "coremltools",
     "text",
     "serve",
     "ray",

@@ -122,6 +122,53 @@ def check_quantized(engine: str, module: fx.GraphModule) -> None:
         raise UnsupportedError(f"engine {engine!r} found nothing to quantize in this model")
 
 
+def store_integers(module: fx.GraphModule) -> None:
+    """Quantizes the weights now: OpenVINO does when it saves; ONNX files keep what they get."""
+    import torch
+    from torchao.quantization.pt2e.constant_fold import constant_fold
+
+    quantize = torch.ops.quantized_decomposed.quantize_per_channel.default
+    constant_fold(module, lambda node: node.target == quantize)
+
+
+def write_litert(
+    module: Any,
+    args: tuple[torch.Tensor, ...],
+    quantizer: Any,
+    signature: Signature,
+    out: Path,
+) -> list[Path]:
+    """Converts a graph of quantize and dequantize operators, int8 in all, to a ``.tflite`` file.
+
+    Args:
+        module: the graph; an `fx.GraphModule` loses its ``train`` and ``eval``.
+        args: example inputs.
+        quantizer: litert-torch's `PT2EQuantizer`: how the converter is told that the graph is
+            quantized.
+        signature: names of the file's inputs and outputs.
+        out: the file.
+    """
+    import litert_torch
+    from litert_torch.quantize.quant_config import QuantConfig
+
+    from edgekit.targets import _tflite_file
+
+    # An exported module forbids these two, and the converter calls them.
+    module.train = lambda *_, **__: module
+    module.eval = lambda *_: module
+    module.training = False
+    converted = litert_torch.convert(
+        module, args, quant_config=QuantConfig(pt2e_quantizer=quantizer)
+    )
+    converted.export(str(out))
+    model = _tflite_file.read(out)
+    _tflite_file.rename_boundary(
+        model, [t.name for t in signature.inputs], [t.name for t in signature.outputs]
+    )
+    _tflite_file.write(model, out)
+    return [out]
+
+
 def engine_error(engine: str, target: str, error: Exception) -> EdgekitError:
     """A vendor tool's failure as a clear error that names engine and target."""
     if isinstance(error, EdgekitError):

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.engines._common import check_quantized, labelled, samples
+from edgekit.engines._common import check_quantized, labelled, samples, store_integers
 from edgekit.signature import Signature
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Inc:
             module = _quantized(program, rows, settings)
         check_quantized(self.id, module)
         if target == "onnxruntime":
-            _store_integers(module)
+            store_integers(module)
         with torch.no_grad():
             result = torch.export.export(module, example_args(program), strict=False)
         # It holds its quantization already: for the converter it is a program like any other.
@@ -118,15 +118,6 @@ def _quantized(
             run_fn=lambda candidate: _run(candidate, rows),
             example_inputs=args,
         )
-
-
-def _store_integers(module: Any) -> None:
-    """Quantizes the weights now: OpenVINO does when it saves; ONNX files keep what they get."""
-    import torch
-    from torchao.quantization.pt2e.constant_fold import constant_fold
-
-    quantize = torch.ops.quantized_decomposed.quantize_per_channel.default
-    constant_fold(module, lambda node: node.target == quantize)
 
 
 def _run(module: Any, rows: list[tuple[torch.Tensor, ...]]) -> None:

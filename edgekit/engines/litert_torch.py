@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.engines._common import check_quantized, labelled, samples
+from edgekit.engines._common import check_quantized, labelled, samples, write_litert
 from edgekit.signature import Signature
 
 if TYPE_CHECKING:
@@ -36,17 +36,14 @@ class LitertTorch:
     ) -> list[Path]:
         """See `edgekit.engines.Engine.quantize`; settings as `get_symmetric_quantization_config`
         has them."""
-        import litert_torch
         import torch
         from litert_torch.quantize.pt2e_quantizer import (
             PT2EQuantizer,
             get_symmetric_quantization_config,
         )
-        from litert_torch.quantize.quant_config import QuantConfig
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
         from edgekit.compress.graph import example_args
-        from edgekit.targets import _tflite_file
 
         quantizer = PT2EQuantizer().set_global(get_symmetric_quantization_config(**settings))
         with warnings.catch_warnings(), torch.no_grad():
@@ -56,20 +53,7 @@ class LitertTorch:
                 prepared(*feed)
             module = convert_pt2e(prepared, fold_quantize=False)
             check_quantized(self.id, module)
-            # An exported module forbids these two, and the converter calls them.
-            module.train = lambda *_, **__: module
-            module.eval = lambda *_: module
-            module.training = False
-            converted = litert_torch.convert(
-                module, example_args(program), quant_config=QuantConfig(pt2e_quantizer=quantizer)
-            )
-            converted.export(str(out))
-        model = _tflite_file.read(out)
-        _tflite_file.rename_boundary(
-            model, [t.name for t in signature.inputs], [t.name for t in signature.outputs]
-        )
-        _tflite_file.write(model, out)
-        return [out]
+            return write_litert(module, example_args(program), quantizer, signature, out)
 
 
 ENGINE = LitertTorch()

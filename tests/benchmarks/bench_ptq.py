@@ -157,7 +157,8 @@ class Run:
             row["plan_s"], row["plan_peak_mib"] = made["seconds"], made["peak_memory_mib"]
             request |= {"program": str(planned / "program.pt2"), "plan": str(planned / "plan.json")}
         elif engine != "float":
-            parts += ["engines/_common.py", f"engines/{engine.replace('-', '_')}.py"]
+            own = f"engines/{engine.replace('-', '_')}.py"
+            parts += ["engines/_common.py", "engines/_layers.py", own]
             versions |= _versions(*engines.find(engine).packages)
             row["settings"] = request["settings"] = PEERS[engine]
         step_key = fingerprint(
