@@ -2,7 +2,7 @@
 
 coremltools 9.0 has three ways to int8 weights and activations. `LinearQuantizer` is the one that
 its guide gives for calibration data and the one that runs here. `CoreMLQuantizer`, which takes
-exported programs, imports `torch.ao.quantization.quantizer`, which torch has dropped in 2.11.
+exported programs, imports `torch.ao.quantization.quantizer`, which torch no longer has.
 `linear_quantize_activations` takes Core ML files and needs macOS, whose runtime it has compute the
 activations.
 
