@@ -1,12 +1,12 @@
 """The canonical float graph: what plans name their edges after and every target starts from.
 
 A model arrives as a `torch.export` program in whatever shape its author wrote it. Before anything
-is quantized, the program is brought into one form: batch norm folded into the convolution or
-linear layer before it, what no input has a part in computed once and stored, dropout and
-identities gone, in-place operators made functional, padding stated in numbers, one operator for
-every spelling of a clamp, hard-sigmoid a clamp behind the layer that feeds it, SiLU a product with
-a sigmoid, a bias for every layer, and runtime assertions dropped. The same program always gives the
-same node names, so a plan made from it in one process can be rendered in another.
+is quantized, the program is brought into one form: batch norm folded into the convolution or linear
+layer before it, what no input has a part in computed once and stored, dropout and identities gone,
+in-place operators made functional, padding stated in numbers, one operator for every spelling of a
+clamp and of global average pooling, hard-sigmoid a clamp behind the layer that feeds it, SiLU a
+product with a sigmoid, a bias for every layer, and runtime assertions dropped. The same program
+always gives the same node names, so a plan made from it in one process can be rendered in another.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ def canonical(program: torch.export.ExportedProgram) -> torch.export.ExportedPro
         _rewrite.drop_identities(clean)
         _rewrite.state_clamps(clean)
         _rewrite.state_pads(clean)
+        _rewrite.state_pools(clean)
         _rewrite.state_moves(clean)
         _rewrite.fold_constants(clean)
         _rewrite.fold_hard_sigmoid(clean)

@@ -330,6 +330,27 @@ def test_average_pooling_pads_before_it_pools(
 
 
 @pytest.mark.parametrize(
+    ("mean", "expected"),
+    [
+        (lambda x: x.mean((2, 3)), [aten.adaptive_avg_pool2d.default, aten.reshape.default]),
+        (lambda x: x.mean((-1, -2), keepdim=True), [aten.adaptive_avg_pool2d.default]),
+        (lambda x: x.mean((1, 2)), [aten.mean.dim]),
+        (lambda x: x.mean(3), [aten.mean.dim]),
+        (lambda x: x.mean((2, 3), dtype=torch.float64), [aten.mean.dim]),
+        (lambda x: x.flatten(2).mean((1, 2)), [aten.reshape.default, aten.mean.dim]),
+    ],
+    ids=["drops-axes", "keeps-axes", "other-axes", "one-axis", "other-dtype", "three-axes"],
+)
+def test_a_mean_over_a_picture_is_pooling(
+    mean: Callable[[torch.Tensor], torch.Tensor], expected: list[Any]
+) -> None:
+    program = program_of(Wired(mean), X)
+    found = [aten.reshape.default if o is aten.view.default else o for o in operators(program)]
+    assert found == expected
+    torch.testing.assert_close(answer(program, X), mean(X), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
     "pool",
     [nn.AvgPool2d(3, 2, 1, ceil_mode=True), nn.AvgPool2d(3, 1, 1, count_include_pad=False)],
     ids=["ceil", "not-counted"],
