@@ -39,7 +39,8 @@ SCHEMES: Final = {
 }
 """Quantization schemes: ``w<bits>`` weights, ``a<bits>`` activations, ``-dyn`` dynamic ranges."""
 
-CALIBRATED: Final = ("w8a8", "w8a16")
+WIDE: Final = "w8a16"
+CALIBRATED: Final = ("w8a8", WIDE)
 """Schemes with ranges of activations in the file, which calibration data have to tell."""
 
 METHODS: Final = {

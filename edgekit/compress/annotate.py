@@ -41,7 +41,8 @@ _FLAT: dict[Any, tuple[float | None, float | None]] = {
 }
 
 PROBABILITIES = (aten.softmax.int, aten._softmax.default, aten.sigmoid.default)
-"""Operators whose integers stand for k / 256: LiteRT's specification allows no other scale."""
+"""Operators whose integers stand for k / 256, or k / 32768 where they have 16 bits: LiteRT's
+specification allows no other scale."""
 
 _EPS = float(torch.finfo(torch.float32).tiny)
 ACTIVATION = QuantizationSpec(

@@ -83,16 +83,18 @@ def post_training(
     feeds: Iterable[tuple[torch.Tensor, ...]],
     methods: Methods = Methods(),
     *,
+    scheme: str = "w8a8",
     calibration: Mapping[str, Any] | None = None,
     variants: Sequence[str] = (),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Quantized:
-    """Quantizes a canonical program to ``w8a8`` without labels or training.
+    """Quantizes a canonical program to ``w8a8`` or ``w8a16`` without labels or training.
 
     Args:
         program: the canonical program (`edgekit.compress.graph.canonical`).
         feeds: calibration inputs, one tuple of tensors per sample, batch of 1; read once.
         methods: what to do; `PLAIN` does the least.
+        scheme: ``w8a8`` or ``w8a16``.
         calibration: where the samples came from, kept in the plan.
         variants: overrides (`edgekit.names.OVERRIDES`) that a plan of its own is made for, where
             they limit weights.
@@ -110,6 +112,7 @@ def post_training(
     plan = quantize(
         program,
         samples,
+        scheme=scheme,
         calibration=calibration,
         ranges=methods.ranges,
         progress=lambda seen: tell("calibrating", seen, len(samples)),

@@ -25,6 +25,7 @@ from edgekit.compress.graph import (
 from edgekit.compress.plan import Edge, QuantPlan
 from edgekit.compress.ranges import least_error_range
 from edgekit.errors import BadData, UnsupportedError
+from edgekit.names import WIDE
 
 Ranges = Literal["minmax", "mse"]
 
@@ -38,24 +39,27 @@ def quantize(
     program: torch.export.ExportedProgram,
     feeds: Iterable[tuple[torch.Tensor, ...]],
     *,
+    scheme: str = "w8a8",
     calibration: Mapping[str, Any] | None = None,
     ranges: Ranges = "minmax",
     progress: Callable[[int], None] | None = None,
 ) -> QuantPlan:
-    """Makes the ``w8a8`` plan of a canonical program by static calibration.
+    """Makes the ``w8a8`` or ``w8a16`` plan of a canonical program by static calibration.
 
     Weights are int8, symmetric, per output channel (an embedding's table per row); activations
-    int8, affine, per tensor; biases int32 at ``scale_input * scale_weight``. The program stays as
-    it is: `edgekit.compress.ptq.post_training` makes better plans by changing weights and biases.
+    int8, affine, per tensor, or int16, symmetric (`symmetric_int16`); biases int32 at
+    ``scale_input * scale_weight``. The program stays as it is:
+    `edgekit.compress.ptq.post_training` makes better plans by changing weights and biases.
 
     Args:
         program: a program in canonical form (`edgekit.compress.graph.canonical`).
         feeds: calibration inputs, one tuple of tensors per sample, batch of 1.
+        scheme: ``w8a8`` or ``w8a16``.
         calibration: where the samples came from, kept in the plan.
         ranges: of activations: all that calibration saw (``minmax``), or what quantizes the values
             seen with the least squared error (``mse``). That is for pictures' tensors; a model's
             inputs and outputs keep their range whole, as pictures saturate and the largest logit is
-            the answer.
+            the answer. Steps of 16 bits are so fine that nothing is gained there: ``minmax``.
         progress: called with the number of samples seen so far.
 
     Raises:
@@ -82,7 +86,9 @@ def quantize(
         raise BadData("calibration got no samples", hint="give --calib at least one sample")
     float_module = graph_module(program)
     observers = _observers(prepared)
-    edges = _read_edges(observers, float_module, ranges)
+    wide = scheme == WIDE
+    ranges = "minmax" if wide else ranges
+    edges = _read_edges(observers, float_module, ranges, wide)
     if not edges:
         raise UnsupportedError(
             "nothing in this model can be quantized: it has no convolution or linear layer"
@@ -91,7 +97,7 @@ def quantize(
         raise _suspect(f"all {seen} samples are the same")
     _refuse_silence(observers, float_module, seen)
     return QuantPlan(
-        scheme="w8a8",
+        scheme=scheme,
         program_digest=program_digest(program),
         edges=tuple(edges),
         kept_float=tuple(placement.kept_float),
@@ -141,7 +147,9 @@ def _suspect(finding: str) -> BadData:
     )
 
 
-def _read_edges(observers: Mapping[str, Any], module: fx.GraphModule, ranges: Ranges) -> list[Edge]:
+def _read_edges(
+    observers: Mapping[str, Any], module: fx.GraphModule, ranges: Ranges, wide: bool
+) -> list[Edge]:
     """Reads observers out into edges named after the float graph's nodes."""
     names: dict[int, list[str]] = {}
     for name, observer in observers.items():
@@ -154,7 +162,7 @@ def _read_edges(observers: Mapping[str, Any], module: fx.GraphModule, ranges: Ra
             continue
         observer = observers[node.name]
         members = names[id(observer)]
-        edge = _activation_edge(node, observer, [by_name[m] for m in members], ranges)
+        edge = _activation_edge(node, observer, [by_name[m] for m in members], ranges, wide)
         activations[node.name] = edge
         edges.append(edge)
     tables = [n for n in module.graph.nodes if n.op == "call_function" and n.target in TABLES]
@@ -178,7 +186,9 @@ def _read_edges(observers: Mapping[str, Any], module: fx.GraphModule, ranges: Ra
     return edges
 
 
-def _activation_edge(node: fx.Node, observer: Any, members: list[fx.Node], ranges: Ranges) -> Edge:
+def _activation_edge(
+    node: fx.Node, observer: Any, members: list[fx.Node], ranges: Ranges, wide: bool
+) -> Edge:
     low, high = float(observer.min_val), float(observer.max_val)
     if not (np.isfinite(low) and np.isfinite(high)):
         raise BadData(
@@ -193,23 +203,33 @@ def _activation_edge(node: fx.Node, observer: Any, members: list[fx.Node], range
             high = min(high, flat_high)
     if ranges == "mse" and all(_may_be_cut(m) for m in members):
         low, high = least_error_range(observer.values(), low, high)
-    if any(m.target in PROBABILITIES for m in members) and low >= 0 and high <= 1:
-        low, high = 0.0, 255 / 256
-    scale, zero = affine_int8(low, high)
-    if len(members) == 1 and any(u.target is aten.hardswish.default for u in node.users):
-        scale, zero = whole_bend(low, high)
+    probable = any(m.target in PROBABILITIES for m in members) and low >= 0 and high <= 1
+    scale, zero = _scale(node, low, high, probable, wide=wide, alone=len(members) == 1)
     return Edge(
         edge=f"{layer_of(node)}/{node.name}",
         node=node.name,
         kind="activation",
-        dtype="int8",
+        dtype="int16" if wide else "int8",
         scale=(scale,),
         zero_point=(zero,),
         axis=None,
-        quant_min=-128,
-        quant_max=127,
+        quant_min=-(2**15) if wide else -128,
+        quant_max=2**15 - 1 if wide else 127,
         group=min(m.name for m in members) if len(members) > 1 else None,
     )
+
+
+def _scale(
+    node: fx.Node, low: float, high: float, probable: bool, *, wide: bool, alone: bool
+) -> tuple[float, int]:
+    """Scale and zero point for a tensor; ``probable`` says that it holds probabilities."""
+    if wide:
+        return (2.0**-15, 0) if probable else symmetric_int16(low, high)
+    if probable:
+        low, high = 0.0, 255 / 256
+    if alone and any(u.target is aten.hardswish.default for u in node.users):
+        return whole_bend(low, high)
+    return affine_int8(low, high)
 
 
 def _may_be_cut(node: fx.Node) -> bool:
@@ -238,6 +258,15 @@ def affine_int8(low: float, high: float) -> tuple[float, int]:
     )
     reach = max(steps) if max(steps) <= 1.02 * scale else steps[int(high >= -low)]
     return float(np.float32(reach)), zero
+
+
+def symmetric_int16(low: float, high: float) -> tuple[float, int]:
+    """Scale and zero point (0) of an int16 range that holds ``low`` and ``high``.
+
+    Zero is the middle, as in TensorFlow Lite's 16x8 mode, whose kernels take no other zero point.
+    """
+    scale = np.float32(max(-low, high, 0.0) / (2**15 - 1))
+    return (float(scale), 0) if scale > np.finfo(np.float32).tiny else (1.0, 0)
 
 
 def whole_bend(low: float, high: float) -> tuple[float, int]:

@@ -118,7 +118,7 @@ def _render_activation(module: fx.GraphModule, node: fx.Node, edge: Edge, form: 
             op = torch.ops.aten.fake_quantize_per_tensor_affine.default
             last = graph.call_function(op, (node, scale, zero, *limits))
         else:
-            args = (scale, zero, *limits, torch.int8)
+            args = (scale, zero, *limits, torch.int16 if edge.dtype == "int16" else torch.int8)
             first = graph.call_function(_qd.quantize_per_tensor.default, (node, *args))
             first.meta = {**node.meta}
             first.meta.pop("val", None)

@@ -42,7 +42,7 @@ from edgekit.compress.graph import (
 from edgekit.compress.plan import CHANGES, Edge, QuantPlan
 from edgekit.compress.render import render
 from edgekit.errors import UnsupportedError
-from edgekit.names import NO_VNNI
+from edgekit.names import NO_VNNI, WIDE
 
 __all__ = [
     "Risk",
@@ -115,7 +115,10 @@ def at_risk(program: torch.export.ExportedProgram, plan: QuantPlan) -> tuple[Ris
     """Layers of a planned program that could saturate, in execution order.
 
     Those that are left out provably can't, in any kernel that adds two products in 16 bits.
+    Activations of 16 bits go to no such kernel.
     """
+    if plan.scheme == WIDE:
+        return ()
     module = graph_module(program)
     found = {}
     for node, weight, edge in _layers(module, plan):

@@ -26,7 +26,7 @@ _HALF_REACH = (1e-2, 3e4)
 
 @dataclass(frozen=True)
 class _Codes:
-    """Quantized values as int8, with their scale and zero point."""
+    """Quantized values as the integers they are, with their scale and zero point."""
 
     codes: torch.Tensor
     scale: float
@@ -178,4 +178,4 @@ def _load(value: Any) -> Any:
 def _quantize(value: torch.Tensor, edge: Edge) -> _Codes:
     scale, zero = edge.scale[0], edge.zero_point[0]
     codes = torch.clamp(torch.round(value / scale) + zero, edge.quant_min, edge.quant_max)
-    return _Codes(codes.to(torch.int8), scale, zero)
+    return _Codes(codes.to(torch.int16 if edge.dtype == "int16" else torch.int8), scale, zero)

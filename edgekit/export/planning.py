@@ -132,7 +132,8 @@ def make_plan(
                     f"scheme {scheme} needs calibration data",
                     hint="give --calib DATA, or --scheme fp32",
                 )
-            made = _quantize(model, program, calib, methods, variants, listener, weights)
+            own = variants if scheme == "w8a8" else ()
+            made = _quantize(model, program, calib, methods, scheme, own, listener, weights)
             _save(folder, scheme, made.plan, made.program if made.program is not program else None)
             for name, one in made.variants.items():
                 _save(folder, f"{scheme}@{name}", one.plan, one.program)
@@ -156,11 +157,12 @@ def _quantize(
     program: torch.export.ExportedProgram,
     calib: Samples,
     methods: Methods,
+    scheme: str,
     variants: Sequence[str],
     listener: Listener,
     weights: QuantPlan | None,
 ) -> Quantized:
-    """Makes a ``w8a8`` plan, and those of its variants, or rounds the weights of another plan."""
+    """Makes a calibrated plan, and those of its variants, or rounds the weights of another plan."""
     from edgekit.compress.ptq import post_training, round_weights
 
     about = {"source": Path(calib.source).name, "digest": calib.digest}
@@ -182,6 +184,7 @@ def _quantize(
             program,
             feeds,
             methods,
+            scheme=scheme,
             calibration=about,
             variants=variants,
             progress=tell,

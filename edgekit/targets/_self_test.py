@@ -33,6 +33,7 @@ def _round_trip(name: str) -> str:
     from edgekit.compress.quantize import quantize
     from edgekit.compress.render import render
     from edgekit.compress.weights import SCHEMES, quantize_weights
+    from edgekit.names import CALIBRATED
     from edgekit.runtime.session import open_session
     from edgekit.signature import Signature, TensorSpec
     from edgekit.targets import find, require_installed
@@ -56,8 +57,8 @@ def _round_trip(name: str) -> str:
     for scheme in target.schemes:
         if scheme in SCHEMES:
             plan = as_computed(graph_module(program), quantize_weights(program, scheme), target)
-        elif scheme == "w8a8":
-            plan = quantize(program, [(x,)])
+        elif scheme in CALIBRATED:
+            plan = quantize(program, [(x,)], scheme=scheme)
         else:
             plan = QuantPlan("fp32", program_digest(program))
         with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +69,7 @@ def _round_trip(name: str) -> str:
             session.close()
         with torch.no_grad():
             want = render(program, plan, "fake")(x).numpy()
-        limit = 2.01 * plan.edges[-3].scale[0] if scheme == "w8a8" else 1e-4
+        limit = 2.01 * plan.edges[-3].scale[0] if scheme in CALIBRATED else 1e-4
         error = float(np.abs(got - want).max())
         if not error <= limit:
             raise ValueError(f"{scheme}: off by {error:.3g}, allowed {limit:.3g}")

@@ -104,7 +104,7 @@ def weights(model: Any) -> set[int]:
 
 
 def float_boundary(model: Any) -> None:
-    """Gives int8 inputs and outputs of the main subgraph a float32 boundary, in place.
+    """Gives int8 and int16 inputs and outputs of the main subgraph a float32 boundary, in place.
 
     A ``QUANTIZE`` operator takes each float input to the integer tensor the graph starts from, and
     a ``DEQUANTIZE`` each integer result to float.
@@ -112,10 +112,11 @@ def float_boundary(model: Any) -> None:
     api = schema()
     graph = model.subgraphs[0]
     graph.inputs, graph.outputs = list(graph.inputs), list(graph.outputs)
+    integers = (api.TensorType.INT8, api.TensorType.INT16)
     before, after = [], []
     for position, index in enumerate(graph.inputs):
         tensor = graph.tensors[index]
-        if tensor.type != api.TensorType.INT8:
+        if tensor.type not in integers:
             continue
         graph.inputs[position] = add_float(graph, tensor, b"_float")
         op = operator(model, "QUANTIZE", [graph.inputs[position]], [index])
@@ -123,7 +124,7 @@ def float_boundary(model: Any) -> None:
         _move_signature(model, "inputs", index, graph.inputs[position])
     for position, index in enumerate(graph.outputs):
         tensor = graph.tensors[index]
-        if tensor.type != api.TensorType.INT8:
+        if tensor.type not in integers:
             continue
         graph.outputs[position] = add_float(graph, tensor, b"_float")
         after.append(operator(model, "DEQUANTIZE", [index], [graph.outputs[position]]))

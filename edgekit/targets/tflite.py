@@ -17,6 +17,7 @@ import numpy as np
 
 from edgekit.compress.dynamic import PER_ROW
 from edgekit.compress.weights import SCHEMES as WEIGHTS
+from edgekit.names import WIDE
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
 from edgekit.targets._common import channel_digest, converter_error, half
@@ -42,7 +43,7 @@ class Tflite:
     suffix = ".tflite"
     extra = "tflite"
     packages = ("litert-torch", "ai-edge-litert")
-    schemes = ("w8a8", "fp32", "w8a8-dyn", "w8", "fp16")
+    schemes = ("w8a8", "fp32", "w8a8-dyn", "w8", "fp16", "w8a16")
     delegates = ("xnnpack",)
     dynamic = PER_ROW
 
@@ -63,12 +64,19 @@ class Tflite:
 
         from edgekit.compress.graph import example_args
         from edgekit.compress.render import render
-        from edgekit.targets import _tflite_curves, _tflite_file, _tflite_graph, _tflite_weights
+        from edgekit.targets import (
+            _tflite_curves,
+            _tflite_file,
+            _tflite_graph,
+            _tflite_weights,
+            _tflite_wide,
+        )
 
         _tflite_graph.keep_pads_channels_last()
         weights_alone = plan.scheme in WEIGHTS
         written = _tflite_weights.carrier(program, plan) if weights_alone else plan
         module = _without_mode_switch(render(program, written, "qdq"))
+        _tflite_wide.shield(module, plan.activations())
         options: dict[str, Any] = {}
         if plan.edges:
             # Only a flag for the converter's quantized dialect: the graph is annotated already.
@@ -90,6 +98,8 @@ class Tflite:
             _tflite_file.integer_tables(model, _tables(program, plan))
         _tflite_curves.hard_swish(model)
         _tflite_file.float_boundary(model)
+        if plan.scheme == WIDE:
+            _tflite_wide.widen(model)
         _tflite_file.rename_boundary(
             model, [t.name for t in signature.inputs], [t.name for t in signature.outputs]
         )
@@ -141,10 +151,11 @@ class Tflite:
 
     def stored(self, path: Path) -> list[Stored]:
         """Every tensor with a scale; constants with the digest of their integers."""
-        from edgekit.targets import _tflite_curves, _tflite_file
+        from edgekit.targets import _tflite_curves, _tflite_file, _tflite_wide
 
         model = _tflite_file.read(path)
-        weights, derived = _tflite_file.weights(model), _tflite_curves.derived(model)
+        weights = _tflite_file.weights(model)
+        derived = _tflite_curves.derived(model) | _tflite_wide.derived(model)
         found = []
         for index, tensor in enumerate(model.subgraphs[0].tensors):
             params = tensor.quantization
@@ -166,7 +177,7 @@ class Tflite:
                 found.append(Stored(name, "activation", scale, zero))
             elif value.size == 1 and index not in weights:
                 continue  # a plain number, which one step of any scale holds exactly
-            elif dtype == "int32":
+            elif dtype in ("int32", "int64"):
                 integers = tuple(int(v) for v in value.reshape(-1))
                 found.append(Stored(name, "bias", scale, zero, values=integers))
             else:

@@ -31,7 +31,7 @@ from edgekit.compress.quantize import quantize
 from edgekit.compress.render import render
 from edgekit.compress.unrounded import Unrounded
 from edgekit.compress.weights import quantize_weights
-from edgekit.names import TEST_TARGET
+from edgekit.names import CALIBRATED, TEST_TARGET
 from edgekit.targets import available, find, installed, worker
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -43,6 +43,7 @@ EVERY_DAY = {
     "w8a8-dyn": ("mobilenet_v2", "distilbert"),
     "w8": ("mobilenet_v2", "distilbert"),
     "w4": ("mlp",),
+    "w8a16": ("mlp",),
     "fp16": ("mlp",),
     "fp32": ("mlp",),
 }
@@ -111,9 +112,11 @@ class Prepared:
         if scheme not in self._plans:
             if scheme == "fp32":
                 self._plans[scheme] = QuantPlan("fp32", program_digest(self.program))
-            elif scheme == "w8a8":
+            elif scheme in CALIBRATED:
                 with _one_thread():
-                    self._plans[scheme] = quantize(self.program, self._samples(self.calibration))
+                    self._plans[scheme] = quantize(
+                        self.program, self._samples(self.calibration), scheme=scheme
+                    )
             else:
                 self._plans[scheme] = quantize_weights(self.program, scheme)
             path = self.folder / f"plan-{scheme}.json"
