@@ -243,7 +243,11 @@ def _kind(check: Check) -> str:
 
 
 def rounding_floor(
-    signature: Signature, reference: Arrays, disturbed: Arrays, steps: Mapping[str, float | None]
+    signature: Signature,
+    reference: Arrays,
+    disturbed: Arrays,
+    steps: Mapping[str, float | None],
+    scheme: str = "w8a8",
 ) -> dict[str, Any]:
     """How far the plan's own evaluation moves under rounding noise.
 
@@ -252,11 +256,12 @@ def rounding_floor(
         reference: the plan's outputs, [n, *shape] by name.
         disturbed: the same with `edgekit.compress.evaluate.with_rounding_noise`.
         steps: quantization step of each output.
+        scheme: of the plan.
 
     Returns:
         ``{"sqnr_db", "within_fraction"}``: the lowest over the outputs, None where nothing moved.
     """
-    accumulator = ParityAccumulator(signature.outputs, TOLERANCES["w8a8"], dict(steps))
+    accumulator = ParityAccumulator(signature.outputs, TOLERANCES[scheme], dict(steps))
     count = len(next(iter(disturbed.values())))
     for i in range(count):
         accumulator.add(
@@ -305,7 +310,8 @@ def _tolerance(scheme: str, floor: Mapping[str, Any] | None) -> tuple[Tolerance,
     )
     detail = (
         f"dB: under rounding noise of 1e-6 the plan's own evaluation moves that far and "
-        f"{wrong:.2%} of its elements by over 2 steps; so the limits here are {limit:.1f} dB "
+        f"{wrong:.2%} of its elements by over {tolerance.within_steps:g} steps; so the limits here "
+        f"are {limit:.1f} dB "
         f"(not {tolerance.sqnr_db:g}) and {fraction:.2%} (not {tolerance.within_fraction:.1%})"
     )
     return adapted, [Check("plan-floor", sqnr >= LOWEST_DB, sqnr, LOWEST_DB, detail)]

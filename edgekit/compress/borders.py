@@ -47,6 +47,6 @@ def input_ranges(
     for name, node in zip(names, nodes, strict=True):
         edge = edges.get(first_quantized(node, edges) or "")
         if edge is not None:
-            ends = [(q - edge.zero_point[0]) * edge.scale[0] for q in (edge.quant_min, edge.quant_max)]
-            found[name] = (ends[0], ends[1])
+            zero, step = edge.zero_point[0], edge.scale[0]
+            found[name] = ((edge.quant_min - zero) * step, (edge.quant_max - zero) * step)
     return found

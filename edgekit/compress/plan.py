@@ -44,9 +44,9 @@ class Edge:
         edge: a readable name, ``<layer>/<node>`` for activations, the parameter path for constants.
         node: the node of the canonical graph that produces the tensor.
         kind: ``activation``, ``weight`` or ``bias``.
-        dtype: ``int8`` (activations, weights), ``int16`` (activations), ``int4`` (weights, each in a
-            byte here), ``float16`` (weights of half precision: scale 1, zero point 0) or ``int32``
-            (biases).
+        dtype: ``int8`` (activations, weights), ``int16`` (activations), ``int4`` (weights, each in
+            a byte here), ``float16`` (weights of half precision: scale 1, zero point 0) or
+            ``int32`` (biases).
         scale: float32 values; one, or one per channel along ``axis``.
         zero_point: as many integers as there are scales.
         axis: the channel axis, or None for one scale.

@@ -142,7 +142,7 @@ def _judge(
         steps = verify.output_steps(program, computed, results)
         if steps != facts["steps"]:
             n = len(feeds[inputs[0]]) - reference.probes
-            floors = rounding_floors(model.signature, module, feeds, outputs, steps, n)
+            floors = rounding_floors(model.signature, module, feeds, outputs, steps, n, scheme)
             facts = {"steps": steps, **floors}
         against = f"plan, without the rounding of {left_out.words(program, plan)}"
     elif plan != made:
@@ -152,7 +152,8 @@ def _judge(
         outputs = evaluate(module, feeds, inputs, results)
         n = len(feeds[inputs[0]]) - reference.probes
         if plan.rounds:
-            floors = rounding_floors(model.signature, module, feeds, outputs, facts["steps"], n)
+            steps = facts["steps"]
+            floors = rounding_floors(model.signature, module, feeds, outputs, steps, n, scheme)
             facts = {**facts, **floors}
         against = "plan, with the runtime's own scales of inputs that it quantizes as it runs"
     held = verify.Reference(

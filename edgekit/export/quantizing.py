@@ -20,6 +20,7 @@ from edgekit.export.request import ExportRequest
 from edgekit.export.run import samples_of
 from edgekit.metrics import top1_correct
 from edgekit.model import Model
+from edgekit.names import CALIBRATED
 from edgekit.paired import paired_difference
 
 __all__ = ["SCHEMA", "quantize_model"]
@@ -90,8 +91,9 @@ def _scheme(request: ExportRequest) -> str:
         raise UsageError("a plan is of one scheme", hint="quantize once for each")
     if scheme == "fp32":
         raise UnsupportedError("fp32 quantizes nothing", hint="give another --scheme")
-    if scheme != "w8a8":
-        raise UnsupportedError(f"edgekit makes no plan for {scheme} yet", hint="--scheme w8a8")
+    if scheme not in CALIBRATED:
+        known = " or ".join(CALIBRATED)
+        raise UnsupportedError(f"edgekit makes no plan for {scheme} yet", hint=f"--scheme {known}")
     return scheme
 
 

@@ -120,7 +120,8 @@ def refer(
             steps = output_steps(program, plan, outs)
             floors: dict[str, Any] = {"floor": None, "probe_floor": None}
             if plan.rounds:
-                floors = rounding_floors(model.signature, module, feeds, answers, steps, n)
+                scheme = plan.scheme
+                floors = rounding_floors(model.signature, module, feeds, answers, steps, n, scheme)
             facts[name] = {"steps": steps, **floors}
         (folder / "facts.json").write_text(json.dumps(facts))
 
@@ -136,6 +137,7 @@ def rounding_floors(
     answers: Arrays,
     steps: Mapping[str, float | None],
     n: int,
+    scheme: str,
 ) -> dict[str, Any]:
     """How far a plan's evaluation moves under rounding noise, on samples and on the probes.
 
@@ -146,6 +148,7 @@ def rounding_floors(
         answers: of ``module`` to them.
         steps: quantization steps of its outputs.
         n: how many of ``feeds`` are samples.
+        scheme: of the plan.
     """
     from edgekit.compress.evaluate import evaluate, with_rounding_noise
     from edgekit.verify import rounding_floor
@@ -163,7 +166,7 @@ def rounding_floors(
         for draw in range(draws):
             noisy = with_rounding_noise(module, draw=draw)
             disturbed = evaluate(noisy, few, names, outs)
-            found.append(rounding_floor(signature, right, disturbed, steps))
+            found.append(rounding_floor(signature, right, disturbed, steps, scheme))
         floors[kind] = _lowest(found)
     return floors
 

@@ -5,7 +5,8 @@ biases ("Post-training integer quantization with int16 activations" in its guide
 those of LiteRT itself, as XNNPACK has none for 16 bits. The converter (litert-torch 0.10) writes
 most of it, with these gaps:
 
-- It refuses int16 at a concatenation, hard-swish, GELU and a ReLU6 that no layer takes in. `shield`
+- It refuses int16 at a concatenation, hard-swish, GELU, a ReLU6 that no layer takes in and where a
+  max pooling pads, unless with zeros, which is as good where nothing is negative. `shield`
   puts products with a number a hair above 1 around these, so that they stay float between
   conversions, and `widen` takes them away again.
 - LiteRT does concatenate int16: there the conversions go. Hard-swish becomes products and a sum of
@@ -32,12 +33,22 @@ if TYPE_CHECKING:
 
 _SHIELD = float(np.nextafter(np.float32(1), np.float32(2)))
 _REFUSED = (aten.cat.default, aten.hardswish.default, aten.gelu.default, aten.hardtanh.default)
+_ONE_SCALE = (aten.cat.default, aten.max_pool2d.default)
+"""Operators that the converter would quantize for the sake of either end."""
+_NOT_NEGATIVE = (aten.relu.default, aten.sigmoid.default)
 _LAYERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 _VERSIONS = {
     **{"CONV_2D": 4, "DEPTHWISE_CONV_2D": 5, "FULLY_CONNECTED": 7},
     **{"CONCATENATION": 2, "QUANTIZE": 2, "DEQUANTIZE": 3, "ADD": 3, "MUL": 4},
 }
 """The first version of an operator that takes int16, and an int64 bias where it has one."""
+_NO_KERNEL = "LiteRT has no kernel of it for 16 bits"
+_KNOWN = {
+    "GELU": _NO_KERNEL,
+    "RELU6": _NO_KERNEL,
+    "HARD_SWISH": _NO_KERNEL,
+    "MAX_POOL_2D": "it pads with the lowest number, which the converter has no form of for 16 bits",
+}
 _SIXTH = (float(np.float32(1 / 6)), 1)
 _HALF = (2.0**-15, 2**14)
 _GATE = float(np.float32(1 / (2**15 - 1)))
@@ -60,17 +71,52 @@ def shield(module: fx.GraphModule, edges: Mapping[str, Edge]) -> None:
             continue
         if node.target is aten.hardtanh.default and _ends(node, edge):
             node.target, node.args = aten.relu.default, node.args[:1]
-        if node.target not in _REFUSED:
+        pooled = node.target is aten.max_pool2d.default and _pads(node)
+        if node.target not in _REFUSED and not (pooled and not _pad_with_zeros(module, node)):
             continue
         for source in node.all_input_nodes:
             if "dequantize" in str(source.target):
                 node.replace_input_with(source, _shielded(module, source))
-        if node.target is aten.cat.default:  # it would take its inputs' scale from its result
+        if node.target in _ONE_SCALE:
             readers = list(node.users)
             after = _shielded(module, node)
             for reader in readers:
                 reader.replace_input_with(node, after)
     module.recompile()
+
+
+def _pads(pool: fx.Node) -> bool:
+    """Whether a max pooling pads, or may look beyond the end."""
+    return any(np.ravel(_argument(pool, 3))) or bool(_argument(pool, 5))
+
+
+def _argument(node: fx.Node, place: int) -> Any:
+    return node.args[place] if len(node.args) > place else 0
+
+
+def _pad_with_zeros(module: fx.GraphModule, pool: fx.Node) -> bool:
+    """Pads before a max pooling of what is never negative; whether that could be done."""
+    restore = pool.all_input_nodes[0]
+    if "dequantize" not in str(restore.target) or _argument(pool, 5):
+        return False
+    made: Any = restore.all_input_nodes[0].all_input_nodes[0]
+    while made.target is aten.max_pool2d.default:
+        made = made.all_input_nodes[0]
+        while "quantize_per_tensor" in str(made.target):
+            made = made.all_input_nodes[0]
+    clamped = made.target is aten.hardtanh.default and made.args[1] >= 0
+    if made.target not in _NOT_NEGATIVE and not clamped:
+        return False
+    height, width = np.broadcast_to(np.ravel(_argument(pool, 3)), 2).tolist()
+    graph, last = module.graph, restore
+    ends = [width, width, height, height]
+    with graph.inserting_before(pool):
+        last = graph.call_function(aten.constant_pad_nd.default, (restore, ends))
+        last.meta = {k: v for k, v in restore.meta.items() if k != "val"}
+        for step in (restore.all_input_nodes[0], restore):
+            last = graph.call_function(step.target, (last, *step.args[1:]))  # type: ignore[arg-type]
+    pool.args = (last, *pool.args[1:3], [0, 0], *pool.args[4:])
+    return True
 
 
 def _shielded(module: fx.GraphModule, node: fx.Node) -> fx.Node:
@@ -124,14 +170,20 @@ def derived(model: Any) -> set[int]:
     return found
 
 
+def known(model: Any) -> dict[str, str]:
+    """Why operators of a file with int16 compute in float, by type; empty for other files."""
+    wide = any(dtype_name(tensor) == "int16" for tensor in model.subgraphs[0].tensors)
+    return dict(_KNOWN) if wide else {}
+
+
 def _take_shields_away(model: Any) -> None:
     graph, kept, renamed = model.subgraphs[0], [], {}
     for op in graph.operators:
         if op_name(model, op) == "MUL":
             values = [constant(model, graph.tensors[i]) for i in op.inputs]
-            numbers = [v is not None and v.size == 1 and v.reshape(())[()] == _SHIELD for v in values]
-            if any(numbers):
-                renamed[int(op.outputs[0])] = int(op.inputs[int(numbers[0])])
+            shields = [v is not None and v.size == 1 and v.item() == _SHIELD for v in values]
+            if any(shields):
+                renamed[int(op.outputs[0])] = int(op.inputs[int(shields[0])])
                 continue
         kept.append(op)
     for op in kept:

@@ -109,7 +109,7 @@ class Tflite:
 
     def inspect(self, path: Path) -> Placement:
         """Operators in the file, by type; the runtime's own delegate decides at load time."""
-        from edgekit.targets import _tflite_file
+        from edgekit.targets import _tflite_file, _tflite_wide
         from edgekit.targets._reasons import reasons
 
         model = _tflite_file.read(path)
@@ -146,7 +146,7 @@ class Tflite:
             first_fallback=first,
             bytes_by_dtype=dict(sorted(sizes.items())),
             waste=dict(sorted(waste.items())),
-            reasons=reasons(*_graph_of(model), _KNOWN),
+            reasons=reasons(*_graph_of(model), {**_KNOWN, **_tflite_wide.known(model)}),
         )
 
     def stored(self, path: Path) -> list[Stored]:

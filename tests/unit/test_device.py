@@ -358,8 +358,8 @@ def test_a_target_needs_one_of_the_devices_only() -> None:
             UnsupportedError,
             "devices runs target 'openvino'",
         ),
-        ((), ("w8a16",), UnsupportedError, "'pixel-8' cannot run scheme w8a16"),
-        ((), ("w8a8", "w8a16"), UnsupportedError, "carries scheme 'w8a16'"),
+        (("tflite",), ("w4",), UnsupportedError, "'pixel-8' cannot run target tflite with .* w4"),
+        (("tflite",), ("w8a8", "w4"), UnsupportedError, "carries scheme 'w4'"),
         (("coreml",), (), UnsupportedError, "'coreml' is reserved"),
         (("tflit",), (), UsageError, "unknown target 'tflit'. Did you mean 'tflite'"),
         ((), ("int9",), UsageError, "unknown scheme 'int9'. Did you mean 'int8'"),
@@ -371,7 +371,9 @@ def test_what_was_named_is_never_passed_over(
     with pytest.raises(error, match=message) as raised:
         jobs("pixel-8", targets=targets, schemes=schemes)
     if error is UnsupportedError and targets != ("coreml",):
-        assert "pixel-8 runs tflite (w8a8, w8a8-dyn, w8, fp16, fp32), onnx" in str(raised.value)
+        assert "pixel-8 runs tflite (w8a8, w8a8-dyn, w8, w8a16, fp16, fp32), onnx" in str(
+            raised.value
+        )
 
 
 def test_a_device_that_gets_nothing_is_refused() -> None:
