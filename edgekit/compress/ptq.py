@@ -22,6 +22,7 @@ from edgekit.compress.saturation import at_risk, limited, overrides
 from edgekit.compress.smooth import find_groups, smooth
 from edgekit.compress.streams import peak_bytes
 from edgekit.errors import BadData
+from edgekit.names import WIDE
 
 __all__ = ["PLAIN", "Methods", "Quantized", "post_training", "round_weights", "scaled"]
 
@@ -93,7 +94,9 @@ def post_training(
     Args:
         program: the canonical program (`edgekit.compress.graph.canonical`).
         feeds: calibration inputs, one tuple of tensors per sample, batch of 1; read once.
-        methods: what to do; `PLAIN` does the least.
+        methods: what to do; `PLAIN` does the least. Under ``w8a16`` activations are neither
+            smoothed nor cut, as that only takes from the weights: MiniLM's embeddings had 30.4 dB
+            without smoothing and 27.0 with it.
         scheme: ``w8a8`` or ``w8a16``.
         calibration: where the samples came from, kept in the plan.
         variants: overrides (`edgekit.names.OVERRIDES`) that a plan of its own is made for, where
@@ -108,6 +111,8 @@ def post_training(
     samples = list(feeds)
     if not samples:
         raise BadData("calibration got no samples", hint="give --calib at least one sample")
+    if scheme == WIDE:
+        methods = dataclasses.replace(methods, smoothing=False, ranges="minmax")
     program, few = scaled(program, samples, methods, progress=tell)
     plan = quantize(
         program,
