@@ -61,6 +61,7 @@ class Tolerance:
         bias_steps: largest mean error of an output with a step, in steps, over 64 elements or more
             (over n fewer, ``sqrt(64 / n)`` times that). A zero point that is off by one moves every
             element by one step, which the other figures let pass on an output of high energy.
+        grain: quantization steps that count as one, for outputs that have steps.
         repeats: runs of one input that must be bit-identical.
     """
 
@@ -75,6 +76,7 @@ class Tolerance:
     worst_sample_fraction: float = 0.05
     far_steps: float = 16.0
     bias_steps: float = 0.5
+    grain: float = 1.0
     repeats: int = 20
 
     def equivalent_step(self, rms: float) -> float:
@@ -82,13 +84,12 @@ class Tolerance:
         return math.sqrt(12) * rms * 10 ** (-self.sqnr_db / 20)
 
 
-_WIDE: Final = 8
-"""Steps of 16 bits that count as one.
-
-Multipliers of LiteRT's kernels for int16 have 15 bits, so that a right layer is off by 2**-15 of a
-value, a whole step at the range's end, and 50 layers by some: of the outputs of trained
-MobileNetV2, MobileNetV3-Small and ResNet-18 97.8, 77.3 and 98.0 % were within 2 steps, all within
-9, at 79.7, 73.2 and 78.4 dB. 8 steps are a sixteenth of an 8-bit step over twice the range.
+_WIDE: Final = Tolerance(sqnr_db=50.0, worst_sample_db=35.0, grain=8.0)
+"""Multipliers of LiteRT's kernels for int16 have 15 bits, so that a right layer is off by 2**-15 of
+a value, which is a step at the range's end, and 50 layers are off by some: of the outputs of
+trained MobileNetV2, MobileNetV3-Small and ResNet-18 97.8, 77.3 and 98.0 % were within 2 steps of 16
+bits and all within 9, at 79.7, 73.2 and 78.4 dB; EfficientNet-Lite1 had 62.6 dB. So 8 steps count
+as one here, which is a sixteenth to a thirty-second of an 8-bit step, and 15 dB more are demanded.
 """
 
 _FP16: Final = Tolerance(sqnr_db=40.0, worst_sample_db=25.0)
@@ -96,14 +97,7 @@ _FP16: Final = Tolerance(sqnr_db=40.0, worst_sample_db=25.0)
 TOLERANCES: Final[dict[str, Tolerance]] = {
     "w8a8": Tolerance(),
     "w8a8-dyn": Tolerance(),
-    "w8a16": Tolerance(
-        sqnr_db=60.0,
-        within_steps=2.0 * _WIDE,
-        decisive_steps=4.0 * _WIDE,
-        worst_sample_db=45.0,
-        far_steps=16.0 * _WIDE,
-        bias_steps=0.5 * _WIDE,
-    ),
+    "w8a16": _WIDE,
     # Weights alone are quantized, and reference and candidate hold the same ones: what differs is
     # float arithmetic, at worst in half precision.
     "w8": _FP16,

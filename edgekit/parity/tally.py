@@ -47,7 +47,8 @@ class OutputTally:
     def __init__(
         self, spec: TensorSpec, step: float | None, tolerance: Tolerance, batch: int
     ) -> None:
-        self.spec, self.step, self.tolerance = spec, step, tolerance
+        self.spec, self.tolerance = spec, tolerance
+        self.step = None if step is None else step * tolerance.grain
         self.discrete = step is None and not spec.dtype.startswith("float")
         self.rows = batch if spec.shape[:1] == (batch,) else 1
         self.axis = class_axis(spec)
