@@ -161,11 +161,11 @@ def integer_tables(model: Any, tables: list[tuple[np.ndarray[Any, Any], Edge]]) 
             params.zeroPoint = np.zeros(len(edge.scale), np.int64)
             params.quantizedDimension = edge.axis or 0
             tensor.type, tensor.quantization = api.TensorType.INT8, params
-            _set_buffer(model, tensor, integers)
+            set_buffer(model, tensor, integers)
             break
 
 
-def _set_buffer(model: Any, tensor: Any, value: np.ndarray[Any, Any]) -> None:
+def set_buffer(model: Any, tensor: Any, value: np.ndarray[Any, Any]) -> None:
     """Gives a constant tensor other bytes; tensors that share its buffer keep theirs."""
     shared = sum(t.buffer == tensor.buffer for g in model.subgraphs for t in g.tensors) > 1
     if shared:

@@ -24,7 +24,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.compress._nodes import aten
-from edgekit.targets._tflite_file import constant, dtype_name, op_name, operator, schema
+from edgekit.targets._tflite_file import (
+    constant,
+    dtype_name,
+    op_name,
+    operator,
+    schema,
+    set_buffer,
+)
 
 if TYPE_CHECKING:
     from torch import fx
@@ -286,14 +293,19 @@ def _int16(
 
 
 def _drop_unread(model: Any) -> None:
-    """Drops operators whose results nothing reads any more."""
+    """Drops operators whose results nothing reads any more, and the bytes of such constants."""
     graph = model.subgraphs[0]
     while True:
         read = {int(i) for op in graph.operators for i in op.inputs} | {*map(int, graph.outputs)}
         kept = [op for op in graph.operators if any(int(i) in read for i in op.outputs)]
         if len(kept) == len(graph.operators):
-            return
+            break
         graph.operators = kept
+    for index, tensor in enumerate(graph.tensors):
+        if index not in read and constant(model, tensor) is not None:
+            buffer, tensor.buffer = tensor.buffer, 0
+            if not any(t.buffer == buffer for g in model.subgraphs for t in g.tensors):
+                model.buffers[buffer].data = None
 
 
 def _widen_biases(model: Any) -> None:
@@ -308,10 +320,8 @@ def _widen_biases(model: Any) -> None:
         value = constant(model, tensor)
         if value is None or value.dtype != np.int32:
             continue
-        buffer = api.BufferT()
-        buffer.data = value.astype(np.int64).reshape(-1).view(np.uint8)
-        model.buffers.append(buffer)
-        tensor.buffer, tensor.type = len(model.buffers) - 1, api.TensorType.INT64
+        set_buffer(model, tensor, value.astype(np.int64))
+        tensor.type = api.TensorType.INT64
 
 
 def _wide(model: Any, index: int) -> bool:
