@@ -228,3 +228,27 @@ def test_an_export_keeps_the_layer_in_float_and_proves_it(
     again = edgekit(*request, "-o", tmp_path / "again")
     assert "nothing was converted anew" in again.err
     assert "2 (conv2d_1)" in again.out
+
+
+@pytest.mark.runtime
+def test_activations_of_16_bits_all_the_way(shop: Path, edgekit: Run, tmp_path: Path) -> None:
+    """Planned, converted, proven, looked at and proven again."""
+    pytest.importorskip("ai_edge_litert")
+    calib, scheme = ["--calib", f"{shop}/pictures.npz"], ["--scheme", "w8a16"]
+    plan, bundle = tmp_path / "plan", tmp_path / "bundle"
+    done = edgekit("quantize", f"{shop}/m.py:cnn", *calib, *scheme, "-o", plan, "--json")
+    assert done.code == 0, done.err
+    assert done.document["scheme"] == "w8a16"
+    done = edgekit(
+        "export", f"{shop}/m.py:cnn", "--target", "tflite", *scheme, *calib, "--require-verified",
+        "--max-float-ops", "0", "--no-bench", "-o", bundle, "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    (artifact,) = done.document["artifacts"]
+    assert (artifact["id"], artifact["verification"]) == ("tflite-w8a16", "runtime")
+    assert artifact["parity"]["sqnr_db"] is None or artifact["parity"]["sqnr_db"] > 50
+    assert edgekit("verify", bundle).code == 0
+    shown = edgekit("inspect", bundle, "--json").document
+    assert shown["artifacts"][0]["placement"]["float_ops"] == 0
+    done = edgekit("export", f"{shop}/m.py:cnn", "--target", "openvino", *scheme, *calib)
+    assert done.code == 5 and "host runs" in done.err

@@ -65,9 +65,22 @@ def test_the_figures_are_the_demanded_ones() -> None:
     assert TOLERANCES["fp16"].sqnr_db == 40
     fp32 = TOLERANCES["fp32"]
     assert (fp32.sqnr_db, fp32.atol, fp32.rtol) == (60, 1e-4, 1e-3)
+    wide = TOLERANCES["w8a16"]
+    assert (wide.sqnr_db, wide.grain, wide.within_steps) == (50, 8, 2)
+    assert {t.grain for scheme, t in TOLERANCES.items() if scheme != "w8a16"} == {1}
     for tolerance in TOLERANCES.values():
         assert tolerance.sqnr_db >= W8A8.sqnr_db
         assert tolerance.worst_sample_db == tolerance.sqnr_db - 15
+
+
+@pytest.mark.parametrize(("off", "passes"), [(16, True), (17, False)])
+def test_eight_steps_of_16_bits_count_as_one(off: int, passes: bool) -> None:
+    references = [200 * quantized(i) for i in range(5)]
+    candidates = [x + off * STEP * (-1) ** np.arange(x.size).reshape(x.shape) for x in references]
+    candidates = [x.astype(np.float32) for x in candidates]
+    report = judged(references, candidates, tolerance=TOLERANCES["w8a16"], step=STEP)
+    assert report.passed == passes and failed(report) <= {"within-steps"}
+    assert "within-steps" in failed(judged(references, candidates))
 
 
 def test_identical_outputs_pass_and_say_so() -> None:

@@ -12,7 +12,17 @@ from torch import nn
 
 from edgekit.compress.graph import canonical, compute_nodes, graph_module, tensor_of
 from edgekit.compress.plan import Edge, QuantPlan
-from edgekit.compress.quantize import INT32_ROOM, affine_int8, quantize, whole_bend
+from edgekit.compress.ptq import post_training
+from edgekit.compress.quantize import (
+    INT32_ROOM,
+    ROOM,
+    affine_int8,
+    quantize,
+    symmetric_int16,
+    whole_bend,
+)
+from edgekit.compress.render import render
+from edgekit.compress.saturation import at_risk
 from edgekit.errors import BadData, UnsupportedError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -272,3 +282,92 @@ def test_a_model_without_layers_is_refused() -> None:
     program = canonical(torch.export.export(nn.GELU().eval(), (torch.ones(1, 4),), strict=False))
     with pytest.raises(UnsupportedError, match="nothing in this model can be quantized"):
         quantize(program, normal(1, 4))
+
+
+# -- 16 bits --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 0.5), (0.0, 6.0), (-3.0, 10.0), (0.0, 0.0)])
+def test_a_range_of_16_bits_has_zero_in_its_middle(low: float, high: float) -> None:
+    scale, zero = symmetric_int16(low, high)
+    assert zero == 0 and scale == np.float32(scale) > 0
+    reach = max(-low, high)
+    assert reach == 0 or round(reach / scale) == 2**15 - 1
+
+
+class Wide(nn.Module):
+    """A clamp, a sigmoid beside what it came from, and a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.relu6(4 * self.first(x))
+        y = self.second(x)
+        return x + y * torch.sigmoid(y)
+
+
+def test_activations_of_16_bits_and_their_room() -> None:
+    torch.manual_seed(0)
+    feeds = normal(1, 2, 6, 6, n=6)
+    program = canonical(torch.export.export(Wide().eval(), feeds[0], strict=False))
+    plan, narrow = (quantize(program, feeds, scheme=s) for s in ("w8a16", "w8a8"))
+    edges = plan.activations()
+    assert plan.scheme == "w8a16" and edges.keys() == narrow.activations().keys()
+    for edge in edges.values():
+        assert (edge.dtype, edge.zero_point, edge.quant_min, edge.quant_max) == (
+            "int16", (0,), -(2**15), 2**15 - 1,
+        )  # fmt: skip
+    most = {name: (2**15 - 1) * edge.scale[0] for name, edge in edges.items()}
+    seen: dict[str, float] = {}
+    for feed in feeds:
+        for name, value in values_of(program, feed).items():
+            seen[name] = max(seen.get(name, 0.0), float(value.detach().abs().max()))
+    assert most["x"] == pytest.approx(seen["x"], rel=1e-4), "inputs keep their range"
+    assert most["hardtanh"] == pytest.approx(min(6.0, ROOM * seen["hardtanh"]), rel=1e-4)
+    assert most["add"] == pytest.approx(ROOM * seen["add"], rel=1e-4)
+    assert edges["sigmoid"].scale == (2.0**-15,)
+    weights = {e.node: e.scale for e in plan.edges if e.kind == "weight"}
+    assert weights == {e.node: e.scale for e in narrow.edges if e.kind == "weight"}
+    bias = next(e for e in plan.edges if e.edge == "second.bias")
+    product = np.float32(weights["second_weight"]) * np.float32(edges["hardtanh"].scale[0])
+    np.testing.assert_allclose(bias.scale, product, rtol=1e-6)
+    assert at_risk(program, plan) == () and QuantPlan.from_json(plan.to_json()) == plan
+
+
+def test_16_bits_cost_next_to_nothing_beside_the_weights() -> None:
+    torch.manual_seed(0)
+    feeds = normal(1, 2, 6, 6, n=6)
+    program = canonical(torch.export.export(Wide().eval(), feeds[0], strict=False))
+    noise = {}
+    for scheme in ("w8a8", "w8a16"):
+        made = post_training(program, feeds, scheme=scheme)
+        assert made.plan.scheme == scheme
+        methods = made.plan.calibration["methods"]
+        assert (methods["smoothing"], methods["ranges"]) == (
+            (True, "mse") if scheme == "w8a8" else (False, "minmax")
+        )
+        module = render(made.program, made.plan, "fake")
+        with torch.no_grad():
+            deltas = [module(*f) - graph_module(program)(*f) for f in feeds]
+        noise[scheme] = float(torch.stack(deltas).square().mean())
+    assert noise["w8a16"] < noise["w8a8"] / 4
+
+
+def values_of(
+    program: torch.export.ExportedProgram, feed: tuple[torch.Tensor, ...]
+) -> dict[str, torch.Tensor]:
+    """What every node of the float graph gives, by its name."""
+    found: dict[str, torch.Tensor] = {}
+
+    class Reader(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> Any:
+            value = super().run_node(n)
+            if isinstance(value, torch.Tensor):
+                found[n.name] = value
+            return value
+
+    with torch.no_grad():
+        Reader(graph_module(program)).run(*feed)
+    return found
