@@ -2,6 +2,9 @@
 
 The plan is rendered as quantize and dequantize operators, which the frontend turns into
 ``FakeQuantize``; saving compresses constant weights to int8.
+
+There is no ``w8a16``: the CPU plug-in (2026.4) computes convolutions in float then, on activations
+that it rounds.
 """
 
 from __future__ import annotations
