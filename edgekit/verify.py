@@ -247,7 +247,7 @@ def rounding_floor(
     reference: Arrays,
     disturbed: Arrays,
     steps: Mapping[str, float | None],
-    scheme: str = "w8a8",
+    scheme: str,
 ) -> dict[str, Any]:
     """How far the plan's own evaluation moves under rounding noise.
 

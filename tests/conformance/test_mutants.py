@@ -226,7 +226,7 @@ def _lab(subject: mutant_models.Subject, scheme: str, folder: Path) -> Lab:
     floors: dict[str, Any] = {}
     if plan.edges:
         n = mutant_models.EVALUATION
-        floors = rounding_floors(signature, module, feeds, answers, steps, n)
+        floors = rounding_floors(signature, module, feeds, answers, steps, n, scheme)
     tapped = tap(program, plan)
     few = {k: np.concatenate([v[:4], v[-4:]]) for k, v in feeds.items()}
     for kind, made, its in (("whole", program, plan), ("tapped", tapped.program, tapped.plan)):
