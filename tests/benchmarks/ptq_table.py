@@ -1,14 +1,22 @@
-"""The report of `bench_ptq.py` as Markdown: ``python tests/benchmarks/ptq_table.py ptq.json``."""
+"""The reports of `bench_ptq.py` and `bench_ablation.py` as Markdown.
+
+``python tests/benchmarks/ptq_table.py ptq.json`` prints every row of a report. With ``--readme``
+the reports under ``tests/benchmarks/results`` go into README.md, shorter, between its markers.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 Row = Mapping[str, Any]
+
+HERE = Path(__file__).parent
+RESULTS, README = HERE / "results", HERE.parents[1] / "README.md"
 
 
 def table(document: Mapping[str, Any]) -> str:
@@ -106,5 +114,112 @@ def _line(cells: tuple[str, ...]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def overview(document: Mapping[str, Any]) -> str:
+    """One line per model and runtime: edgekit beside float and the vendor that came out best."""
+    head = ("model", "runtime", "float", "edgekit, against float")
+    head += ("best vendor; edgekit against it", "KiB", "time over float's")
+    lines = [_line(head), _line(("---",) * len(head))]
+    pooled = [(row["models"], row) for row in document.get("pooled", ())]
+    for models, row in [*(([r["model"]], r) for r in document["rows"]), *pooled]:
+        if row["engine"] != "edgekit" or row.get("status", "ok") != "ok":
+            continue
+        cosine = document["metrics"][models[0]] == "cosine"
+        every = document["rows"] if row.get("model") else document["pooled"]
+        beside = {
+            r["engine"]: r
+            for r in every
+            if r.get("model", r.get("models")) == row.get("model", row.get("models"))
+            and r["runtime"] == row["runtime"]
+        }
+        against = row.get("vs_best_vendor")
+        best = beside[against["vendor"]] if against else None
+        compared = "" if best is None else _beside(best, against, cosine)
+        cells = (
+            " and ".join(document["titles"][m] for m in models) + f", n {row['n']}",
+            row["runtime"],
+            "" if cosine else _value(beside["float"], cosine),
+            f"{_value(row, cosine)}, {_difference(row['vs_float'], cosine)}",
+            compared,
+            _pair(row, best, lambda r: f"{r['bytes'] / 1024:.0f}" if "bytes" in r else ""),
+            _pair(row, best, _ratio),
+        )
+        lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+def _beside(best: Row, against: Any, cosine: bool) -> str:
+    return f"{_value(best, cosine)} {best['engine']}; {_difference(against, cosine)}"
+
+
+def _value(row: Row, cosine: bool) -> str:
+    return f"{row['value']:.4f} (worst {row['worst']:.4f})" if cosine else f"{row['value']:.2f}"
+
+
+def _ratio(row: Row) -> str:
+    found = row.get("latency_vs_float")
+    return "" if found is None or found["ratio"] is None else f"{found['ratio']:.2f}"
+
+
+def _pair(mine: Row, best: Row | None, show: Any) -> str:
+    """What edgekit's file has and, in brackets, the best vendor's."""
+    ours, theirs = show(mine), show(best) if best else ""
+    return f"{ours} ({theirs})" if theirs else str(ours)
+
+
+def ablation(document: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+    """One line per choice of methods, two columns per model."""
+    models = document["models"]
+    head = ("methods", *(c for m in models for c in (f"{titles[m]}, dB", _metric(models[m]))))
+    head = (*head, *(f"{titles[m]}, plan s" for m in models))
+    lines = [_line(head), _line(("---",) * len(head))]
+    for rows in zip(*models.values(), strict=True):
+        cells = [c for row in rows for c in (f"{row['sqnr_db']:.1f}", _figure(row))]
+        cells += [f"{row['plan_s']:.0f}" for row in rows]
+        lines.append(_line((rows[0]["methods"], *cells)))
+    return "\n".join(lines)
+
+
+def _metric(rows: list[Row]) -> str:
+    if "cosine" in rows[0]:
+        return "cosine (worst)"
+    return f"top-1 (float {rows[0]['float_top1']:.2f}, n {rows[0]['n']})"
+
+
+def _figure(row: Row) -> str:
+    if "cosine" in row:
+        return f"{row['cosine']:.4f} ({row['worst_cosine']:.4f})"
+    return f"{row['top1']:.2f}"
+
+
+def filled(text: str) -> str:
+    """README's text with the tables of the reports under ``results`` between its markers."""
+    documents = {p.stem: json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))}
+    made = {"ptq": overview(documents["ptq"])}
+    if "ablation" in documents:
+        made["ablation"] = ablation(documents["ablation"], documents["ptq"]["titles"])
+    for name, body in made.items():
+        marks = rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)"
+        text, count = re.subn(marks, lambda m, body=body: f"{m[1]}{body}\n{m[2]}", text, flags=re.S)
+        if count != 1:
+            raise SystemExit(f"README.md has {count} places for the table {name!r}, not one")
+    return text
+
+
+def main() -> None:
+    """Prints a report's tables, or writes README's."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("report", type=Path, nargs="?", help="of bench_ptq.py")
+    parser.add_argument("--readme", action="store_true")
+    options = parser.parse_args()
+    if options.readme:
+        README.write_text(filled(README.read_text()))
+    elif options.report:
+        print(table(json.loads(options.report.read_text())))
+    else:
+        parser.error("give a report, or --readme")
+
+
 if __name__ == "__main__":
-    print(table(json.loads(Path(sys.argv[1]).read_text())))
+    main()

@@ -148,3 +148,30 @@ def test_the_pictures_of_several_models_are_judged_together(
     (text,) = ptq[1]._pooled_tables({"pooled": pooled, "titles": {"one": "A", "two": "B"}})
     assert text.startswith("**A and B together**, 200 answers")
     assert "| openvino | edgekit | 95.00 | -5.00 [" in text
+
+
+def test_the_readme_has_the_measured_tables(ptq: Any) -> None:
+    text = ptq[1].README.read_text()
+    assert ptq[1].filled(text) == text
+
+
+def test_the_overview_has_a_line_for_every_runtime_and_names_the_best_vendor(
+    ptq: Any, judged: list[dict[str, Any]]
+) -> None:
+    document = {"rows": judged, "titles": {"minilm": "A net"}, "metrics": {"minilm": "top1"}}
+    lines = ptq[1].overview(document).splitlines()
+    assert len(lines) == 3
+    assert lines[2].startswith("| A net, n 100 | openvino | 100.00 | 90.00, -10.00 [")
+    assert "| 70.00 inc; +20.00 [" in lines[2] and lines[2].endswith("| 2 (2) |  |")
+
+
+def test_the_ablation_table_has_a_line_for_every_choice_of_methods(ptq: Any) -> None:
+    common = {"sqnr_db": 20.0, "plan_s": 3.0, "n": 10}
+    pictures = {**common, "methods": "none", "top1": 80.0, "float_top1": 90.0}
+    sentences = {**common, "methods": "none", "cosine": 0.99, "worst_cosine": 0.9}
+    models = {"a": [pictures, {**pictures, "methods": "all"}]}
+    models["b"] = [sentences, {**sentences, "methods": "all"}]
+    lines = ptq[1].ablation({"models": models}, {"a": "A", "b": "B"}).splitlines()
+    assert "top-1 (float 90.00, n 10)" in lines[0] and "cosine (worst)" in lines[0]
+    assert lines[2] == "| none | 20.0 | 80.00 | 20.0 | 0.9900 (0.9000) | 3 | 3 |"
+    assert lines[3].startswith("| all |")
