@@ -80,6 +80,7 @@ class Tflite:
         module = _without_mode_switch(render(program, written, "qdq"))
         _tflite_wide.shield(module, plan.activations())
         _tflite_transposed.prepare(module)
+        _tflite_graph.one_reader_each(module)
         options: dict[str, Any] = {}
         if plan.edges:
             # Only a flag for the converter's quantized dialect: the graph is annotated already.

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from edgekit import layerwise
 from edgekit.compress.dynamic import as_computed
 from edgekit.compress.graph import canonical, graph_module
 from edgekit.compress.plan import QuantPlan
@@ -148,3 +149,11 @@ def test_one_that_gives_float_has_the_plans_weights_all_the_same(tmp_path: Path)
     assert one.faults == [] and one.off <= 1e-5
     known = {(r.operator, r.why) for r in one.placement.reasons}
     assert ("DEQUANTIZE", "hands integers to TRANSPOSE_CONV, in float") in known
+
+
+def test_every_layer_is_right_by_itself(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    one = made(Decoder(), "w8a8", tmp_path / "model.tflite")
+    feeds = {"x": np.stack([x.numpy() for (x,) in samples(4)])}
+    errors = layerwise.examine("tflite", one.program, one.plan, INPUTS, feeds)
+    assert len(errors) == 8 and not [e for e in errors if e.fault], errors
