@@ -174,6 +174,22 @@ def set_buffer(model: Any, tensor: Any, value: np.ndarray[Any, Any]) -> None:
     model.buffers[tensor.buffer].data = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
 
 
+def drop_unread(model: Any) -> None:
+    """Drops operators whose results nothing reads any more, and the bytes of such constants."""
+    graph = model.subgraphs[0]
+    while True:
+        read = {int(i) for op in graph.operators for i in op.inputs} | {*map(int, graph.outputs)}
+        kept = [op for op in graph.operators if any(int(i) in read for i in op.outputs)]
+        if len(kept) == len(graph.operators):
+            break
+        graph.operators = kept
+    for index, tensor in enumerate(graph.tensors):
+        if index not in read and constant(model, tensor) is not None:
+            buffer, tensor.buffer = tensor.buffer, 0
+            if not any(t.buffer == buffer for g in model.subgraphs for t in g.tensors):
+                model.buffers[buffer].data = None
+
+
 def rename_boundary(model: Any, inputs: list[str], outputs: list[str]) -> None:
     """Names the main subgraph's inputs and outputs, in the tensors and in its SignatureDef."""
     graph = model.subgraphs[0]

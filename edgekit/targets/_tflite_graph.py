@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import fx
 
 
 def keep_pads_channels_last() -> None:
@@ -27,3 +30,20 @@ def _pad_channels_last(node: Any) -> None:
     ends = [*node.args[1], *[0] * (8 - len(node.args[1]))]
     width, height, channels, batch = (ends[i : i + 2] for i in (0, 2, 4, 6))
     node.args = (node.args[0], [*channels, *width, *height, *batch], *node.args[2:])
+
+
+def one_reader_each(module: fx.GraphModule) -> None:
+    """Gives every reader of a quantized tensor a dequantize operator of its own, in place.
+
+    Where the converter (litert-torch 0.10) puts a transpose behind one, for a reader that wants
+    another layout, it takes the operator itself to have changed its layout. Its other readers,
+    results of the model among them, then got their axes mixed up.
+    """
+    for node in list(module.graph.nodes):
+        if "dequantize_per_tensor" not in str(node.target):
+            continue
+        for reader in list(node.users)[1:]:
+            with module.graph.inserting_before(reader):
+                own = module.graph.node_copy(node)
+            reader.replace_input_with(node, own)
+    module.recompile()

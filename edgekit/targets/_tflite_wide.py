@@ -26,6 +26,7 @@ import numpy as np
 from edgekit.compress._nodes import aten
 from edgekit.targets._tflite_file import (
     constant,
+    drop_unread,
     dtype_name,
     op_name,
     operator,
@@ -143,7 +144,7 @@ def widen(model: Any) -> None:
     _take_shields_away(model)
     _concatenate(model)
     _hard_swish(model)
-    _drop_unread(model)
+    drop_unread(model)
     _widen_biases(model)
     for op in model.subgraphs[0].operators:
         if any(_wide(model, int(i)) for i in (*op.inputs, *op.outputs) if i >= 0):
@@ -290,22 +291,6 @@ def _int16(
     graph = model.subgraphs[0]
     graph.tensors.append(tensor)
     return len(graph.tensors) - 1
-
-
-def _drop_unread(model: Any) -> None:
-    """Drops operators whose results nothing reads any more, and the bytes of such constants."""
-    graph = model.subgraphs[0]
-    while True:
-        read = {int(i) for op in graph.operators for i in op.inputs} | {*map(int, graph.outputs)}
-        kept = [op for op in graph.operators if any(int(i) in read for i in op.outputs)]
-        if len(kept) == len(graph.operators):
-            break
-        graph.operators = kept
-    for index, tensor in enumerate(graph.tensors):
-        if index not in read and constant(model, tensor) is not None:
-            buffer, tensor.buffer = tensor.buffer, 0
-            if not any(t.buffer == buffer for g in model.subgraphs for t in g.tensors):
-                model.buffers[buffer].data = None
 
 
 def _widen_biases(model: Any) -> None:

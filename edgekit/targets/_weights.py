@@ -2,6 +2,7 @@
 
 Converters turn weights into other layouts and name them as they like. In a program rendered as
 ``fake`` every weight has the values that its integers stand for, and by these it is found again.
+Kernels of transposed convolutions may also be turned round.
 """
 
 from __future__ import annotations
@@ -64,10 +65,13 @@ class Weights:
             if edge is None or value is None or edge.kind != "weight":
                 continue
             stored = edge.quantize(value.numpy())
-            held = edge.dequantize(stored)
+            held, axis = edge.dequantize(stored), edge.axis
             if node.name in others:
-                held = others[node.name].quantize(value.numpy())
+                held, axis = others[node.name].quantize(value.numpy()), others[node.name].axis
             self._known[_digest(held)] = (edge, stored)
+            if axis == 1 and stored.ndim == 4:  # of a transposed convolution
+                turned = stored[..., ::-1, ::-1]
+                self._known.setdefault(_digest(held[..., ::-1, ::-1]), (edge, turned))
 
     def find(self, value: Array) -> Weight | None:
         """The weight that a constant holds, its axes in any order; None if it holds none."""

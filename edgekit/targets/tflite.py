@@ -68,15 +68,19 @@ class Tflite:
             _tflite_curves,
             _tflite_file,
             _tflite_graph,
+            _tflite_transposed,
             _tflite_weights,
             _tflite_wide,
         )
+        from edgekit.targets._weights import Weights
 
         _tflite_graph.keep_pads_channels_last()
         weights_alone = plan.scheme in WEIGHTS
         written = _tflite_weights.carrier(program, plan) if weights_alone else plan
         module = _without_mode_switch(render(program, written, "qdq"))
         _tflite_wide.shield(module, plan.activations())
+        _tflite_transposed.prepare(module)
+        _tflite_graph.one_reader_each(module)
         options: dict[str, Any] = {}
         if plan.edges:
             # Only a flag for the converter's quantized dialect: the graph is annotated already.
@@ -92,9 +96,12 @@ class Tflite:
             except Exception as error:
                 raise converter_error("tflite", error) from error
         model = _tflite_file.read(out)
+        if written.edges:
+            _tflite_transposed.store_weights(model, Weights(program, written))
         if weights_alone:
             _tflite_weights.place(model, program, plan, written)
         else:
+            _tflite_transposed.compute_on_integers(model)
             _tflite_file.integer_tables(model, _tables(program, plan))
         _tflite_curves.hard_swish(model)
         _tflite_file.float_boundary(model)

@@ -17,7 +17,9 @@ from torch.nn import functional
 from edgekit.compress.graph import canonical, save_program
 from edgekit.compress.quantize import quantize
 from edgekit.compress.render import render
+from edgekit.compress.taps import tap
 from edgekit.compress.unrounded import Unrounded
+from edgekit.runtime.session import open_session
 from edgekit.signature import Signature, TensorSpec
 from edgekit.targets import find, installed, worker
 
@@ -156,6 +158,29 @@ def test_blocks_compute_the_plan_in_integers_alone(
     # either side of what is known to compute in float.
     moves = ("TRANSPOSE", "QUANTIZELINEAR", "DEQUANTIZELINEAR", "QUANTIZE", "DEQUANTIZE", "REORDER")
     assert all(k.upper() in moves and n <= 3 for k, n in waste.items()), block.placement
+
+
+def test_layers_that_are_results_keep_their_axes_on_litert(tmp_path: Path) -> None:
+    """What one reader wants with the channels last and another first was mixed up."""
+    target = find("tflite")
+    if None in installed(target).values():
+        pytest.skip("tflite is not installed")
+    torch.manual_seed(0)
+    feeds = [(torch.randn(1, 3, 32, 32),) for _ in range(4)]
+    module = Block(WIRES["same-padding"]).eval()
+    program = canonical(torch.export.export(module, feeds[0], strict=False))
+    tapped = tap(program, quantize(program, feeds))
+    signature = tapped.signature([TensorSpec("x", (1, 3, 32, 32))])
+    target.convert(tapped.program, tapped.plan, signature, tmp_path / "tapped.tflite")
+    session = open_session("tflite", tmp_path / "tapped.tflite", signature)
+    answers = session.run({"x": feeds[0][0].numpy()})
+    session.close()
+    with torch.no_grad():
+        want = render(tapped.program, tapped.plan, "fake")(*feeds[0])
+    for one, values in zip(tapped.taps, want, strict=True):
+        assert one.edge is not None
+        off = np.abs(answers[one.output] - values.numpy()).max()
+        assert off <= 2.01 * one.edge.scale[0], one.layer
 
 
 def padded(**change: Any) -> tuple[int, Array, Array]:

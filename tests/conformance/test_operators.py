@@ -83,6 +83,7 @@ SLOW: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "slice": lambda: lambda x: torch.cat([x[:, 2:], x[:, :2]], 1),
     "add-to-itself": lambda: lambda x: x + x,
     "transposed-convolution": lambda: nn.ConvTranspose2d(4, 4, 2, 2),
+    "transposed-convolution-cut": lambda: nn.ConvTranspose2d(4, 4, 3, 2, 1, 1),
     "batch-norm-alone": lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4)),
     "dilated-convolution": lambda: nn.Conv2d(4, 4, 3, padding=2, dilation=2),
     "grouped-convolution": lambda: nn.Conv2d(4, 4, 3, padding=1, groups=2),
