@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from edgekit.verify import Verdict
 
 __all__ = ["Proof", "prove"]
+
+_TRACING = threading.Lock()
+"""Targets are proven in threads, and torch keeps what it traces and exports in globals of its own
+(`torch.fx.traceback`): two at a time fail with ``KeyError: 'custom'`` now and then."""
 
 
 @dataclass(frozen=True)
@@ -80,17 +85,18 @@ def prove(
         for answer in (result, kernels):
             if "error" in answer:
                 raise answer["error"]
-        _judge(
-            folder,
-            result,
-            kernels["unrounded"],
-            target,
-            artifact,
-            planned,
-            reference,
-            model,
-            feeds_file(),
-        )
+        with _TRACING:
+            _judge(
+                folder,
+                result,
+                kernels["unrounded"],
+                target,
+                artifact,
+                planned,
+                reference,
+                model,
+                feeds_file(),
+            )
 
     path = store.make(key, fill, what=f"verify {artifact.id}")
     saved = json.loads((path / "verify.json").read_text())

@@ -173,9 +173,11 @@ def test_probabilities_have_the_scale_that_litert_demands() -> None:
 
 
 def test_a_mean_has_a_scale_of_its_own() -> None:
-    plan = plan_of(lambda m, x: m.linear(m.a(x).mean((2, 3))))
-    edges = plan.activations()
-    assert list(edges) == ["x", "conv2d", "mean", "linear"]
+    edges = plan_of(lambda m, x: m.linear(m.a(x).mean((2, 3)))).activations()
+    assert list(edges) == ["x", "conv2d", "adaptive_avg_pool2d", "reshape", "linear"]
+    assert edges["adaptive_avg_pool2d"].scale[0] < edges["conv2d"].scale[0]
+    edges = plan_of(lambda m, x: m.a(x).mean(3, keepdim=True) * m.b(x)).activations()
+    assert list(edges) == ["x", "conv2d", "mean", "conv2d_1", "mul"]
     assert edges["mean"].scale[0] < edges["conv2d"].scale[0]
 
 
