@@ -28,6 +28,8 @@ from torch import nn
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 MEAN, STD = 0.5, 0.25
+WARM_UP = 0.15
+"""The part of the training in which the rate rises to its highest, from a tenth of it."""
 NETWORKS = ("mobilenet_v2", "mobilenet_v3_small")
 
 
@@ -43,7 +45,8 @@ def network(name: str) -> nn.Module:
 def quieten(model: nn.Module) -> None:
     """Residual branches start at nothing (Goyal et al. 2017, arXiv:1706.02677, 5.1).
 
-    MobileNetV2 hardly learns otherwise: its first gradients are ten times as large.
+    MobileNetV2's first gradients are four times as large otherwise, and AdamW gets a loss of 2.07
+    in 160 steps instead of 1.97.
     """
     from torchvision.models.mobilenetv2 import InvertedResidual
 
@@ -121,7 +124,7 @@ def accuracy(model: nn.Module, pictures: torch.Tensor, labels: torch.Tensor) -> 
 
 
 def optimizer_of(name: str, model: nn.Module, rate: float) -> torch.optim.Optimizer:
-    """SGD, or AdamW: MobileNetV2's first gradients are too large for SGD's rates."""
+    """SGD, or AdamW: with SGD at a rate of 0.1 MobileNetV2's loss went up, not down."""
     decayed = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
     decay = {"sgd": 5e-4, "adamw": 0.05}[name]
@@ -156,7 +159,7 @@ def train(
     rule = optimizer_of(optimizer, model, rate)
     steps = len(pictures) // batch
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        rule, max_lr=rate, total_steps=epochs * steps, pct_start=0.15, div_factor=10
+        rule, max_lr=rate, total_steps=epochs * steps, pct_start=WARM_UP, div_factor=10
     )
     found, done = 0.0, 0
     parts = {"model": model, "rule": rule, "schedule": schedule}
@@ -232,6 +235,8 @@ def main() -> None:
         "batch": arguments.batch,
         "rate": arguments.rate,
         "optimizer": arguments.optimizer,
+        "warm_up": WARM_UP,
+        "residuals_start_at_nothing": True,
         "torch": torch.__version__,
     }
     checkpoint(arguments.network).with_suffix(".json").write_text(json.dumps(note, indent=2) + "\n")
