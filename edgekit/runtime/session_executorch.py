@@ -1,0 +1,196 @@
+"""ExecuTorch on the CPU, by the XNNPACK that its wheel brings.
+
+The wheel's Python binding takes and gives torch tensors, so torch is imported here with it; a
+device that runs ExecuTorch from C++, Java or Swift needs neither.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.errors import BadData, UnsupportedError
+from edgekit.runtime.session import (
+    Array,
+    Port,
+    check_static,
+    closed,
+    failed,
+    match,
+    require,
+    stated_spec,
+    version_of,
+)
+from edgekit.signature import Signature, TensorSpec
+
+TARGET = "executorch"
+
+_METHOD = "forward"
+# The scalar types of c10, by the names that the binding's metadata prints.
+_DTYPES = {
+    "Float": np.float32,
+    "Half": np.float16,
+    "Long": np.int64,
+    "Int": np.int32,
+    "Short": np.int16,
+    "Char": np.int8,
+    "Byte": np.uint8,
+    "Bool": np.bool_,
+}
+
+
+class ExecutorchSession:
+    """A ``.pte`` file in ExecuTorch; see `edgekit.runtime.session.Session`."""
+
+    target = TARGET
+
+    def __init__(self, path: Path, signature: Signature, threads: int) -> None:
+        self.signature = signature
+        self.threads = threads
+        self.runtime_version = version_of("executorch")
+        self._what = f"{TARGET} {path.name}"
+        binding = _runtime()
+        binding._unsafe_reset_threadpool(threads)
+        # The program has to outlive its method.
+        self._program, self._method = _load(path)
+        inputs, outputs = _border(self._method.metadata)
+        self._inputs = _ports(signature.inputs, inputs, self._what)
+        self._outputs = _ports(signature.outputs, outputs, self._what)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """See `edgekit.runtime.session.Session.run`."""
+        if self._method is None:
+            raise closed(self._what)
+        import torch
+
+        self.signature.check_inputs(feeds, what=self._what)
+        encoded = [torch.from_numpy(p.encode(feeds[p.spec.name])) for p in self._inputs]
+        try:
+            values = self._method.execute(encoded)
+        except RuntimeError as error:
+            raise failed(self._what, error) from error
+        return {
+            port.spec.name: port.decode(values[port.key].numpy().copy(), what=self._what)
+            for port in self._outputs
+        }
+
+    def close(self) -> None:
+        """See `edgekit.runtime.session.Session.close`."""
+        self._method = self._program = None
+
+
+def _runtime() -> Any:
+    with _quiet():
+        return require("executorch.extension.pybindings.portable_lib", "executorch")
+
+
+def _load(path: Path) -> tuple[Any, Any]:
+    _check_identifier(path)
+    with _quiet():
+        runtime = require("executorch.runtime", "executorch").Runtime.get()
+        try:
+            program = runtime.load_program(path)
+            if _METHOD not in program.method_names:
+                raise BadData(f"{TARGET} {path.name} has no method {_METHOD!r}")
+            return program, program.load_method(_METHOD)
+        except RuntimeError as error:
+            raise _refusal(path, error) from error
+
+
+def _check_identifier(path: Path) -> None:
+    """The FlatBuffers file identifier stands at byte 4 (``program.fbs``, ``file_identifier``)."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    if head[4:6] != b"ET":
+        raise BadData(f"{TARGET} {path.name} is no ExecuTorch program: its identifier is not ET..")
+
+
+def _refusal(path: Path, error: Exception) -> BadData | UnsupportedError:
+    """ExecuTorch's error numbers, as its message gives them (``runtime/core/error.h``)."""
+    message = f"{TARGET} cannot load {path.name}: {error}"
+    if any(code in str(error) for code in ("0x14", "0x20")):
+        # An operator or a delegate that this build does not have.
+        return UnsupportedError(message, hint="the file needs another build of executorch")
+    return BadData(message)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The binding's first import logs, and its first load prints the processor to stderr."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+        logging.disable(before)
+
+
+_Details = list[tuple[list[int], str]]
+
+
+def _border(metadata: Any) -> tuple[_Details, _Details]:
+    """Shapes and types of the inputs and outputs, which have no names in the file."""
+    inputs = [metadata.input_tensor_meta(i) for i in range(metadata.num_inputs())]
+    outputs = [metadata.output_tensor_meta(i) for i in range(metadata.num_outputs())]
+    return _details(inputs), _details(outputs)
+
+
+def _details(infos: Sequence[Any]) -> _Details:
+    return [([int(n) for n in i.sizes()], str(i).split("dtype=")[1].split(",")[0]) for i in infos]
+
+
+def _dtype(name: str, what: str) -> Any:
+    if name not in _DTYPES:
+        raise UnsupportedError(f"{what}: a tensor is of type {name}, which is not supported")
+    return _DTYPES[name]
+
+
+def _ports(specs: Sequence[TensorSpec], details: _Details, what: str) -> list[Port]:
+    places = [str(i) for i in range(len(details))]
+    ports = []
+    for spec, position in zip(specs, match(specs, places, what=what), strict=True):
+        shape, dtype = details[position]
+        check_static(spec, shape, what=what)
+        ports.append(Port(spec, position, np.dtype(_dtype(dtype, what))))
+    return ports
+
+
+def open(path: Path, signature: Signature, threads: int) -> ExecutorchSession:
+    """Loads a ``.pte`` file; see `edgekit.runtime.session.open_session`."""
+    return ExecutorchSession(path, signature, threads)
+
+
+def read_signature(path: Path) -> Signature:
+    """Shapes and dtypes that the file states; names it does not have, so they are numbered."""
+    what = f"{TARGET} {path.name}"
+    _, method = _load(path)
+    inputs, outputs = (
+        tuple(
+            stated_spec(f"{side}{i}", shape, _dtype(dtype, what), what=what)
+            for i, (shape, dtype) in enumerate(details)
+        )
+        for side, details in zip(("input", "output"), _border(method.metadata), strict=True)
+    )
+    return Signature(inputs=inputs, outputs=outputs)
+
+
+def preload() -> None:
+    """Imports the binding, and torch with it."""
+    _runtime()

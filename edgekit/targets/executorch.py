@@ -1,0 +1,200 @@
+"""ExecuTorch (``.pte``) on the CPU by XNNPACK, for Android, iOS and embedded Linux.
+
+The plan is rendered as quantize and dequantize operators with integer weights, each reader with a
+dequantize operator of its own, as XNNPACK's partitioner takes them; biases become int32 at
+``scale_input * scale_weight``, as the plan has them.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekit.signature import Signature
+from edgekit.targets import Placement, Stored
+from edgekit.targets._common import channel_digest, converter_error
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgekit.compress.plan import QuantPlan
+    from edgekit.targets._executorch_file import Contents, Operator, Value
+    from edgekit.targets._reasons import Role
+
+_WASTE = ("Convert", "StaticTranspose", "StaticConstantPad", "Copy")
+_MOVES = ("StaticTranspose", "StaticConstantPad", "StaticReshape", "StaticSlice", "Copy")
+_MOVES_OUTSIDE = (
+    "view",
+    "permute",
+    "clone",
+    "expand",
+    "slice",
+    "unsqueeze",
+    "squeeze",
+    "dim_order",
+)
+_KINDS = {"qint8": "activation", "qcint8": "weight", "qcint32": "bias"}
+
+
+class Executorch:
+    """The ExecuTorch target."""
+
+    id = "executorch"
+    suffix = ".pte"
+    extra = "executorch"
+    packages = ("executorch",)
+    schemes = ("w8a8", "fp32")
+    delegates = ("xnnpack",)
+
+    def convert(
+        self,
+        program: torch.export.ExportedProgram,
+        plan: QuantPlan,
+        signature: Signature,
+        out: Path,
+    ) -> list[Path]:
+        """See `edgekit.targets.Target.convert`."""
+        from edgekit.compress.render import render_program
+
+        try:
+            with _quiet():
+                rendered = render_program(program, plan, "qdq-folded", bare_pads=True)
+                _dequantize_for_each(rendered)
+                out.write_bytes(_lowered(rendered))
+        except Exception as error:
+            raise converter_error("executorch", error) from error
+        return [out]
+
+    def inspect(self, path: Path) -> Placement:
+        """Operators as the file lists them: XNNPACK's by its names, those outside by theirs."""
+        from edgekit.targets._executorch_file import read
+
+        return _placement(read(path))
+
+    def stored(self, path: Path) -> list[Stored]:
+        """Every quantized tensor of XNNPACK's graphs."""
+        from edgekit.targets._executorch_file import read
+
+        found: dict[Stored, None] = {}
+        for name, value in read(path).values.items():
+            if value.dtype in _KINDS:
+                found[_stored(name, value)] = None
+        return list(found)
+
+
+def _dequantize_for_each(program: torch.export.ExportedProgram) -> None:
+    """Gives each reader of a dequantize operator one of its own.
+
+    A shared one would belong to two parts of the graph, and the partitioner gives up on the cycle.
+    """
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function" or "dequantize" not in str(node.target):
+            continue
+        for user in list(node.users)[1:]:
+            with graph.inserting_after(node):
+                copy = graph.node_copy(node)
+            user.replace_input_with(node, copy)
+    program.graph_module.recompile()
+
+
+def _lowered(program: torch.export.ExportedProgram) -> bytes:
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+    edge = to_edge_transform_and_lower(
+        program,
+        partitioner=[XnnpackPartitioner()],
+        compile_config=EdgeCompileConfig(_check_ir_validity=False),
+    )
+    return bytes(edge.to_executorch().buffer)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The converter prints and logs what is of use to those who work on it."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _placement(contents: Contents) -> Placement:
+    from edgekit.targets._reasons import Op, reasons
+
+    made = []
+    ops: collections.Counter[str] = collections.Counter()
+    waste: collections.Counter[str] = collections.Counter()
+    float_ops = boundary = outside = 0
+    first: str | None = None
+    for operator in contents.operators:
+        role = _role(operator, contents)
+        made.append(Op(operator.kind, operator.inputs, operator.outputs, role))
+        ops[operator.kind] += 1
+        if operator.kind in _WASTE or (role == "move" and not operator.delegated):
+            waste[operator.kind] += 1
+        if role in ("quantize", "dequantize"):
+            boundary += bool(contents.border & {*operator.inputs, *operator.outputs})
+        if not operator.delegated:
+            outside += 1
+            first = first or f"{operator.kind} runs outside of XNNPACK"
+        if role == "float":
+            float_ops += 1
+            first = first or f"{operator.kind} computes in float"
+    sizes: collections.Counter[str] = collections.Counter()
+    for value in contents.values.values():
+        if value.data is not None:
+            dtype = {"qcint8": "int8", "qcint32": "int32", "qcint4": "int4"}
+            sizes[dtype.get(value.dtype, value.dtype)] += len(value.data)
+            if value.dtype == "qcint8":
+                sizes["float32"] += 4 * len(value.scale)
+    return Placement(
+        ops=dict(sorted(ops.items())),
+        float_ops=float_ops,
+        boundary_ops=boundary,
+        undelegated_ops=outside,
+        first_fallback=first,
+        bytes_by_dtype=dict(sorted(sizes.items())),
+        waste=dict(sorted(waste.items())),
+        reasons=reasons(made, set(contents.border)),
+    )
+
+
+def _role(operator: Operator, contents: Contents) -> Role:
+    """What an operator does, by the types of what it reads and makes."""
+    result = contents.values[operator.outputs[0]].is_integer
+    if operator.kind == "Convert":
+        return "quantize" if result else "dequantize"
+    if operator.kind in _MOVES:
+        return "move"
+    if not operator.delegated:
+        name = operator.kind.split("::")[-1]
+        return "move" if name.strip("_").startswith(_MOVES_OUTSIDE) else "float"
+    return "integer" if result else "float"
+
+
+def _stored(name: str, value: Value) -> Stored:
+    kind = _KINDS[value.dtype]
+    digest, integers = "", ()
+    zeros = (value.zero_point,) * len(value.scale)
+    if value.data is not None and kind == "weight":
+        stored = np.frombuffer(value.data, np.int8).reshape(value.shape)
+        digest = channel_digest(stored, value.axis)
+    elif value.data is not None and kind == "bias":
+        integers = tuple(np.frombuffer(value.data, "<i4").tolist())
+    return Stored(name, kind, value.scale, zeros, digest, integers)
+
+
+TARGET = Executorch()
