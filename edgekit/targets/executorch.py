@@ -62,13 +62,19 @@ class Executorch:
         out: Path,
     ) -> list[Path]:
         """See `edgekit.targets.Target.convert`."""
-        from edgekit.compress.render import render_program
+        import torch
 
+        from edgekit.compress.graph import example_args
+        from edgekit.compress.render import render
+        from edgekit.targets._executorch_tables import look_up_integers
+
+        module = render(program, plan, "qdq-folded", bare_pads=True)
+        look_up_integers(module)
+        _dequantize_for_each(module)
         try:
-            with _quiet():
-                rendered = render_program(program, plan, "qdq-folded", bare_pads=True)
-                _dequantize_for_each(rendered)
-                out.write_bytes(_lowered(rendered))
+            with _quiet(), torch.no_grad():
+                exported = torch.export.export(module, example_args(program), strict=False)
+                out.write_bytes(_lowered(exported))
         except Exception as error:
             raise converter_error("executorch", error) from error
         return [out]
@@ -80,22 +86,24 @@ class Executorch:
         return _placement(read(path))
 
     def stored(self, path: Path) -> list[Stored]:
-        """Every quantized tensor of XNNPACK's graphs."""
+        """Every quantized tensor of XNNPACK's graphs, and embeddings."""
         from edgekit.targets._executorch_file import read
+        from edgekit.targets._executorch_tables import stored_tables
 
-        found: dict[Stored, None] = {}
-        for name, value in read(path).values.items():
+        contents = read(path)
+        found: dict[Stored, None] = dict.fromkeys(stored_tables(contents))
+        for name, value in contents.values.items():
             if value.dtype in _KINDS:
                 found[_stored(name, value)] = None
         return list(found)
 
 
-def _dequantize_for_each(program: torch.export.ExportedProgram) -> None:
+def _dequantize_for_each(module: torch.fx.GraphModule) -> None:
     """Gives each reader of a dequantize operator one of its own.
 
     A shared one would belong to two parts of the graph, and the partitioner gives up on the cycle.
     """
-    graph = program.graph_module.graph
+    graph = module.graph
     for node in list(graph.nodes):
         if node.op != "call_function" or "dequantize" not in str(node.target):
             continue
@@ -103,7 +111,7 @@ def _dequantize_for_each(program: torch.export.ExportedProgram) -> None:
             with graph.inserting_after(node):
                 copy = graph.node_copy(node)
             user.replace_input_with(node, copy)
-    program.graph_module.recompile()
+    module.recompile()
 
 
 def _lowered(program: torch.export.ExportedProgram) -> bytes:
