@@ -11,6 +11,7 @@ and else one for every picture (``xnn_f32_qd8_asymmetric_quantization_params``);
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +21,17 @@ from torch import fx
 from edgekit.compress._nodes import LINEARS, aten, compute_nodes, groups, layer_of
 from edgekit.compress.plan import Dynamic, QuantPlan
 
-__all__ = ["PER_ROW", "PER_TENSOR", "Arithmetic", "as_computed", "dynamic_layers", "fake_dynamic"]
+__all__ = [
+    "PER_ROW",
+    "PER_SAMPLE",
+    "PER_TENSOR",
+    "Arithmetic",
+    "as_computed",
+    "dynamic_layers",
+    "fake_dynamic",
+]
+
+NO_OTHERS = "the runtime has no kernel for int8 weights with an input that stays in float"
 
 Per = Literal["row", "pixel", "sample", "tensor"]
 
@@ -33,11 +44,13 @@ class Arithmetic:
         linear: what shares a scale in a linear layer.
         convolution: what shares a scale in a convolution without groups.
         pointwise: the same where it has 1 x 1 weights, steps of one, and no padding.
+        others: whether layers with their input in float can have integer weights too.
     """
 
     linear: Per | None
     convolution: Per | None
     pointwise: Per | None
+    others: bool = True
 
     def of(self, node: fx.Node) -> Per | None:
         """What shares a scale in the layer that ``node`` computes."""
@@ -48,6 +61,9 @@ class Arithmetic:
 
 PER_ROW = Arithmetic("row", "sample", "pixel")
 """XNNPACK's kernels ``qd8_f32_qc8w``; what plans say."""
+
+PER_SAMPLE = Arithmetic("row", "sample", "sample", others=False)
+"""XNNPACK under ExecuTorch, which leaves 1 x 1 convolutions what they are."""
 
 PER_TENSOR = Arithmetic("tensor", None, None)
 """ONNX: ``DynamicQuantizeLinear`` before ``MatMulInteger``, which are for linear layers."""
@@ -104,7 +120,18 @@ def as_computed(module: fx.GraphModule, plan: QuantPlan, target: Any) -> QuantPl
         per = how.of(nodes[layer.node])
         if per is not None:
             made.append(dataclasses.replace(layer, per=per))
-    return dataclasses.replace(plan, dynamic=tuple(made))
+    computed = dataclasses.replace(plan, dynamic=tuple(made))
+    return computed if how.others else _without_others(nodes, computed)
+
+
+def _without_others(nodes: Mapping[str, fx.Node], plan: QuantPlan) -> QuantPlan:
+    """The plan with the weights of layers whose input stays in float kept in float too."""
+    dynamic = {layer.node for layer in plan.dynamic}
+    left = {name: str(node.args[1]) for name, node in nodes.items() if name not in dynamic}
+    weights = set(left.values()) & set(plan.constants())
+    kept = tuple((name, NO_OTHERS) for name, weight in left.items() if weight in weights)
+    edges = tuple(e for e in plan.edges if e.node not in weights)
+    return dataclasses.replace(plan, edges=edges, kept_float=(*plan.kept_float, *kept))
 
 
 def fake_dynamic(x: torch.Tensor, per: str) -> torch.Tensor:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekit.compress.dynamic import PER_SAMPLE, as_computed
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
 from edgekit.targets._common import channel_digest, converter_error
@@ -51,8 +52,9 @@ class Executorch:
     suffix = ".pte"
     extra = "executorch"
     packages = ("executorch",)
-    schemes = ("w8a8", "fp32")
+    schemes = ("w8a8", "fp32", "w8a8-dyn")
     delegates = ("xnnpack",)
+    dynamic = PER_SAMPLE
 
     def convert(
         self,
@@ -64,11 +66,14 @@ class Executorch:
         """See `edgekit.targets.Target.convert`."""
         import torch
 
-        from edgekit.compress.graph import example_args
+        from edgekit.compress.graph import example_args, graph_module
         from edgekit.compress.render import render
+        from edgekit.targets._executorch_dynamic import quantize_inputs
         from edgekit.targets._executorch_tables import look_up_integers
 
+        plan = as_computed(graph_module(program), plan, self)
         module = render(program, plan, "qdq-folded", bare_pads=True)
+        quantize_inputs(module, plan)
         look_up_integers(module)
         _dequantize_for_each(module)
         try:
@@ -115,12 +120,13 @@ def _dequantize_for_each(module: torch.fx.GraphModule) -> None:
 
 
 def _lowered(program: torch.export.ExportedProgram) -> bytes:
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+    from edgekit.targets._executorch_partition import partitioner
 
     edge = to_edge_transform_and_lower(
         program,
-        partitioner=[XnnpackPartitioner()],
+        partitioner=[partitioner()],
         compile_config=EdgeCompileConfig(_check_ir_validity=False),
     )
     return bytes(edge.to_executorch().buffer)
@@ -190,7 +196,8 @@ def _role(operator: Operator, contents: Contents) -> Role:
     if not operator.delegated:
         name = operator.kind.split("::")[-1]
         return "move" if name.strip("_").startswith(_MOVES_OUTSIDE) else "float"
-    return "integer" if result else "float"
+    by_integers = any(contents.values[name].dtype == "qdint8" for name in operator.inputs)
+    return "integer" if result or by_integers else "float"
 
 
 def _stored(name: str, value: Value) -> Stored:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.artifact import sha256_of
+from edgekit.compress.dynamic import as_computed
 from edgekit.compress.graph import graph_module, tensor_of
 from edgekit.parity import TOLERANCES, ParityAccumulator, ParityReport
 from edgekit.targets import find
@@ -163,7 +164,9 @@ def unmatched(
 
 def test_stored_weights_are_the_plans(converted: Any) -> None:
     prepared = converted.prepared
-    module, constants = graph_module(prepared.program), prepared.plan(converted.scheme).constants()
+    module = graph_module(prepared.program)
+    plan = as_computed(module, prepared.plan(converted.scheme), find(converted.target))
+    constants = plan.constants()
     ours = {}
     for node in module.graph.nodes:
         edge, value = constants.get(node.name), tensor_of(module, node)
