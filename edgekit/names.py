@@ -21,6 +21,7 @@ TEST_TARGET: Final = "null"
 ENGINES: Final = (
     "ai-edge-quantizer",
     "coremltools",
+    "executorch",
     "inc",
     "litert-torch",
     "nncf",

@@ -14,7 +14,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -69,6 +69,7 @@ class Executorch:
         from edgekit.compress.graph import example_args, graph_module
         from edgekit.compress.render import render
         from edgekit.targets._executorch_dynamic import quantize_inputs
+        from edgekit.targets._executorch_partition import partitioner
         from edgekit.targets._executorch_tables import look_up_integers
 
         plan = as_computed(graph_module(program), plan, self)
@@ -77,9 +78,9 @@ class Executorch:
         look_up_integers(module)
         _dequantize_for_each(module)
         try:
-            with _quiet(), torch.no_grad():
+            with quiet(), torch.no_grad():
                 exported = torch.export.export(module, example_args(program), strict=False)
-                out.write_bytes(_lowered(exported))
+                out.write_bytes(lowered(exported, partitioner()))
         except Exception as error:
             raise converter_error("executorch", error) from error
         return [out]
@@ -119,21 +120,25 @@ def _dequantize_for_each(module: torch.fx.GraphModule) -> None:
     module.recompile()
 
 
-def _lowered(program: torch.export.ExportedProgram) -> bytes:
-    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+def lowered(program: torch.export.ExportedProgram, partitioner: Any) -> bytes:
+    """The bytes of a ``.pte``.
 
-    from edgekit.targets._executorch_partition import partitioner
+    Args:
+        program: with quantize and dequantize operators, or float.
+        partitioner: says what XNNPACK gets.
+    """
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
     edge = to_edge_transform_and_lower(
         program,
-        partitioner=[partitioner()],
+        partitioner=[partitioner],
         compile_config=EdgeCompileConfig(_check_ir_validity=False),
     )
     return bytes(edge.to_executorch().buffer)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The converter prints and logs what is of use to those who work on it."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
