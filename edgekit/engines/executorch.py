@@ -46,7 +46,8 @@ class Executorch:
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
         from edgekit.compress.graph import example_args
-        from edgekit.targets.executorch import lowered, quiet
+        from edgekit.targets._executorch_file import quiet
+        from edgekit.targets.executorch import lowered
 
         quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(**settings))
         with warnings.catch_warnings(), torch.no_grad():

@@ -9,8 +9,12 @@ scale.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import struct
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,7 +201,8 @@ def read(path: Path) -> Contents:
     Raises:
         BadData: it is damaged, or delegates to something else than XNNPACK.
     """
-    from executorch.exir._serialize._program import deserialize_pte_binary
+    with quiet():
+        from executorch.exir._serialize._program import deserialize_pte_binary
 
     try:
         file = deserialize_pte_binary(path.read_bytes())
@@ -211,6 +216,19 @@ def read(path: Path) -> Contents:
         struct.error,
     ) as error:
         raise BadData(f"executorch {path.name} cannot be read: {error}") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """The converter prints and logs what is of use to those who work on it."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 class _Reader:

@@ -8,11 +8,6 @@ dequantize operator of its own, as XNNPACK's partitioner takes them; biases beco
 from __future__ import annotations
 
 import collections
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +64,7 @@ class Executorch:
         from edgekit.compress.graph import example_args, graph_module
         from edgekit.compress.render import render
         from edgekit.targets._executorch_dynamic import quantize_inputs
+        from edgekit.targets._executorch_file import quiet
         from edgekit.targets._executorch_partition import partitioner
         from edgekit.targets._executorch_tables import look_up_integers
 
@@ -137,19 +133,6 @@ def lowered(program: torch.export.ExportedProgram, partitioner: Any) -> bytes:
     return bytes(edge.to_executorch().buffer)
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """The converter prints and logs what is of use to those who work on it."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
 def _placement(contents: Contents) -> Placement:
     from edgekit.targets._reasons import Op, reasons
 
@@ -157,7 +140,8 @@ def _placement(contents: Contents) -> Placement:
     ops: collections.Counter[str] = collections.Counter()
     waste: collections.Counter[str] = collections.Counter()
     float_ops = boundary = outside = 0
-    first: str | None = None
+    escaped: str | None = None
+    in_float: str | None = None
     for operator in contents.operators:
         role = _role(operator, contents)
         made.append(Op(operator.kind, operator.inputs, operator.outputs, role))
@@ -168,10 +152,10 @@ def _placement(contents: Contents) -> Placement:
             boundary += bool(contents.border & {*operator.inputs, *operator.outputs})
         if not operator.delegated:
             outside += 1
-            first = first or f"{operator.kind} runs outside of XNNPACK"
+            escaped = escaped or f"{operator.kind} runs outside of XNNPACK"
         if role == "float":
             float_ops += 1
-            first = first or f"{operator.kind} computes in float"
+            in_float = in_float or f"{operator.kind} computes in float"
     sizes: collections.Counter[str] = collections.Counter()
     for value in contents.values.values():
         if value.data is not None:
@@ -184,7 +168,7 @@ def _placement(contents: Contents) -> Placement:
         float_ops=float_ops,
         boundary_ops=boundary,
         undelegated_ops=outside,
-        first_fallback=first,
+        first_fallback=escaped or in_float,
         bytes_by_dtype=dict(sorted(sizes.items())),
         waste=dict(sorted(waste.items())),
         reasons=reasons(made, set(contents.border)),

@@ -19,6 +19,7 @@ FILES = {
     "tflite": ["net.tflite"],
     "openvino": ["net.xml", "net.bin"],
     "onnxruntime": ["net.onnx"],
+    "executorch": ["net.pte"],
 }
 
 

@@ -15,6 +15,8 @@ import numpy as np
 import openvino
 import torch
 from ai_edge_quantizer import quantizer, recipe
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import to_edge_transform_and_lower
 from torch import nn
 
 
@@ -52,7 +54,7 @@ class Many(nn.Module):
 
 
 def main(folder: Path) -> None:
-    """Writes ``NAME.{tflite,xml,bin,onnx}`` and ``NAME.npz`` with ``in.i`` and ``out.i``."""
+    """Writes ``NAME.{tflite,xml,bin,onnx,pte}`` and ``NAME.npz`` with ``in.i`` and ``out.i``."""
     torch.manual_seed(0)
     models = {
         "net": (Net(), (torch.randn(1, 3, 16, 16),), ["image"], ["scores"]),
@@ -79,6 +81,8 @@ def main(folder: Path) -> None:
             output_names=output_names,
         )
         litert_torch.convert(model, inputs).export(str(folder / f"{name}.tflite"))
+        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        (folder / f"{name}.pte").write_bytes(lowered.to_executorch().buffer)
         outputs = model(*inputs)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         arrays = {f"in.{i}": x.numpy() for i, x in enumerate(inputs)}

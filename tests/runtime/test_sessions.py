@@ -17,7 +17,7 @@ from edgekit.signature import Signature, TensorSpec
 
 pytestmark = pytest.mark.runtime
 
-SUFFIX = {"tflite": ".tflite", "openvino": ".xml", "onnxruntime": ".onnx"}
+SUFFIX = {"tflite": ".tflite", "openvino": ".xml", "onnxruntime": ".onnx", "executorch": ".pte"}
 SIGNATURES = {
     "net": Signature((TensorSpec("image", (1, 3, 16, 16)),), (TensorSpec("scores", (1, 5)),)),
     "txt": Signature(
@@ -175,6 +175,7 @@ def test_an_int8_border_takes_and_gives_the_signatures_floats(artifacts: Path) -
     [
         ("tflite", [("args_0", "int32"), ("args_1", "int32")], ["output_0", "output_1"]),
         ("onnxruntime", [("ids", "int64"), ("mask", "int64")], ["scores", "pooled"]),
+        ("executorch", [("input0", "int64"), ("input1", "int64")], ["output0", "output1"]),
     ],
 )
 def test_a_bare_file_states_its_own_signature(

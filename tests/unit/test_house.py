@@ -23,7 +23,7 @@ RUNTIME = sorted((PACKAGE / "runtime").rglob("*.py"))
 
 # What the device side may import: of ours, and beside it the wheels that it drives, when it must.
 RUNTIME_OURS = ("runtime", "signature", "metrics", "errors", "names")
-RUNTIME_LAZILY = {"ai_edge_litert", "onnxruntime", "openvino", "PIL"}
+RUNTIME_LAZILY = {"ai_edge_litert", "executorch", "onnxruntime", "openvino", "torch", "PIL"}
 
 
 @pytest.fixture(scope="module")

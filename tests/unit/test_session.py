@@ -34,7 +34,7 @@ def chain(path: Path) -> dict[str, np.ndarray]:
 
 
 def test_targets_are_found_by_file_name() -> None:
-    assert {"null", "tflite", "openvino", "onnxruntime"} <= set(session_targets())
+    assert {"null", "tflite", "openvino", "onnxruntime", "executorch"} <= set(session_targets())
 
 
 def test_the_null_runtime_computes_its_chain(tmp_path: Path) -> None:
@@ -82,6 +82,7 @@ def test_unknown_target_and_no_thread_are_usage_errors(tmp_path: Path) -> None:
         ("tflite", "ai-edge-litert", ".tflite"),
         ("openvino", "openvino", ".xml"),
         ("onnxruntime", "onnxruntime", ".onnx"),
+        ("executorch", "executorch", ".pte"),
     ],
 )
 def test_a_missing_wheel_is_named_with_its_install_command(
@@ -90,7 +91,10 @@ def test_a_missing_wheel_is_named_with_its_install_command(
     code = f"""
         import sys
         from pathlib import Path
-        gone = {{"ai_edge_litert", "tflite_runtime", "tensorflow", "openvino", "onnxruntime"}}
+        gone = {{
+            "ai_edge_litert", "tflite_runtime", "tensorflow", "openvino", "onnxruntime",
+            "executorch",
+        }}
         class Gone:
             def find_spec(self, name, path=None, target=None):
                 if name.split(".")[0] in gone:
