@@ -352,7 +352,10 @@ def test_two_profiles_of_one_id_are_refused(tmp_path: Path) -> None:
         device.plan_targets([first, other])
 
 
-def test_planned_targets_in_a_profile_wait_and_the_null_target_works(tmp_path: Path) -> None:
+def test_planned_targets_in_a_profile_wait_and_the_null_target_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(select, "PLANNED_TARGETS", ("executorch",))
     planned = '[[targets]]\ntarget = "{}"\nschemes = ["fp32"]\ndelegate = "cpu"\n[sources]'
     text = BOARD.replace("[sources]", planned.format("executorch"))
     made = device.plan_targets([device.load(write(tmp_path, text))])
