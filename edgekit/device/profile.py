@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,8 @@ __all__ = [
 Text = Annotated[str, Field(min_length=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+
+_SYSTEM = re.compile(r"(Android|iOS|iPadOS|macOS) (\d+(?:\.\d+)*)")
 
 PROFILE_TARGETS = (*TARGETS, *PLANNED_TARGETS, TEST_TARGET)
 """Target ids a profile may name; the planned ones are skipped until conversion to them exists."""
@@ -222,7 +225,7 @@ class Device(_Frozen):
 
     Attributes:
         id: kebab-case id, the name of its file.
-        os: what the profile assumes the device runs.
+        os: the oldest system that the profile assumes the device runs; see `system`.
         targets: what it runs, in order of preference.
         unsupported: targets it cannot run, with reasons.
         sources: where each figure comes from; a key names a figure (``memory.type``) or a whole
@@ -264,6 +267,16 @@ class Device(_Frozen):
     def threads(self) -> int:
         """CPU threads to run with: the profile's setting, or one per big core."""
         return self.bench.threads or self.cpu.big_cores
+
+    @property
+    def system(self) -> tuple[str, tuple[int, ...]] | None:
+        """Name and version that ``os`` begins with, such as ``("iOS", (18,))``.
+
+        Versions compare as tuples; those of iPadOS are iOS's. None where ``os`` names no version of
+        a mobile system or of macOS: nothing here depends on a Linux distribution's.
+        """
+        found = _SYSTEM.match(self.os)
+        return (found[1], tuple(map(int, found[2].split(".")))) if found else None
 
     def figures(self) -> dict[str, Any]:
         """Every factual figure by its dotted name, unknown ones left out; anchors not counted."""

