@@ -80,7 +80,7 @@ class Row:
             "io": None if made is None else made.io,
             "variant": self.job.variant,
             "devices": list(self.job.devices),
-            "path": f"artifacts/{made.id}/{made.files[0].path}" if ok and made else None,
+            "path": f"artifacts/{made.id}/{made.path.name}" if ok and made else None,
             "bytes": None if made is None else made.bytes,
             "status": self.status,
             "reason": self.reason,
