@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import tempfile
 import warnings
@@ -12,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit.compress.graph import graph_module, tensor_of
-from edgekit.compress.plan import Edge, QuantPlan
-from edgekit.errors import UnsupportedError
+from edgekit.compress.plan import QuantPlan
 from edgekit.signature import Signature, TensorSpec
 from edgekit.targets import _coreml_package
 from edgekit.targets._common import converter_error
@@ -44,13 +41,19 @@ def convert(
     Raises:
         UnsupportedError: the converter refused the model, or changed a weight.
     """
-    from edgekit.compress.render import render_program
+    import torch
+
+    from edgekit.compress.graph import example_args
+    from edgekit.compress.render import render
+    from edgekit.targets._coreml_graph import restate
 
     _coreml_package.quiet()
     try:
-        rendered = render_program(program, plan, "qdq-folded", bare_pads=True, bare_moves=True)
-        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+        module = render(program, plan, "qdq-folded", bare_pads=True, bare_moves=True)
+        restate(module)
+        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder, torch.no_grad():
             warnings.simplefilter("ignore")
+            rendered = torch.export.export(module, example_args(program), strict=False)
             model = _convert(rendered.run_decompositions({}), plan.scheme, signature, folder)
             _coreml_package.write(model.get_spec(), Path(model.weights_dir), out)
     except Exception as error:

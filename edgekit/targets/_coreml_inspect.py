@@ -96,6 +96,8 @@ class _Roles:
         self._inputs = {p.name for p in program.inputs}
         self._results = {p.name for p in program.outputs}
         self._maker = {p.name: o for o in program.operations for p in o.outputs}
+        ports = (*program.inputs, *(p for o in program.operations for p in o.outputs))
+        self._dtypes = {p.name: p.dtype for p in ports}
         self._readers: dict[str, list[Operation]] = {}
         for operation in program.operations:
             for name in program.sources(operation):
@@ -112,7 +114,13 @@ class _Roles:
             return "dequantize"
         if operation.kind in _MOVES:
             return "move"
-        return "integer" if operation.name in self._integer else "float"
+        whole = operation.name in self._integer or not self._has_float(operation)
+        return "integer" if whole else "float"
+
+    def _has_float(self, operation: Operation) -> bool:
+        """Whether it reads or makes floating-point numbers; masks and indices are none."""
+        names = [*self._program.sources(operation), *(p.name for p in operation.outputs)]
+        return any(self._dtypes[name].startswith("float") for name in names)
 
     def at_border(self, operation: Operation) -> bool:
         """Whether it converts an input or an output of the model."""

@@ -12,8 +12,10 @@ import torch
 from torch.nn import functional
 
 from edgekit.errors import UnsupportedError
-from edgekit.targets._coreml_operators import Arguments, operator
+from edgekit.targets._coreml_operators import OPERATORS, Arguments, operator
 from edgekit.targets._coreml_program import Port
+
+__all__ = ["OPERATORS"]
 
 Tensor = torch.Tensor
 
@@ -73,9 +75,7 @@ def _conv_transpose(a: Arguments, out: Sequence[Port]) -> Tensor:
     spatial = x.ndim - 2
     ones = [1] * spatial
     strides, dilations = a.ints("strides", ones), a.ints("dilations", ones)
-    whole = _TRANSPOSED[spatial](
-        x, weight, None, strides, 0, 0, a.whole("groups", 1), dilations
-    )
+    whole = _TRANSPOSED[spatial](x, weight, None, strides, 0, 0, a.whole("groups", 1), dilations)
     kind = a.text("pad_type", "valid")
     cut: list[int] = [0] * spatial
     if kind == "custom":

@@ -313,8 +313,9 @@ def _topk(a: Arguments, out: Sequence[Port]) -> Sequence[Tensor]:
 
 @operator("argsort")
 def _argsort(a: Arguments, out: Sequence[Port]) -> Tensor:
-    order = a["x"].argsort(a.whole("axis", -1), descending=not a.flag("ascending"), stable=True)
-    return order
+    return torch.sort(
+        a["x"], dim=a.whole("axis", -1), descending=not a.flag("ascending"), stable=True
+    ).indices
 
 
 # -- where values lie -----------------------------------------------------------------------------
@@ -442,9 +443,7 @@ def _gather(a: Arguments, out: Sequence[Port]) -> Tensor:
 @operator("gather_along_axis")
 def _gather_along_axis(a: Arguments, out: Sequence[Port]) -> Tensor:
     x, indices, axis = a["x"], a["indices"].long(), a.whole("axis", 0)
-    return torch.take_along_dim(
-        x, torch.where(indices < 0, indices + x.shape[axis], indices), axis
-    )
+    return torch.take_along_dim(x, torch.where(indices < 0, indices + x.shape[axis], indices), axis)
 
 
 @operator("gather_nd")

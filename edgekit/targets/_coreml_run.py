@@ -23,14 +23,13 @@ import edgekit
 from edgekit.errors import BadData, EdgekitError, UnsupportedError
 from edgekit.runtime.session import Array, Port, check_static, closed, failed, match
 from edgekit.signature import Signature
-from edgekit.targets import _coreml_layers, _coreml_package
-from edgekit.targets._coreml_operators import OPERATORS, Arguments
+from edgekit.targets import _coreml_package
+from edgekit.targets._coreml_layers import OPERATORS
+from edgekit.targets._coreml_operators import Arguments
 from edgekit.targets._coreml_program import Constant, MilProgram, Operation, program_of
 from edgekit.targets._coreml_program import Port as Typed
 
 __all__ = ["EmulatedSession", "evaluate"]
-
-assert _coreml_layers  # imported for the operators that it registers
 
 TARGET = "coreml"
 _TORCH = {

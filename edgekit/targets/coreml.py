@@ -8,8 +8,9 @@ integers where the hardware has such kernels. Weights alone (``w8``, ``w4``) are
 float32, since scales of half precision would be others than the plan's; ``fp16`` computes in half
 precision throughout, as Core ML does by default.
 
-A package asks for the oldest system that has what its scheme needs: iOS 16 (``fp32``, ``fp16``,
-``w8``), iOS 17 (``w8a8``) or iOS 18 (``w4``), and the other systems of those years.
+A package asks for the oldest system that has what its scheme needs, or that the converter writes it
+for: iOS 16 (``fp32``, ``fp16``), iOS 17 (``w8a8``, ``w8``) or iOS 18 (``w4``), and the other systems
+of those years. Targets hear nothing of the devices that an artifact is for.
 
 Core ML runs on macOS. Elsewhere a package is loaded by an emulation (`edgekit.targets._coreml_run`)
 that evaluates its own operations, and what it proves is called ``emulated``.
@@ -18,7 +19,7 @@ that evaluates its own operations, and what it proves is called ``emulated``.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from edgekit.compress.plan import QuantPlan
     from edgekit.runtime.session import Session
+    from edgekit.targets._coreml_program import MilProgram
 
 
 class Coreml:
@@ -39,6 +41,14 @@ class Coreml:
     packages = ("coremltools",)
     schemes = ("w8a8", "fp16", "w8", "w4", "fp32")
     delegates = ("cpu",)
+    systems: ClassVar[dict[str, tuple[str, ...]]] = {
+        "fp32": ("iOS 16", "macOS 13"),
+        "fp16": ("iOS 16", "macOS 13"),
+        "w8": ("iOS 17", "macOS 14"),
+        "w8a8": ("iOS 17", "macOS 14"),
+        "w4": ("iOS 18", "macOS 15"),
+    }
+    """The oldest systems that load a package of a scheme."""
 
     def convert(
         self,
@@ -76,7 +86,7 @@ class Coreml:
         return EmulatedSession(path, signature, threads)
 
 
-def _program(path: Path):  # type: ignore[no-untyped-def]
+def _program(path: Path) -> MilProgram:
     from edgekit.targets._coreml_package import read
     from edgekit.targets._coreml_program import program_of
 
