@@ -54,7 +54,8 @@ def convert(
         with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder, torch.no_grad():
             warnings.simplefilter("ignore")
             rendered = torch.export.export(module, example_args(program), strict=False)
-            model = _convert(rendered.run_decompositions({}), plan.scheme, signature, folder)
+            rendered = rendered.run_decompositions({})
+            model = _convert(rendered, plan.scheme, signature, folder)
             _coreml_package.write(model.get_spec(), Path(model.weights_dir), out)
     except Exception as error:
         raise converter_error("coreml", error) from error
@@ -73,12 +74,19 @@ def _convert(
             program,
             inputs=[_tensor_type(spec) for spec in signature.inputs],
             outputs=[ct.TensorType(name=spec.name) for spec in signature.outputs],
-            minimum_deployment_target=getattr(ct.target, _OLDEST[scheme]),
+            minimum_deployment_target=getattr(ct.target, _oldest(program, scheme)),
             compute_precision=ct.precision.FLOAT16 if half else ct.precision.FLOAT32,
             pass_pipeline=pipeline,
             skip_model_load=True,
             package_dir=str(Path(folder) / "made.mlpackage"),
         )
+
+
+def _oldest(program: torch.export.ExportedProgram, scheme: str) -> str:
+    """The system to convert for; what an engine quantized needs no less than a plan does."""
+    targets = (str(node.target) for node in program.graph.nodes)
+    quantized = any(t.startswith("quantized_decomposed.") for t in targets)
+    return max(_OLDEST[scheme], "iOS17") if quantized else _OLDEST[scheme]
 
 
 def _tensor_type(spec: TensorSpec) -> Any:

@@ -18,7 +18,7 @@ __all__ = ["placement", "stored"]
 Array = np.ndarray[Any, Any]
 
 _MOVES = (
-    *("cast", "concat", "depth_to_space", "expand_dims", "flatten2d", "pad", "pixel_shuffle"),
+    *("cast", "concat", "crop", "depth_to_space", "expand_dims", "flatten2d", "pad", "pixel_shuffle"),
     *("pixel_unshuffle", "reshape", "slice_by_index", "slice_by_size", "space_to_depth", "split"),
     *("squeeze", "stack", "tile", "transpose"),
 )
@@ -59,18 +59,20 @@ def placement(program: MilProgram) -> Placement:
         if operation.kind.startswith("constexpr_"):
             continue  # restored when the model is loaded
         role = roles.of(operation)
+        border_op = role in ("quantize", "dequantize") and roles.at_border(operation)
+        joined = roles.joins(operation)
         ops[operation.kind] += 1
         made.append(
             Op(
                 operation.kind,
                 tuple(program.sources(operation)),
                 tuple(p.name for p in operation.outputs),
-                role,
+                "integer" if joined and not border_op else role,
             )
         )
-        if role in ("quantize", "dequantize") and roles.at_border(operation):
+        if border_op:
             boundary += 1
-        elif operation.kind in _WASTE and not roles.joins(operation):
+        elif operation.kind in _WASTE and not joined:
             waste[operation.kind] += 1
         if role == "float":
             float_ops += 1

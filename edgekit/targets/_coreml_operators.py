@@ -403,6 +403,15 @@ def _slice_by_size(a: Arguments, out: Sequence[Port]) -> Tensor:
     return x
 
 
+@operator("crop")
+def _crop(a: Arguments, out: Sequence[Port]) -> Tensor:
+    x = a["x"]
+    for axis, name in ((-2, "crop_height"), (-1, "crop_width")):
+        before, after = a.ints(name)
+        x = x.narrow(axis, before, x.shape[axis] - before - after)
+    return x
+
+
 @operator("pad")
 def _pad(a: Arguments, out: Sequence[Port]) -> Tensor:
     x, mode = a["x"], a.text("mode", "constant")

@@ -41,6 +41,7 @@ _DTYPES: dict[int, tuple[str, int]] = {
     7: ("uint16", 16),
     8: ("int4", 4),
     14: ("int32", 32),
+    15: ("uint32", 32),
 }
 """Kinds of constants in ``weight.bin`` by their number (``BlobDataType``), with their bits."""
 

@@ -31,6 +31,7 @@ _DTYPES = {
     25: "int4",
     31: "uint8",
     32: "uint16",
+    33: "uint32",
 }
 """``DataType`` of ``MIL.proto``, as far as programs here use it."""
 

@@ -41,8 +41,12 @@ _TORCH = {
     "int16": torch.int16,
     "int32": torch.int32,
     "uint8": torch.uint8,
-    "uint16": torch.int32,  # torch hardly computes with it
+    "uint16": torch.int32,
+    "uint32": torch.int64,
 }
+"""Types to compute in; torch hardly computes with unsigned numbers of more than 8 bits."""
+
+_SIGNED = {"uint16": np.int32, "uint32": np.int64}
 
 Values = dict[str, Any]
 
@@ -154,7 +158,7 @@ def _settled(result: torch.Tensor, port: Typed, what: str) -> torch.Tensor:
 def _tensor(constant: Constant) -> Any:
     if isinstance(constant.value, str):
         return constant.value
-    dtype = np.int32 if constant.dtype == "uint16" else constant.value.dtype
+    dtype = _SIGNED.get(constant.dtype, constant.value.dtype)
     return torch.from_numpy(constant.value.astype(dtype))
 
 

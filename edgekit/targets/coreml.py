@@ -9,7 +9,7 @@ float32, since scales of half precision would be others than the plan's; ``fp16`
 precision throughout, as Core ML does by default.
 
 A package asks for the oldest system that has what its scheme needs, or that the converter writes it
-for: iOS 16 (``fp32``, ``fp16``), iOS 17 (``w8a8``, ``w8``) or iOS 18 (``w4``), and the other systems
+for: iOS 16 (``fp32``, ``fp16``), iOS 17 (``w8a8``, ``w8``), iOS 18 (``w4``), and the other systems
 of those years. Targets hear nothing of the devices that an artifact is for.
 
 Core ML runs on macOS. Elsewhere a package is loaded by an emulation (`edgekit.targets._coreml_run`)
