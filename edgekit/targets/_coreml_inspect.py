@@ -18,7 +18,16 @@ __all__ = ["placement", "stored"]
 Array = np.ndarray[Any, Any]
 
 _MOVES = (
-    *("cast", "concat", "crop", "depth_to_space", "expand_dims", "flatten2d", "pad", "pixel_shuffle"),
+    *(
+        "cast",
+        "concat",
+        "crop",
+        "depth_to_space",
+        "expand_dims",
+        "flatten2d",
+        "pad",
+        "pixel_shuffle",
+    ),
     *("pixel_unshuffle", "reshape", "slice_by_index", "slice_by_size", "space_to_depth", "split"),
     *("squeeze", "stack", "tile", "transpose"),
 )
