@@ -162,7 +162,7 @@ def test_a_directory_is_recorded_with_every_file_in_it(package: Path) -> None:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Mapping[str, Any], Path]:
     """An export for Core ML and ONNX Runtime, measured where it can be."""
     folder = tmp_path_factory.mktemp("export")
-    pictures = np.random.default_rng(0).normal(size=(48, 3, 8, 8)).astype(np.float32)
+    pictures = np.random.default_rng(0).normal(size=(96, 3, 8, 8)).astype(np.float32)
     np.savez(folder / "calib.npz", input=pictures)
     model = Model.from_module(network(), {"input": torch.zeros(1, 3, 8, 8)}, name="small")
     request = ExportRequest(
