@@ -14,14 +14,14 @@ from typing import Any
 
 from edgekit.errors import StorageError
 
-__all__ = ["Artifact", "FileRecord", "Store", "fingerprint", "sha256_of"]
+__all__ = ["Artifact", "FileRecord", "Store", "files_of", "fingerprint", "sha256_of"]
 
 _ENTRY = "entry.json"
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One file of an artifact: name within it, bytes, sha256 in hexadecimal."""
+    """One file of an artifact: its name beside or within the main one, bytes, sha256 in hex."""
 
     path: str
     bytes: int
@@ -39,8 +39,8 @@ class Artifact:
         scheme: quantization scheme.
         io: dtype at the boundary, ``float32`` for the model's own.
         variant: name of the plan's override it was made with, or None.
-        path: the main file.
-        files: all files, the main one first.
+        path: the main file, or the directory that the artifact is.
+        files: all files, the main one first; those of a directory by name, the directory included.
         digest: sha256 over the files' hashes; one artifact, one digest.
     """
 
@@ -69,9 +69,16 @@ class Artifact:
         scheme: str,
         variant: str | None = None,
     ) -> Artifact:
-        """The record of files that lie in one directory, the main one first."""
+        """The record of files that lie in one directory, the main one first.
+
+        One of them may be a directory itself, which stands for all that is in it.
+        """
         paths = list(files)
-        records = tuple(FileRecord(p.name, p.stat().st_size, sha256_of(p)) for p in paths)
+        records = tuple(
+            FileRecord(f.relative_to(p.parent).as_posix(), f.stat().st_size, sha256_of(f))
+            for p in paths
+            for f in files_of(p)
+        )
         digest = hashlib.sha256("".join(f"{r.path}\0{r.sha256}\n" for r in records).encode())
         return cls(
             id="-".join(filter(None, (target, scheme, variant))),
@@ -83,6 +90,14 @@ class Artifact:
             digest=digest.hexdigest(),
             variant=variant,
         )
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file itself, or all files in a directory, sorted by their names in it."""
+    if not path.is_dir():
+        return [path]
+    found = [p for p in path.rglob("*") if p.is_file()]
+    return sorted(found, key=lambda p: p.relative_to(path).as_posix())
 
 
 def sha256_of(path: Path) -> str:

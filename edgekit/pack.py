@@ -174,6 +174,7 @@ def _place(item: PackedArtifact, root: Path) -> dict[str, Any]:
     files = []
     for record in artifact.files:
         source = artifact.path.parent / record.path
+        (folder / record.path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, folder / record.path)
         inside = f"artifacts/{artifact.id}/{record.path}"
         files.append({"path": inside, "bytes": record.bytes, "sha256": record.sha256})
@@ -186,7 +187,7 @@ def _place(item: PackedArtifact, root: Path) -> dict[str, Any]:
         "io": artifact.io,
         "variant": artifact.variant,
         "devices": list(item.devices),
-        "path": files[0]["path"],
+        "path": f"artifacts/{artifact.id}/{artifact.path.name}",
         "bytes": artifact.bytes,
         "sha256": files[0]["sha256"] if len(files) == 1 else directory_digest(pairs),
         "files": files,

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from edgekit.artifact import files_of
 from edgekit.bench.measure import BenchRequest, stated_signature
-from edgekit.errors import BadData, UsageError
+from edgekit.errors import BadData, UnsupportedError, UsageError
 from edgekit.names import unknown
 from edgekit.runtime.bundle import Bundle
-from edgekit.runtime.session import Array
+from edgekit.runtime.session import Array, unavailable
 
-__all__ = ["SUFFIXES", "bundle_requests", "file_request"]
+__all__ = ["SUFFIXES", "artifact_parts", "bundle_requests", "file_request"]
 
 SUFFIXES = {
     ".tflite": "tflite",
     ".xml": "openvino",
     ".onnx": "onnxruntime",
+    ".mlpackage": "coreml",
     ".npz": "null",
 }
 """Which runtime a bare file belongs to."""
@@ -35,10 +37,15 @@ def bundle_requests(bundle: Bundle, ids: tuple[str, ...] = ()) -> list[BenchRequ
     Raises:
         UsageError: the bundle has no such artifact, or none at all.
         TrustError, UnsupportedError: as `edgekit.runtime.bundle.Bundle.place`.
+        UnsupportedError: this system has no runtime for one of them.
     """
     known = [artifact.id for artifact in bundle.artifacts]
     for wrong in (id for id in ids if id not in known):
         raise UsageError(unknown(f"artifact of bundle {bundle.name!r}", wrong, known))
+    chosen = [artifact for artifact in bundle.artifacts if not ids or artifact.id in ids]
+    for artifact in chosen:
+        others = [a.id for a in chosen if unavailable(a.target) is None]
+        _check_measurable(artifact.target, artifact.id, others)
     feeds = _golden_feeds(bundle)
     return [
         BenchRequest(
@@ -51,9 +58,20 @@ def bundle_requests(bundle: Bundle, ids: tuple[str, ...] = ()) -> list[BenchRequ
             bytes=artifact.bytes,
             feeds=feeds,
         )
-        for artifact in bundle.artifacts
-        if not ids or artifact.id in ids
+        for artifact in chosen
     ]
+
+
+def _check_measurable(target: str, name: str, others: Sequence[str] = ()) -> None:
+    """Refuses what only an emulation could run here: its speed and memory would say nothing."""
+    reason = unavailable(target)
+    if reason is not None:
+        raise UnsupportedError(
+            f"{name} can't be measured here: {reason}; the speed of an emulation says nothing",
+            hint="choose the others: " + " ".join(f"--artifact {o}" for o in others)
+            if others
+            else "measure it where its runtime is",
+        )
 
 
 def _golden_feeds(bundle: Bundle) -> Mapping[str, Array] | None:
@@ -75,6 +93,7 @@ def file_request(path: Path) -> BenchRequest:
     Raises:
         UsageError: its suffix belongs to no runtime.
         BadData: it is not there.
+        UnsupportedError: this system has no runtime for it.
         WorkerCrashed: the runtime died over it.
     """
     target = SUFFIXES.get(path.suffix.lower())
@@ -82,13 +101,20 @@ def file_request(path: Path) -> BenchRequest:
         raise UsageError(
             f"{path} is neither a bundle nor an artifact; artifacts end in {', '.join(SUFFIXES)}"
         )
-    if not path.is_file():
+    if not path.exists():
         raise BadData(f"artifact {path} is not a file")
-    parts = [path, path.with_suffix(".bin")] if target == "openvino" else [path]
+    _check_measurable(target, path.name)
+    parts = artifact_parts(target, path)
     return BenchRequest(
         artifact=path.name,
         target=target,
         path=path,
         signature=stated_signature(target, path),
-        bytes=sum(part.stat().st_size for part in parts if part.is_file()),
+        bytes=sum(part.stat().st_size for part in parts),
     )
+
+
+def artifact_parts(target: str, path: Path) -> list[Path]:
+    """The files that a bare artifact consists of, as far as they are there."""
+    parts = [path, path.with_suffix(".bin")] if target == "openvino" else files_of(path)
+    return [part for part in parts if part.is_file()]

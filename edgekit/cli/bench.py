@@ -62,8 +62,8 @@ def command(
     one may be compared with the float one of its runtime; the ratio comes with a 95 % interval.
 
     \b
-    Exit codes: 0 measured, 3 a runtime is missing, 5 a runtime crashed, 6 a bundle is not what
-    its manifest says.
+    Exit codes: 0 measured, 3 a runtime is missing, 5 a runtime crashed or does not exist for this
+    system, 6 a bundle is not what its manifest says.
 
     \b
     edgekit bench mobilenet.zip --threads 4
@@ -77,7 +77,8 @@ def command(
     from edgekit.runtime.bundle import Bundle
 
     with ExitStack() as stack:
-        if subject.suffix.lower() in subjects.SUFFIXES and not subject.is_dir():
+        bare = subject.suffix.lower() in subjects.SUFFIXES
+        if bare and not (subject / "manifest.json").is_file():
             if ids:
                 raise UsageError(f"--artifact chooses from a bundle; {subject} is one artifact")
             requests = [subjects.file_request(subject)]

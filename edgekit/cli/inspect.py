@@ -34,9 +34,9 @@ _FALLBACK = "first left in float"
 def command(path: Path, as_json: bool) -> None:
     """Show what is in a bundle, a model file or a plan, and where it would run.
 
-    PATH is a bundle (a directory or a .zip), an artifact (.tflite, .xml, .onnx), a plan (.json) or
-    a folder of 'edgekit quantize'. An artifact is read by its own runtime, in a process of its own.
-    Where a plan's sensitivity was measured, a table shows what each part costs.
+    PATH is a bundle (a directory or a .zip), an artifact (.tflite, .xml, .onnx, .mlpackage), a plan
+    (.json) or a folder of 'edgekit quantize'. An artifact is read by its own runtime, in a process
+    of its own. Where a plan's sensitivity was measured, a table shows what each part costs.
 
     \b
     Exit codes: 0 shown, 3 the runtime is missing, 5 the runtime crashed over it, 6 a bundle is not
@@ -51,7 +51,8 @@ def command(path: Path, as_json: bool) -> None:
         raise UsageError(f"there is nothing at {path}")
     if (path / PLAN_FILE).is_file() and not (path / "manifest.json").exists():
         path = path / PLAN_FILE  # what `edgekit quantize` writes
-    if path.is_dir() or path.suffix.lower() == ".zip":
+    package = path.suffix.lower() == ".mlpackage" and not (path / "manifest.json").is_file()
+    if (path.is_dir() and not package) or path.suffix.lower() == ".zip":
         document = _bundle(path)
         emit(document, as_json, lambda: _bundle_text(document))
     elif path.suffix.lower() == ".json":
@@ -187,7 +188,7 @@ def _bundle_text(document: Mapping[str, Any]) -> str:
 def _artifact(path: Path) -> dict[str, Any]:
     from edgekit.artifact import sha256_of
     from edgekit.bench.measure import stated_signature
-    from edgekit.bench.subjects import SUFFIXES
+    from edgekit.bench.subjects import SUFFIXES, artifact_parts
     from edgekit.runtime.bundle import directory_digest
     from edgekit.targets import find, installed, require_installed, worker
 
@@ -200,8 +201,7 @@ def _artifact(path: Path) -> dict[str, Any]:
         )
     target = find(name)
     require_installed(target)
-    parts = [path, path.with_suffix(".bin")] if name == "openvino" else [path]
-    parts = [part for part in parts if part.is_file()]
+    parts = artifact_parts(name, path)
     notes = []
     with progress(f"reading {path.name} in {name}"):
         try:
@@ -213,7 +213,7 @@ def _artifact(path: Path) -> dict[str, Any]:
         (seen,) = worker.run(name, [{"op": "inspect", "artifact": str(path.absolute())}])
     if "error" in seen:
         raise seen["error"]
-    hashes = [(part.name, sha256_of(part)) for part in parts]
+    hashes = [(part.relative_to(path.parent).as_posix(), sha256_of(part)) for part in parts]
     runtime = target.packages[-1]
     return {
         "schema": SCHEMA,

@@ -59,7 +59,8 @@ def command(bundle: Path, ids: tuple[str, ...], keep_going: bool, as_json: bool)
 
     Every file is checked against the manifest. Then each artifact is loaded by its own runtime, in
     a process of its own, and has to answer the bundle's golden vectors as the plan does, within
-    the limits of its scheme, and alike in 20 runs.
+    the limits of its scheme, and alike in 20 runs. Where this system has no such runtime (Core ML
+    off the Mac), the target's emulation takes its place, and the artifact counts as "emulated".
 
     \b
     Exit codes: 0 verified, 1 an artifact gives other answers, 3 a runtime is missing, 6 the bundle
@@ -105,6 +106,7 @@ class _Found:
         n: golden samples replayed.
         report: parity; None where only the float model's answers are there.
         outputs: as the verify document has them.
+        emulated: whether something else than the runtime itself gave the answers.
     """
 
     artifact: BundleArtifact
@@ -114,10 +116,18 @@ class _Found:
     n: int = 0
     report: ParityReport | None = None
     outputs: tuple[Mapping[str, Any], ...] = ()
+    emulated: bool = False
 
     @property
     def passed(self) -> bool:
         return bool(self.checks) and all(check.passed is not False for check in self.checks)
+
+    @property
+    def verification(self) -> str:
+        """How it was verified, out of `edgekit.names.VERIFICATIONS`."""
+        if not self.passed:
+            return "none"
+        return "emulated" if self.emulated else "runtime"
 
     @property
     def reason(self) -> str | None:
@@ -267,6 +277,7 @@ def _judge(
         n=verdict.report.samples,
         report=verdict.report,
         outputs=tuple(verdict.document(artifact.id)["outputs"]),
+        emulated=result["emulated"],
     )
 
 
@@ -316,7 +327,8 @@ def _judge_float(
         Check("repeatable", distinct == 1, distinct, 1, "distinct outputs in 20 runs of one input")
     )
     count = len(next(iter(wanted.values())))
-    return _Found(artifact, tuple(checks), "float", result["runtime"], count)
+    runtime, emulated = result["runtime"], result["emulated"]
+    return _Found(artifact, tuple(checks), "float", runtime, count, emulated=emulated)
 
 
 def _failed(artifact: BundleArtifact, what: str, error: EdgekitError) -> _Found:
@@ -354,7 +366,7 @@ def _entry(found: _Found) -> dict[str, Any]:
         "against": found.against,
         "n": found.n,
         "parity": None if found.report is None else found.report.summary(),
-        "verification": "runtime" if found.passed else "none",
+        "verification": found.verification,
         "passed": found.passed,
         "reason": found.reason,
     }

@@ -140,11 +140,15 @@ class Accelerator(_Frozen):
 
 
 class TargetSupport(_Frozen):
-    """A target the device runs, through one delegate, with the schemes in order of preference."""
+    """A target the device runs, through one delegate, with the schemes in order of preference.
+
+    ``when_named``: made only where the user names the target, not with all that the device runs.
+    """
 
     target: Text
     schemes: Annotated[tuple[Text, ...], Field(min_length=1)]
     delegate: Text
+    when_named: bool = False
     note: str = ""
 
     @field_validator("target")

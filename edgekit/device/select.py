@@ -130,7 +130,7 @@ def _choose(device: Device, targets: Sequence[str], schemes: Sequence[str]) -> l
     return [
         (entry.target, scheme, entry.delegate, _variant(device, entry.target, scheme))
         for entry in _runnable(device)
-        if not targets or entry.target in targets
+        if (entry.target in targets if targets else not entry.when_named)
         for scheme in (schemes or entry.schemes[:1])
         if scheme in entry.schemes
     ]

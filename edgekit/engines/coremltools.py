@@ -39,7 +39,7 @@ class Coremltools:
     id = "coremltools"
     extra = "coremltools"
     packages = ("coremltools", "torchao")
-    targets = ("tflite", "openvino", "onnxruntime")
+    targets = ("tflite", "openvino", "onnxruntime", "coreml")
     defaults: Mapping[str, Any] = {
         "quantization_scheme": "symmetric",
         "milestones": [0, 1000, 1000, 0],
@@ -80,7 +80,7 @@ class Coremltools:
             check_quantized(self.id, flat)
             if target == "tflite":
                 return _write_tflite(flat, args, signature, out)
-            if target == "onnxruntime":
+            if target in ("onnxruntime", "coreml"):
                 store_integers(flat)
             result = torch.export.export(flat, args, strict=False)
         # It holds its quantization already: for the converter it is a program like any other.

@@ -234,4 +234,7 @@ def _shown(wanted: Wanted) -> str:
 
 def _copy(source: Path, folder: Path) -> None:
     for file in source.iterdir():
-        shutil.copyfile(file, folder / file.name)
+        if file.is_dir():
+            shutil.copytree(file, folder / file.name, copy_function=shutil.copyfile)
+        else:
+            shutil.copyfile(file, folder / file.name)

@@ -55,8 +55,11 @@ class Row:
 
     @property
     def verification(self) -> str:
-        """``runtime`` once its real runtime gave the right answers."""
-        return "runtime" if self.proof is not None and self.proof.document["passed"] else "none"
+        """``runtime`` once its real runtime gave the right answers, ``emulated`` if an emulation of
+        it did."""
+        if self.proof is None or not self.proof.document["passed"]:
+            return "none"
+        return "emulated" if self.proof.emulated else "runtime"
 
     @property
     def against(self) -> str:
@@ -80,7 +83,7 @@ class Row:
             "io": None if made is None else made.io,
             "variant": self.job.variant,
             "devices": list(self.job.devices),
-            "path": f"artifacts/{made.id}/{made.files[0].path}" if ok and made else None,
+            "path": f"artifacts/{made.id}/{made.path.name}" if ok and made else None,
             "bytes": None if made is None else made.bytes,
             "status": self.status,
             "reason": self.reason,
@@ -196,8 +199,8 @@ def build(
 def requirements(row: Row, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """What a device must have to run an artifact.
 
-    Its runtime, at the version it was proven in; and the instructions without which it needs the
-    variant of an override.
+    Its runtime, at the version it was proven in, or the system that brings it; and the instructions
+    without which it needs the variant of an override.
 
     Args:
         row: the artifact's.
@@ -207,6 +210,10 @@ def requirements(row: Row, overrides: Mapping[str, Any]) -> dict[str, Any]:
     runtime = {"tflite": "ai-edge-litert"}.get(target.id, target.id)
     proven = None if row.proof is None else row.proof.runtime.rpartition(" ")[2]
     needs: dict[str, Any] = {"runtime": runtime, "min_version": proven}
+    systems = getattr(target, "systems", {}).get(row.job.scheme)
+    if systems is not None:
+        # The runtime is the system's: which one the file was made for counts, not where it was run.
+        needs = {"runtime": runtime, "min_version": None, "os": list(systems)}
     found = overrides.get(NO_VNNI)
     if row.job.variant is None and found is not None and target.id in found["targets"]:
         if "weight_limit" in found["targets"][target.id]:

@@ -1,4 +1,4 @@
-"""Proof of an artifact: its answers in its real runtime, held against what its plan makes."""
+"""Proof of an artifact: its answers in its runtime, held against what its plan makes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from edgekit.export.reference import Referenced, load_arrays, rounding_floors
 from edgekit.export.request import Listener
 from edgekit.model import Model
 from edgekit.parity import TOLERANCES
+from edgekit.runtime.session import unavailable
 from edgekit.targets import find, installed, worker
 
 if TYPE_CHECKING:
@@ -32,12 +33,16 @@ _TRACING = threading.Lock()
 
 @dataclass(frozen=True)
 class Proof:
-    """The store entry of one artifact's verification: ``verify.json`` and ``outputs.npz``."""
+    """The store entry of one artifact's verification: ``verify.json`` and ``outputs.npz``.
+
+    ``emulated`` says that something else than the artifact's own runtime gave the answers.
+    """
 
     document: Mapping[str, Any]
     reason: str | None
     runtime: str
     path: Path
+    emulated: bool = False
 
 
 def prove(
@@ -50,7 +55,8 @@ def prove(
     store: Store,
     listener: Listener,
 ) -> Proof:
-    """Runs an artifact in its real runtime and judges its answers.
+    """Runs an artifact in its real runtime, or in the target's emulation where this system has
+    none, and judges its answers.
 
     Raises:
         WorkerCrashed: the runtime died over it.
@@ -63,10 +69,12 @@ def prove(
         code=code("parity", "verify.py", "layerwise.py", "runtime"),
         versions={**installed(find(target)), **versions("numpy")},
         isa=isa(),
+        **_emulation(target),
     )
 
     def fill(folder: Path) -> None:
-        listener.note(f"{target}: running {artifact.scheme} in its runtime")
+        how = "in its runtime" if unavailable(target) is None else "in an emulation of its runtime"
+        listener.note(f"{target}: running {artifact.scheme} {how}")
         scheme = artifact.scheme
         result, kernels = worker.run(
             target,
@@ -100,7 +108,14 @@ def prove(
 
     path = store.make(key, fill, what=f"verify {artifact.id}")
     saved = json.loads((path / "verify.json").read_text())
-    return Proof(saved["document"], saved["reason"], saved["runtime"], path)
+    return Proof(saved["document"], saved["reason"], saved["runtime"], path, saved["emulated"])
+
+
+def _emulation(target: str) -> dict[str, Any]:
+    """What an emulated proof depends on as well: the emulation, and what it computes with."""
+    if unavailable(target) is None:
+        return {}
+    return {"emulation": code("targets"), "emulation_versions": versions("torch")}
 
 
 def _judge(
@@ -184,7 +199,7 @@ def _judge(
         against=against,
     )
     verdict = verify.look_closer(verdict, target, program, plan, model.signature, feeds)
-    _save(folder, verdict, artifact)
+    _save(folder, verdict, artifact, result["emulated"])
 
 
 def _judge_without_plan(
@@ -213,14 +228,15 @@ def _judge_without_plan(
         result["distinct"],
         runtime=result["runtime"],
     )
-    _save(folder, verdict, artifact)
+    _save(folder, verdict, artifact, result["emulated"])
 
 
-def _save(folder: Path, verdict: Verdict, artifact: Artifact) -> None:
+def _save(folder: Path, verdict: Verdict, artifact: Artifact, emulated: bool) -> None:
     saved = {
         "document": verdict.document(artifact.id),
         "summary": verdict.report.summary(),
         "reason": verdict.reason,
         "runtime": verdict.runtime,
+        "emulated": emulated,
     }
     (folder / "verify.json").write_text(json.dumps(saved))

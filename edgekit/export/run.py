@@ -37,6 +37,7 @@ from edgekit.names import CALIBRATED, NO_VNNI, OVERRIDES
 from edgekit.pack import check_destination
 from edgekit.paired import paired_difference
 from edgekit.runtime.cpu import lacks_vnni
+from edgekit.runtime.session import unavailable
 from edgekit.targets import find, require_installed, worker
 
 __all__ = ["ExportResult", "export_bundle", "samples_of"]
@@ -391,6 +392,10 @@ def _measure(
     for target in dict.fromkeys(r.job.target for r in rows):
         mine = [i for i, r in enumerate(rows) if r.job.target == target and r.artifact is not None]
         if not mine:
+            continue
+        reason = unavailable(target)
+        if reason is not None:
+            request.listener.note(f"{target} is not measured: {reason}")
             continue
         threads = request.threads or min(usable, min(rows[i].job.threads for i in mine))
         subjects = {a.id: a for i in mine if (a := rows[i].artifact) is not None}

@@ -2,7 +2,8 @@
 
 Each runtime is one file, ``session_<target>.py``, found by its name and imported only when that
 target is asked for. It offers ``open(path, signature, threads)``, ``read_signature(path)`` and
-``preload()``.
+``preload()``, and where a runtime is bound to a system ``unavailable()``; ``PACKAGE`` says that an
+artifact is a directory.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ __all__ = [
     "preload",
     "read_signature",
     "session_targets",
+    "unavailable",
 ]
 
 Array = np.ndarray[Any, Any]
@@ -97,7 +99,7 @@ def open_session(target: str, path: Path, signature: Signature, *, threads: int 
     if threads < 1:
         raise UsageError(f"threads is {threads}; at least 1 is needed")
     module = _session_module(target)
-    return cast(Session, module.open(_existing(path), signature, threads))
+    return cast(Session, module.open(_existing(path, module), signature, threads))
 
 
 def read_signature(target: str, path: Path) -> Signature:
@@ -108,7 +110,8 @@ def read_signature(target: str, path: Path) -> Signature:
         UnsupportedError: a dimension other than the first is not fixed, or a dtype has no name
             in `edgekit.signature.DTYPES`.
     """
-    return cast(Signature, _session_module(target).read_signature(_existing(path)))
+    module = _session_module(target)
+    return cast(Signature, module.read_signature(_existing(path, module)))
 
 
 def preload(target: str) -> None:
@@ -121,6 +124,17 @@ def preload(target: str) -> None:
     _session_module(target).preload()
 
 
+def unavailable(target: str) -> str | None:
+    """Why a target's runtime does not exist for this system; None where it does.
+
+    Whether it is installed is another question, which `open_session` answers.
+    """
+    if target not in session_targets():
+        return None
+    ask = getattr(_session_module(target), "unavailable", None)
+    return None if ask is None else cast("str | None", ask())
+
+
 def _session_module(target: str) -> ModuleType:
     known = session_targets()
     if target not in known:
@@ -128,9 +142,12 @@ def _session_module(target: str) -> ModuleType:
     return importlib.import_module(f"edgekit.runtime.session_{target.replace('-', '_')}")
 
 
-def _existing(path: Path) -> Path:
+def _existing(path: Path, module: ModuleType) -> Path:
     path = Path(path)
-    if not path.is_file():
+    if getattr(module, "PACKAGE", False):
+        if not path.is_dir():
+            raise BadData(f"artifact {path} is not a directory")
+    elif not path.is_file():
         raise BadData(f"artifact {path} is not a file")
     return path
 

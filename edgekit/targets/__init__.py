@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from edgekit.compress.plan import QuantPlan
+    from edgekit.runtime.session import Session
 
 ENTRY_POINTS = "edgekit.targets"
 
@@ -38,6 +39,7 @@ __all__ = [
     "describe",
     "find",
     "installed",
+    "open_session",
     "require_installed",
 ]
 
@@ -136,7 +138,7 @@ class Target(Protocol):
             out: the artifact's main file, in a directory of its own.
 
         Returns:
-            Every file written, the main one first.
+            Every file written, the main one first; of an artifact that is a directory, that alone.
 
         Raises:
             UnsupportedError: an operator or scheme that this runtime can't carry, named.
@@ -204,6 +206,20 @@ def require_installed(target: Target) -> None:
             f"target {target.id!r} needs {', '.join(missing)}",
             hint=install_command(target.extra) if target.extra else "",
         )
+
+
+def open_session(target: Target, path: Path, signature: Signature, threads: int) -> Session:
+    """Loads an artifact as the target wants it loaded.
+
+    A target may offer ``open_session(path, signature, threads)`` in place of a session file in
+    `edgekit.runtime`; what it gives has ``emulated = True`` where it is not the real runtime.
+    """
+    from edgekit.runtime import session
+
+    opener = getattr(target, "open_session", None)
+    if opener is not None:
+        return cast("Session", opener(path, signature, threads))
+    return session.open_session(target.id, path, signature, threads=threads)
 
 
 def describe() -> list[dict[str, Any]]:

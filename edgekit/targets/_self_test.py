@@ -34,9 +34,8 @@ def _round_trip(name: str) -> str:
     from edgekit.compress.render import render
     from edgekit.compress.weights import SCHEMES, quantize_weights
     from edgekit.names import CALIBRATED
-    from edgekit.runtime.session import open_session
     from edgekit.signature import Signature, TensorSpec
-    from edgekit.targets import find, require_installed
+    from edgekit.targets import find, open_session, require_installed
 
     target = find(name)
     require_installed(target)
@@ -64,7 +63,7 @@ def _round_trip(name: str) -> str:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / f"one{target.suffix}"
             target.convert(program, plan, signature, out)
-            session = open_session(name, out, signature)
+            session = open_session(target, out, signature, 1)
             got = session.run({"x": x.numpy()})["y"]
             session.close()
         with torch.no_grad():

@@ -214,20 +214,16 @@ def _task_infer(target: Any, task: Task) -> Result:
 
     ``feeds`` and ``outputs`` are ``.npz`` files with the samples along the first axis. The first
     sample is run ``repeats`` more times; ``{"distinct"}`` counts the different answers.
+    ``{"emulated"}`` says whether something else than the target's own runtime gave them.
     """
     import numpy as np
 
-    from edgekit.runtime.session import open_session
     from edgekit.signature import Signature
+    from edgekit.targets import open_session
 
     signature = Signature.from_json(task["signature"])
-    opener = getattr(target, "open_session", None)
-    path = Path(task["artifact"])
     threads = int(task.get("threads", 1))
-    if opener is not None:
-        session = opener(path, signature, threads)
-    else:
-        session = open_session(target.id, path, signature, threads=threads)
+    session = open_session(target, Path(task["artifact"]), signature, threads)
     with np.load(task["feeds"], allow_pickle=False) as data:
         feeds = {name: data[name] for name in data.files}
     count = len(next(iter(feeds.values())))
@@ -244,8 +240,15 @@ def _task_infer(target: Any, task: Task) -> Result:
     outputs = {name: np.stack(values) for name, values in rows.items()}
     np.savez(task["outputs"], **outputs)  # type: ignore[arg-type]
     version = session.runtime_version
+    emulated = bool(getattr(session, "emulated", False))
     session.close()
-    return {"runtime": version, "n": count, "distinct": len(answers), "order": list(rows)}
+    return {
+        "runtime": version,
+        "emulated": emulated,
+        "n": count,
+        "distinct": len(answers),
+        "order": list(rows),
+    }
 
 
 def _task_inspect(target: Any, task: Task) -> Result:

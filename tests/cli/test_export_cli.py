@@ -80,7 +80,6 @@ def test_a_dry_run_tells_the_jobs_and_opens_and_writes_nothing(
         (["--device", "pixle-8"], 2, ["'pixle-8'", "Did you mean 'pixel-8'?"]),
         (["--device", "no/such.toml"], 2, ["no/such.toml"]),
         (["--target", "tflit"], 2, ["'tflit'", "Did you mean 'tflite'?"]),
-        (["--target", "coreml"], 5, ["'coreml'", "not built yet"]),
         (["--target", "tflite", "--scheme", "w9"], 2, ["'w9'", "w8a8"]),
         (["--device", "pixel-8", "--target", "openvino"], 5, ["openvino", "pixel-8 runs tflite"]),
         (["--target", "tflite", "--max-drop", "nan"], 2, ["--max-drop"]),

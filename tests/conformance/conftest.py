@@ -13,7 +13,7 @@ import importlib.util
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgekit.artifact import sha256_of
+from edgekit.artifact import files_of, sha256_of
 from edgekit.compress.dynamic import as_computed
 from edgekit.compress.graph import canonical, graph_module, program_digest
 from edgekit.compress.plan import QuantPlan
@@ -166,7 +166,7 @@ class Converted:
         prepared: the model.
         target: target id.
         scheme: scheme id.
-        files: every file, the main one first.
+        files: every file, the main one first; one that is a directory stands for all in it.
         outputs: answers to ``prepared.feeds``, arrays [n, *shape].
         order: names of the outputs in the order the session gave them.
         distinct: number of different answers in `REPEATS` runs of one sample.
@@ -191,6 +191,16 @@ class Converted:
     stored: list[dict[str, Any]]
     unrounded: Unrounded
     again: dict[str, str] | None
+
+    @property
+    def parts(self) -> list[Path]:
+        """Every file, those in directories too."""
+        return [part for file in self.files for part in files_of(file)]
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """sha256 of every part, by name."""
+        return hashes(self.files)
 
     @property
     def what(self) -> str:
@@ -301,7 +311,8 @@ def _convert(prepared: Prepared, target: str, schemes: list[str]) -> dict[str, C
         elsewhere = out.parent / "copied to"
         elsewhere.mkdir()
         for file in files[scheme]:
-            shutil.copyfile(file, elsewhere / file.name)
+            copy = shutil.copytree if file.is_dir() else shutil.copyfile
+            copy(file, elsewhere / file.name)
         second.append(_infer_task(prepared, elsewhere / out.name, out.parent / "reloaded.npz"))
         if twice:
             (out.parent / "again").mkdir()
@@ -314,7 +325,7 @@ def _convert(prepared: Prepared, target: str, schemes: list[str]) -> dict[str, C
         again = None
         if twice:
             paths = [Path(f) for f in later[2 * i + 1]["files"]]
-            again = {p.name: sha256_of(p) for p in paths}
+            again = hashes(paths)
         made[scheme] = Converted(
             prepared=prepared,
             target=target,
@@ -360,6 +371,11 @@ def _good(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if "error" in result:
             raise result["error"]
     return results
+
+
+def hashes(paths: Iterable[Path]) -> dict[str, str]:
+    """sha256 of every file, by its name; of those in a directory by their names with it."""
+    return {str(f.relative_to(p.parent)): sha256_of(f) for p in paths for f in files_of(p)}
 
 
 def _arrays(path: Path) -> Arrays:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.artifact import sha256_of
 from edgekit.compress.dynamic import as_computed
 from edgekit.compress.graph import graph_module, tensor_of
 from edgekit.parity import TOLERANCES, ParityAccumulator, ParityReport
@@ -86,7 +85,7 @@ def test_files_lie_together_and_carry_the_suffix(converted: Any) -> None:
     main = converted.files[0]
     assert main.suffix == find(converted.target).suffix
     assert all(f.parent == main.parent and f.stem == main.stem for f in converted.files)
-    assert all(f.stat().st_size > 0 for f in converted.files)
+    assert all(f.stat().st_size > 0 for f in converted.parts)
 
 
 def test_files_name_no_machine_and_no_author(converted: Any) -> None:
@@ -96,7 +95,7 @@ def test_files_name_no_machine_and_no_author(converted: Any) -> None:
         np.__file__.rsplit("/", 3)[0],
         __file__.rsplit("/", 3)[0],
     ]
-    for file in converted.files:
+    for file in converted.parts:
         data = file.read_bytes()
         assert not [place for place in here if place.encode() in data], (
             f"{converted.what}: {file.name}"
@@ -117,7 +116,7 @@ def test_placement_counts_operators(converted: Any) -> None:
 
 def test_placement_counts_bytes(converted: Any) -> None:
     sizes = converted.placement["bytes_by_dtype"]
-    stored = sum(f.stat().st_size for f in converted.files)
+    stored = sum(f.stat().st_size for f in converted.parts)
     assert 0 < sum(sizes.values()) <= 1.05 * stored, f"{converted.what}: {sizes} in {stored} bytes"
     if converted.scheme == "w8a8" and "bert" not in converted.prepared.name:
         assert sizes["int8"] > sizes.get("float32", 0), f"{converted.what}: {sizes}"
@@ -201,5 +200,4 @@ def test_stored_biases_are_the_plans(converted: Any) -> None:
 def test_a_second_process_writes_the_same_bytes(converted: Any) -> None:
     if converted.again is None:
         return
-    first = {f.name: sha256_of(f) for f in converted.files}
-    assert first == converted.again, converted.what
+    assert converted.hashes == converted.again, converted.what

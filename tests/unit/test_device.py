@@ -312,17 +312,22 @@ def test_a_target_needs_one_of_the_devices_only() -> None:
         ),
         (("tflite",), ("w4",), UnsupportedError, "'pixel-8' cannot run target tflite with .* w4"),
         (("tflite",), ("w8a8", "w4"), UnsupportedError, "carries scheme 'w4'"),
-        (("coreml",), (), UnsupportedError, "'coreml' is reserved"),
+        (("someday",), (), UnsupportedError, "'someday' is reserved"),
         (("tflit",), (), UsageError, "unknown target 'tflit'. Did you mean 'tflite'"),
         ((), ("int9",), UsageError, "unknown scheme 'int9'. Did you mean 'int8'"),
     ],
 )
 def test_what_was_named_is_never_passed_over(
-    targets: tuple[str, ...], schemes: tuple[str, ...], error: type[Exception], message: str
+    targets: tuple[str, ...],
+    schemes: tuple[str, ...],
+    error: type[Exception],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(select, "PLANNED_TARGETS", ("someday",))
     with pytest.raises(error, match=message) as raised:
         jobs("pixel-8", targets=targets, schemes=schemes)
-    if error is UnsupportedError and targets != ("coreml",):
+    if error is UnsupportedError and targets != ("someday",):
         assert "pixel-8 runs tflite (w8a8, w8a8-dyn, w8, w8a16, fp16, fp32), " in str(raised.value)
         assert "onnxruntime (w8a8, w8a8-dyn, w8, w4, fp16, fp32)" in str(raised.value)
 

@@ -238,11 +238,12 @@ def test_a_core_package_out_of_range_fails(monkeypatch: pytest.MonkeyPatch) -> N
     assert "is not >=999" in report["checks"][0]["detail"]
 
 
-def test_unknown_and_reserved_targets_are_told_apart() -> None:
+def test_unknown_and_reserved_targets_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "PLANNED_TARGETS", ("someday",))
     with pytest.raises(errors.UsageError, match="Did you mean 'tflite'"):
         doctor.diagnose(["tflight"], run=passes)
     with pytest.raises(errors.UnsupportedError, match="reserved"):
-        doctor.diagnose(["coreml"], run=passes)
+        doctor.diagnose(["someday"], run=passes)
 
 
 def test_edgekit_itself_must_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,9 +266,9 @@ def test_edgekit_itself_must_be_installed(monkeypatch: pytest.MonkeyPatch) -> No
         (["--target", "onnxruntime"], set(), fails, 1),
         (["--target", "onnxruntime"], {"onnxruntime"}, passes, 3),
         (["--target", "onnxruntime", "--target", "openvino"], {"openvino"}, fails, 3),
-        ([], {"openvino", "ai-edge-litert", "onnxruntime"}, fails, 0),
+        ([], {"openvino", "ai-edge-litert", "onnxruntime", "coremltools"}, fails, 0),
         (["--target", "nothing"], set(), passes, 2),
-        (["--target", "coreml"], set(), passes, 5),
+        (["--target", "someday"], set(), passes, 5),
     ],
 )
 def test_exit_codes_and_one_document(
@@ -282,6 +283,7 @@ def test_exit_codes_and_one_document(
     from edgekit import schemas
 
     installed |= absent
+    monkeypatch.setattr(doctor, "PLANNED_TARGETS", ("someday",))
     real = doctor.diagnose
     monkeypatch.setattr(doctor, "diagnose", lambda t, **kw: real(t, **{**kw, "run": trip}))
     assert main(["doctor", *args, "--json"]) == code

@@ -336,7 +336,7 @@ def test_every_required_key_is_missed_and_a_new_one_refused(stem: str) -> None:
     ("stem", "path", "value", "where"),
     [
         ("export", "artifacts.0.status", "fine", r"$.artifacts[0].status"),
-        ("export", "artifacts.0.target", "coreml", r"$.artifacts[0].target"),
+        ("export", "artifacts.0.target", "core-ml", r"$.artifacts[0].target"),
         ("export", "artifacts.0.drop_ci95", [1.0], r"$.artifacts[0].drop_ci95"),
         ("export", "artifacts.0.path", None, r"$.artifacts[0].path"),
         ("export", "artifacts.1.reason", None, r"$.artifacts[1].reason"),

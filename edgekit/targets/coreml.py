@@ -1,0 +1,96 @@
+"""Core ML (``.mlpackage``, an ML Program) for iOS, iPadOS and macOS.
+
+The plan is rendered as quantize and dequantize operators with integer weights, which the converter
+keeps: ``quantize`` and ``dequantize`` for activations and ``constexpr_affine_dequantize`` for
+weights, with the plan's scales and zero points. Core ML may compute what lies between them on
+integers where the hardware has such kernels. Weights alone (``w8``, ``w4``) are restored from
+``constexpr_affine_dequantize`` and ``constexpr_blockwise_shift_scale``. All of these compute in
+float32, since scales of half precision would be others than the plan's; ``fp16`` computes in half
+precision throughout, as Core ML does by default.
+
+A package asks for the oldest system that has what its scheme needs, or that the converter writes it
+for: iOS 16 (``fp32``, ``fp16``), iOS 17 (``w8a8``, ``w8``), iOS 18 (``w4``), and the other systems
+of those years. Targets hear nothing of the devices that an artifact is for.
+
+Core ML runs on macOS. Elsewhere a package is loaded by an emulation (`edgekit.targets._coreml_run`)
+that evaluates its own operations, and what it proves is called ``emulated``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from edgekit.signature import Signature
+from edgekit.targets import Placement, Stored
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgekit.compress.plan import QuantPlan
+    from edgekit.runtime.session import Session
+    from edgekit.targets._coreml_program import MilProgram
+
+
+class Coreml:
+    """The Core ML target."""
+
+    id = "coreml"
+    suffix = ".mlpackage"
+    extra = "coreml"
+    packages = ("coremltools",)
+    schemes = ("w8a8", "fp16", "w8", "w4", "fp32")
+    delegates = ("cpu",)
+    systems: ClassVar[dict[str, tuple[str, ...]]] = {
+        "fp32": ("iOS 16", "macOS 13"),
+        "fp16": ("iOS 16", "macOS 13"),
+        "w8": ("iOS 17", "macOS 14"),
+        "w8a8": ("iOS 17", "macOS 14"),
+        "w4": ("iOS 18", "macOS 15"),
+    }
+    """The oldest systems that load a package of a scheme."""
+
+    def convert(
+        self,
+        program: torch.export.ExportedProgram,
+        plan: QuantPlan,
+        signature: Signature,
+        out: Path,
+    ) -> list[Path]:
+        """See `edgekit.targets.Target.convert`."""
+        from edgekit.targets._coreml_convert import convert
+
+        convert(program, plan, signature, out)
+        return [out]
+
+    def inspect(self, path: Path) -> Placement:
+        """Operations of the program as it stands in the file; nothing is known of Apple's plans."""
+        from edgekit.targets._coreml_inspect import placement
+
+        return placement(_program(path))
+
+    def stored(self, path: Path) -> list[Stored]:
+        """Scales and zero points of the program's operations, and its compressed weights."""
+        from edgekit.targets._coreml_inspect import stored
+
+        return stored(_program(path))
+
+    def open_session(self, path: Path, signature: Signature, threads: int) -> Session:
+        """Core ML itself on macOS, elsewhere the emulation."""
+        from edgekit.runtime import session
+
+        if session.unavailable(self.id) is None:
+            return session.open_session(self.id, path, signature, threads=threads)
+        from edgekit.targets._coreml_run import EmulatedSession
+
+        return EmulatedSession(path, signature, threads)
+
+
+def _program(path: Path) -> MilProgram:
+    from edgekit.targets._coreml_package import read
+    from edgekit.targets._coreml_program import program_of
+
+    return program_of(read(path))
+
+
+TARGET = Coreml()
