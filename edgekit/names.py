@@ -10,10 +10,10 @@ import difflib
 from collections.abc import Iterable
 from typing import Final
 
-TARGETS: Final = ("tflite", "openvino", "onnxruntime")
+TARGETS: Final = ("tflite", "openvino", "onnxruntime", "torch-mobile")
 """Targets that ship with edgekit, in the order reports list them. ``null`` is for tests."""
 
-PLANNED_TARGETS: Final = ("executorch", "torch-mobile", "coreml")
+PLANNED_TARGETS: Final = ("executorch", "coreml")
 """Reserved ids: device profiles may name them, conversion to them is not built yet."""
 
 TEST_TARGET: Final = "null"

@@ -1,0 +1,94 @@
+"""PyTorch Mobile (``.ptl``), for apps that have its lite interpreter already.
+
+ExecuTorch is its successor, for which new apps should export: PyTorch Mobile has had no release for
+Android or iOS since 2.1, and torch says that it will drop the interpreter and the quantized tensors
+that it runs on.
+
+The plan is rendered as operators of QNNPACK, the engine of phones' builds: activations are uint8
+with the zero point moved by 128, which stands for the very same values, and weights int8 for each
+channel. Its kernels round every result to the nearest integer, half to even, after one product with
+a float32 factor, and add products of 16 bits in 32; so they give the plan's answers on any
+processor, and leave nothing of it unrounded.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.signature import Signature
+from edgekit.targets import Placement, Stored
+from edgekit.targets._common import converter_error
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgekit.compress.plan import QuantPlan
+
+STATED = "signature.json"
+"""The file's own statement of its inputs and outputs, which the format itself has no place for."""
+
+
+class TorchMobile:
+    """The PyTorch Mobile target."""
+
+    id = "torch-mobile"
+    suffix = ".ptl"
+    extra = "torch-mobile"
+    packages = ("torch",)
+    schemes = ("w8a8", "fp32")
+    delegates = ("cpu",)
+
+    def convert(
+        self,
+        program: torch.export.ExportedProgram,
+        plan: QuantPlan,
+        signature: Signature,
+        out: Path,
+    ) -> list[Path]:
+        """See `edgekit.targets.Target.convert`."""
+        import torch
+
+        from edgekit.compress.graph import example_args
+        from edgekit.targets._torch_mobile_file import canonical_bytes
+        from edgekit.targets._torch_mobile_lower import lower
+
+        stated = json.dumps(signature.to_json(), sort_keys=True)
+        before = torch.backends.quantized.engine
+        torch.backends.quantized.engine = "qnnpack"
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")
+                module = lower(program, plan)
+                traced = torch.jit.trace(
+                    module.eval(),
+                    example_args(program),
+                    check_trace=False,
+                    _compilation_unit=torch._C.CompilationUnit(),
+                )
+                written = traced._save_to_buffer_for_lite_interpreter({STATED: stated})
+        except Exception as error:
+            raise converter_error(self.id, error) from error
+        finally:
+            torch.backends.quantized.engine = before
+        out.write_bytes(canonical_bytes(written))
+        return [out]
+
+    def inspect(self, path: Path) -> Placement:
+        """The instructions of the file, which the runtime executes as they are."""
+        from edgekit.runtime.ptl import read_program
+        from edgekit.targets import _torch_mobile_facts
+
+        return _torch_mobile_facts.placement(read_program(path))
+
+    def stored(self, path: Path) -> list[Stored]:
+        """Scales and zero points of every operator that gives integers, and packed weights."""
+        from edgekit.runtime.ptl import read_program
+        from edgekit.targets import _torch_mobile_facts
+
+        return _torch_mobile_facts.stored(read_program(path))
+
+
+TARGET = TorchMobile()
