@@ -10,6 +10,7 @@ first, instruction by instruction, and only straight code is taken, which is wha
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import zipfile
@@ -20,9 +21,18 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.errors import BadData
+from edgekit.errors import BadData, EdgekitError, UnsupportedError
 
-__all__ = ["Call", "Packed", "Program", "Tensor", "canonical_bytes", "read_program"]
+__all__ = ["STATED", "Call", "Packed", "Program", "Tensor", "operators_of", "read_program"]
+
+STATED = "signature.json"
+"""edgekit's own statement of what a file takes and gives, which the format has no place for."""
+
+Operators = Callable[[str, str], "tuple[int, int, int] | None"]
+
+_CODE = "/bytecode.pkl"
+_SELF = "self"
+_REGISTERS = 2**20
 
 _DTYPES = {
     "FloatStorage": "float32",
@@ -124,33 +134,51 @@ class Program:
         calls: its operators, in the order in which they run.
         results: names of what it gives.
         attributes: its constants by name, in the file's order.
+        stated: `STATED`, as JSON; empty in a file that is not edgekit's.
     """
 
     inputs: tuple[str, ...]
     calls: tuple[Call, ...]
     results: tuple[str, ...]
     attributes: Mapping[str, Any]
+    stated: bytes = b""
 
 
-def read_program(path: Path) -> Program:
+def read_program(path: Path, operators: Operators) -> Program:
     """Reads a ``.ptl`` file; nothing in it is run, and no class but those known is made.
 
+    Args:
+        path: the file.
+        operators: how many arguments an operator takes at least and at most, and how many results
+            it gives, by its name and overload; None for one that the runtime doesn't have.
+
     Raises:
-        BadData: it is no such file, or holds what edgekit's files don't.
+        BadData: it is damaged, or is not for the lite interpreter.
+        UnsupportedError: it has instructions other than a straight sequence, or an operator that
+            the runtime lacks.
     """
+    what = f"torch-mobile cannot load {path.name}"
     try:
         with zipfile.ZipFile(path) as archive:
+            if (bad := archive.testzip()) is not None:
+                raise BadData(f"{what}: {bad} in it is damaged")
             names = archive.namelist()
-            root = next(n for n in names if n.endswith("/bytecode.pkl")).rsplit("/", 1)[0]
-
-            def load(name: str) -> Any:
-                return _Reader(archive, f"{root}/{name}").load()
-
-            return _run_through(load("bytecode.pkl"), load("data.pkl"))
-    except BadData:
+            root = next((n.removesuffix(_CODE) for n in names if n.endswith(_CODE)), None)
+            if root is None:
+                raise BadData(
+                    f"{what}: it has no bytecode, so it is not for the lite interpreter",
+                    hint="save TorchScript with _save_for_lite_interpreter",
+                )
+            bytecode, data = (
+                _Reader(archive, f"{root}/{name}").load() for name in ("bytecode.pkl", "data.pkl")
+            )
+            extra = f"{root}/extra/{STATED}"
+            stated = archive.read(extra) if extra in names else b""
+        return _run_through(bytecode, data, operators, stated)
+    except EdgekitError:
         raise
-    except Exception as error:  # a damaged pickle fails in any way there is
-        raise BadData(f"torch-mobile cannot read {path.name}: {error}") from error
+    except Exception as error:  # a damaged file fails in any way there is
+        raise BadData(f"{what}: {error or type(error).__name__}") from error
 
 
 class _Reader(pickle.Unpickler):
@@ -214,36 +242,49 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _flat(value: Any) -> list[Any]:
-    return [v for part in value for v in _flat(part)] if isinstance(value, list | tuple) else [value]
+    return (
+        [v for part in value for v in _flat(part)] if isinstance(value, list | tuple) else [value]
+    )
 
 
-def _run_through(bytecode: Any, data: Any) -> Program:
+def _run_through(bytecode: Any, data: Any, operators: Operators, stated: bytes) -> Program:
     method = next(m for m in bytecode[1:] if m[0].endswith(".forward"))
     code, schema = dict(method[1]), dict(method[2])
-    attributes = {n: v for n, v in data.state.items() if _tensors(v)}
-    names = [dict(argument)["name"] for argument in schema["arguments"]]
-    machine = _Machine(code, list(data.state.items()), names[1:])
-    results = [v for r in machine.run() for v in _flat(r)]
+    attributes = list(data.state.items())
+    (_, own), *takes = [(dict(a)["name"], dict(a)["type"]) for a in schema["arguments"]]
+    if own != data.kind or any(kind != "Tensor" for _, kind in takes):
+        raise BadData(
+            f"its method takes {[own, *(k for _, k in takes)]}, not {data.kind} and tensors"
+        )
+    machine = _Machine(code, operators, attributes, [name for name, _ in takes])
+    results = _flat(machine.run())
+    if not results or not all(isinstance(r, Value | Attribute) for r in results):
+        raise BadData("it gives something else than tensors")
     return Program(
-        tuple(names[1:]),
+        tuple(name for name, _ in takes),
         tuple(machine.calls),
-        tuple(v.name for v in results if isinstance(v, Value)),
-        attributes,
+        tuple(r.name for r in results),
+        {name: value for name, value in attributes if _tensors(value)},
+        stated,
     )
 
 
 class _Machine:
     """Follows the instructions of one method with names for tensors.
 
-    Straight code only: that is what a traced model is.
+    Whatever an instruction refers to has to be there; Python's own errors say what is not.
     """
 
     def __init__(
-        self, code: Mapping[str, Any], attributes: Sequence[tuple[str, Any]], inputs: Sequence[str]
+        self,
+        code: Mapping[str, Any],
+        operators: Operators,
+        attributes: Sequence[tuple[str, Any]],
+        inputs: Sequence[str],
     ) -> None:
         self.calls: list[Call] = []
-        self._code, self._attributes = code, attributes
-        self._stack: list[Any] = [None, *map(Value, inputs)]
+        self._code, self._operators, self._attributes = code, operators, attributes
+        self._stack: list[Any] = [_SELF, *map(Value, inputs)]
         self._registers: dict[int, Any] = {}
 
     def run(self) -> list[Any]:
@@ -251,59 +292,110 @@ class _Machine:
         for name, x, n in self._code["instructions"]:
             if name == "RET":
                 return self._stack
-            step: Callable[[int, int], None] | None = getattr(self, f"_do_{name.lower()}", None)
+            step = _STEPS.get(name)
             if step is None:
-                raise BadData(f"it has an instruction {name}, and is no straight sequence")
-            step(x, n)
+                raise UnsupportedError(
+                    f"torch-mobile: the file has an instruction {name}, and only straight code "
+                    "is taken, as tracing gives it"
+                )
+            if x < 0 or n < 0:
+                raise BadData(f"its instruction {name} refers to {x}, {n}")
+            step(self, x, n)
         raise BadData("its instructions have no end")
 
     def _pop(self, count: int) -> list[Any]:
+        if count > len(self._stack):
+            raise BadData(f"an instruction takes {count} values of {len(self._stack)}")
         taken = self._stack[len(self._stack) - count :]
         del self._stack[len(self._stack) - count :]
         return taken
 
-    def _do_op(self, x: int, n: int) -> None:
+    def _op(self, x: int, n: int) -> None:
         name, overload, count = self._code["operators"][x]
-        args = tuple(self._pop(count))
-        made = _results_of(name, overload)
-        outputs = tuple(Value(f"{len(self.calls)}.{i}" if i else f"{len(self.calls)}") for i in range(made))
+        known = self._operators(name, overload)
+        if known is None:
+            raise UnsupportedError(
+                f"torch-mobile: the runtime has no operator {name}.{overload}",
+                hint="the file needs another version of torch",
+            )
+        least, most, gives = known
+        if not least <= count <= most:
+            raise BadData(f"it gives {name} {count} arguments, not {least} to {most}")
+        args, number = tuple(self._pop(count)), len(self.calls)
+        outputs = tuple(Value(f"{number}.{i}" if i else f"{number}") for i in range(gives))
         self.calls.append(Call(name, args, outputs))
         self._stack += outputs
 
-    def _do_load(self, x: int, n: int) -> None:
-        self._stack.append(self._registers[x])
+    def _load(self, x: int, n: int) -> None:
+        self._stack.append(self._register(x))
 
-    def _do_move(self, x: int, n: int) -> None:
-        self._stack.append(self._registers.pop(x))
+    def _move(self, x: int, n: int) -> None:
+        self._stack.append(self._register(x))
+        del self._registers[x]
 
-    def _do_store(self, x: int, n: int) -> None:
-        self._registers[x] = self._stack.pop()
+    def _drop_register(self, x: int, n: int) -> None:
+        self._register(x)
+        del self._registers[x]
 
-    def _do_storen(self, x: int, n: int) -> None:
+    def _register(self, x: int) -> Any:
+        if x not in self._registers:
+            raise BadData(f"nothing is in register {x}")
+        return self._registers[x]
+
+    def _store(self, x: int, n: int) -> None:
+        self._store_many(x, 1)
+
+    def _store_many(self, x: int, n: int) -> None:
+        # The first register is 1; there is room for as many as the file says.
+        if not 1 <= x <= x + n - 1 <= self._code["register_size"] <= _REGISTERS:
+            raise BadData(f"there are no registers {x} to {x + n - 1}")
         self._registers.update(zip(range(x, x + n), self._pop(n), strict=True))
 
-    def _do_loadc(self, x: int, n: int) -> None:
+    def _load_constant(self, x: int, n: int) -> None:
         self._stack.append(self._code["constants"][x])
 
-    def _do_get_attr(self, x: int, n: int) -> None:
-        self._stack.pop()
+    def _get_attribute(self, x: int, n: int) -> None:
+        if self._pop(1) != [_SELF]:
+            raise BadData("it asks something else than the module for an attribute")
         self._stack.append(Attribute(*self._attributes[x]))
 
-    def _do_drop(self, x: int, n: int) -> None:
-        self._stack.pop()
+    def _drop(self, x: int, n: int) -> None:
+        self._pop(1)
 
-    def _do_dropr(self, x: int, n: int) -> None:
-        self._registers.pop(x)
-
-    def _do_list_construct(self, x: int, n: int) -> None:
+    def _list(self, x: int, n: int) -> None:
+        if not isinstance(self._code["types"][x], str):
+            raise BadData(f"it has no type {x}")
         self._stack.append(self._pop(n))
 
-    def _do_tuple_construct(self, x: int, n: int) -> None:
+    def _tuple(self, x: int, n: int) -> None:
         self._stack.append(self._pop(x))
 
 
-def _results_of(name: str, overload: str) -> int:
-    import torch
+_STEPS: dict[str, Callable[[_Machine, int, int], None]] = {
+    "OP": _Machine._op,
+    "LOAD": _Machine._load,
+    "MOVE": _Machine._move,
+    "STORE": _Machine._store,
+    "STOREN": _Machine._store_many,
+    "LOADC": _Machine._load_constant,
+    "GET_ATTR": _Machine._get_attribute,
+    "DROP": _Machine._drop,
+    "DROPR": _Machine._drop_register,
+    "LIST_CONSTRUCT": _Machine._list,
+    "TUPLE_CONSTRUCT": _Machine._tuple,
+}
 
-    schemas = torch._C._jit_get_schemas_for_operator(name)
-    return next((len(s.returns) for s in schemas if s.overload_name == overload), 1)
+
+def operators_of(torch: Any) -> Operators:
+    """The operators of an installed torch."""
+
+    @functools.cache
+    def look_up(name: str, overload: str) -> tuple[int, int, int] | None:
+        for schema in torch._C._jit_get_schemas_for_operator(name):
+            if schema.overload_name == overload:
+                free = sum(a.has_default_value() for a in schema.arguments)
+                most = len(schema.arguments)
+                return most - free, most, len(schema.returns)
+        return None
+
+    return look_up

@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgekit.errors import BadData, EdgekitError, UnsupportedError
+from edgekit.errors import BadData, UnsupportedError
+from edgekit.runtime.ptl import Program, operators_of, read_program
 from edgekit.runtime.session import (
     Array,
     Port,
@@ -31,8 +31,6 @@ from edgekit.signature import Signature, TensorSpec
 
 TARGET = "torch-mobile"
 
-_STATED = "/extra/signature.json"
-_CODE = "/bytecode.pkl"
 _ENGINE = "qnnpack"
 
 
@@ -47,9 +45,14 @@ class TorchMobileSession:
         self.runtime_version = version_of("torch")
         self._what = f"{TARGET} {path.name}"
         self._torch = require("torch", "torch")
-        stated = _stated(path)
+        program = read_program(path, operators_of(self._torch))
+        stated = _stated(path, program)
         if stated is None:  # another's file: its tensors are taken by their order
             stated = signature
+        for ours, theirs in ((stated.inputs, program.inputs), (stated.outputs, program.results)):
+            if len(ours) != len(theirs):
+                names = ", ".join(spec.name for spec in ours)
+                raise BadData(f"{self._what}: {names} are {len(ours)}, its code has {len(theirs)}")
         self._inputs = _ports(signature.inputs, stated.inputs, self._what)
         self._outputs = _ports(signature.outputs, stated.outputs, self._what)
         self._module: Any = _load(self._torch, path)
@@ -66,8 +69,7 @@ class TorchMobileSession:
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise failed(self._what, error) from error
         return {
-            port.spec.name: port.decode(values[port.key], what=self._what)
-            for port in self._outputs
+            port.spec.name: port.decode(values[port.key], what=self._what) for port in self._outputs
         }
 
     def close(self) -> None:
@@ -95,11 +97,6 @@ class TorchMobileSession:
                 values = self._call(ones)
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise BadData(str(failed(self._what, error).message)) from error
-        if len(values) != len(self._outputs):
-            raise BadData(
-                f"{self._what}: the signature has {len(self._outputs)} outputs, "
-                f"the artifact gives {len(values)}"
-            )
         for port in self._outputs:
             check_static(port.spec, values[port.key].shape, what=self._what)
 
@@ -126,39 +123,17 @@ def _load(torch: Any, path: Path) -> Any:
         raise _refusal(path, error) from error
 
 
-def _refusal(path: Path, error: Exception) -> EdgekitError:
+def _refusal(path: Path, error: Exception) -> BadData:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    message = f"{TARGET} cannot load {path.name}: {(lines or [repr(error)])[0][:400]}"
-    if "operator" in message.lower():
-        return UnsupportedError(message, hint="the file needs another version of torch")
-    return BadData(message)
+    return BadData(f"{TARGET} cannot load {path.name}: {(lines or [repr(error)])[0][:400]}")
 
 
-def _stated(path: Path) -> Signature | None:
-    """The signature that edgekit writes beside the model; None in a file that is another's.
-
-    Raises:
-        BadData: the file is damaged, or is not for the lite interpreter.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            bad = archive.testzip()
-            stated = [archive.read(n) for n in names if n.endswith(_STATED)]
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise BadData(f"{TARGET} cannot load {path.name}: {error}") from error
-    if bad is not None:
-        raise BadData(f"{TARGET} cannot load {path.name}: {bad} in it is damaged")
-    if not any(n.endswith(_CODE) for n in names):
-        raise BadData(
-            f"{TARGET} cannot load {path.name}: it has no bytecode, so it is not for the lite "
-            "interpreter",
-            hint="save TorchScript with _save_for_lite_interpreter",
-        )
-    if not stated:
+def _stated(path: Path, program: Program) -> Signature | None:
+    """The signature that edgekit writes beside the model; None in a file that is another's."""
+    if not program.stated:
         return None
     try:
-        return Signature.from_json(json.loads(stated[0]))
+        return Signature.from_json(json.loads(program.stated))
     except (ValueError, KeyError, TypeError) as error:
         raise BadData(f"{TARGET} cannot load {path.name}: its signature is damaged") from error
 
@@ -179,7 +154,7 @@ def open(path: Path, signature: Signature, threads: int) -> TorchMobileSession:
 
 def read_signature(path: Path) -> Signature:
     """The names, shapes and dtypes that edgekit wrote into the file."""
-    stated = _stated(path)
+    stated = _stated(path, read_program(path, operators_of(require("torch", "torch"))))
     if stated is None:
         raise UnsupportedError(
             f"{TARGET} {path.name} does not state its inputs' shapes",

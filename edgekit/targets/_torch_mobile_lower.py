@@ -18,9 +18,7 @@ from torch import fx
 from edgekit.compress._lean import absorbable_pads
 from edgekit.compress._nodes import (
     COMPUTE,
-    CONVS,
     LINEARS,
-    MOVES,
     PASS_THROUGH,
     TABLES,
     aten,
@@ -213,7 +211,9 @@ class _Lowering:
         kind, packed, given = self._prepared(node, self._integers[source])
         op = getattr(_quantized, f"{kind}_relu" if relu else kind)
         op = op.new if kind == "conv2d" else op.default
-        value = self._emit(op, given, self._attribute(f"{_base(weight)}_packed", packed), *_grid(edge))
+        value = self._emit(
+            op, given, self._attribute(f"{_base(weight)}_packed", packed), *_grid(edge)
+        )
         return self._clamped(value, clamp, edge, relu)
 
     def _prepared(self, node: fx.Node, given: fx.Node) -> tuple[str, Any, fx.Node]:
@@ -269,7 +269,9 @@ class _Lowering:
             grown = [1, channels, height * stride[0], width * stride[1]]
             given = self._emit(aten.reshape.default, given, grown)
         # The zeros behind the last pixel count as part of what is padded there.
-        ends = [r - p + m - (s - 1) for r, p, m, s in zip(reach, padding, more, stride, strict=True)]
+        ends = [
+            r - p + m - (s - 1) for r, p, m, s in zip(reach, padding, more, stride, strict=True)
+        ]
         starts = [r - p for r, p in zip(reach, padding, strict=True)]
         own = [0, 0]
         if starts == ends and min(starts) >= 0:
@@ -437,7 +439,7 @@ def _pools_as_asked(node: fx.Node) -> bool:
     """Whether the kernel on integers does what a pooling operator asks for; True for others."""
     values: list[Any] = [None, None, [], [0], False, True, None]
     values[: len(node.args)] = node.args
-    _, kernel, _, padding, ceil, counts, divisor = values
+    _, kernel, _, padding, ceil, _, divisor = values
     if node.target is aten.avg_pool2d.default:
         return not ceil and divisor is None and not any(padding) and set(kernel) != {1}
     return node.target is not aten.max_pool2d.default or set(kernel) != {1}
@@ -452,8 +454,10 @@ def _refuse_unknown(node: fx.Node) -> None:
     if not isinstance(target, torch._ops.OpOverload):  # an item of a tuple, say
         return
     known = torch.Tag.core in target.tags or target in _decomposed()
-    if known or target in _ALSO or target.has_kernel_for_dispatch_key(
-        torch._C.DispatchKey.CompositeImplicitAutograd
+    if (
+        known
+        or target in _ALSO
+        or target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
     ):
         return
     raise UnsupportedError(

@@ -16,8 +16,9 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from edgekit.runtime.ptl import STATED, Program, operators_of, read_program
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
 from edgekit.targets._common import converter_error
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     import torch
 
     from edgekit.compress.plan import QuantPlan
-
-STATED = "signature.json"
-"""The file's own statement of its inputs and outputs, which the format itself has no place for."""
 
 
 class TorchMobile:
@@ -78,17 +76,21 @@ class TorchMobile:
 
     def inspect(self, path: Path) -> Placement:
         """The instructions of the file, which the runtime executes as they are."""
-        from edgekit.runtime.ptl import read_program
         from edgekit.targets import _torch_mobile_facts
 
-        return _torch_mobile_facts.placement(read_program(path))
+        return _torch_mobile_facts.placement(_read(path))
 
     def stored(self, path: Path) -> list[Stored]:
         """Scales and zero points of every operator that gives integers, and packed weights."""
-        from edgekit.runtime.ptl import read_program
         from edgekit.targets import _torch_mobile_facts
 
-        return _torch_mobile_facts.stored(read_program(path))
+        return _torch_mobile_facts.stored(_read(path))
+
+
+def _read(path: Path) -> Program:
+    import torch
+
+    return read_program(path, operators_of(torch))
 
 
 TARGET = TorchMobile()
