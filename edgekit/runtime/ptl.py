@@ -186,7 +186,8 @@ class _Reader(pickle.Unpickler):
 
     def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
         super().__init__(io.BytesIO(archive.read(name)))
-        self._archive, self._folder = archive, name.removesuffix(".pkl")
+        self._archive = archive
+        self._folder = name.replace("bytecode.pkl", "constants").removesuffix(".pkl")
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _DTYPES:
@@ -199,6 +200,7 @@ class _Reader(pickle.Unpickler):
             "torch._utils._rebuild_tensor_v2": _plain,
             "torch._utils._rebuild_qtensor": _quantized,
             "collections.OrderedDict": dict,
+            "torch.device": str,
             "torch.jit._pickle.restore_type_tag": lambda value, _: value,
         }
         found = known.get(f"{module}.{name}")
@@ -210,7 +212,7 @@ class _Reader(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         kind, dtype, key, _, _ = pid
-        if kind != "storage" or not str(key).isdigit():
+        if kind != "storage" or not str(key).removesuffix(".storage").isdigit():
             raise BadData(f"it refers to {pid!r}, which is no tensor's bytes")
         return np.frombuffer(self._archive.read(f"{self._folder}/{key}"), np.dtype(dtype))
 
