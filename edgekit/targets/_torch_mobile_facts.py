@@ -24,13 +24,16 @@ _OWN_SCALE = ("aten::quantize_per_tensor",)
 _SAME_SCALE = _MOVES | {
     f"aten::{name}"
     for name in (
-        *("max_pool2d", "avg_pool2d", "relu", "hardtanh", "hardsigmoid"),
+        *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"),
+        *("relu", "hardtanh", "hardsigmoid"),
         *("upsample_nearest2d", "upsample_bilinear2d"),
     )
 }
+_POOLED = "the kernel on integers gives no scale but its input's"
 _KNOWN = {
     "aten::embedding": "an embedding's table is int8, and its rows are read in float",
-    "aten::adaptive_avg_pool2d": "the kernel on integers gives no scale but its input's",
+    "aten::adaptive_avg_pool2d": _POOLED,
+    "aten::avg_pool2d": _POOLED,
 }
 
 
