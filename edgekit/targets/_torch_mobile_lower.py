@@ -404,14 +404,16 @@ class _Lowering:
         if list(value.shape[2:]) != [1, 1]:
             return None
         channels, height, width = before.meta["val"].shape[-3:]
-        if _is_last(node):
+        if height * width > 1 and _is_last(node):
             ones = torch.ones(1, height * width, dtype=torch.int8)
             mean = torch._make_per_tensor_quantized_tensor(ones, 1 / (height * width), 0)
             packed = self._attribute(f"{node.name}_ones", _quantized.linear_prepack(mean, None))
             rows = self._emit(aten.reshape.default, source, [channels, height * width])
             sums = self._emit(_quantized.linear.default, rows, packed, *_grid(edge))
             return self._emit(aten.reshape.default, sums, list(value.shape))
-        pooled = self._emit(aten.avg_pool2d.default, self._float(before), [height, width])
+        pooled = self._float(before)
+        if height * width > 1:
+            pooled = self._emit(aten.avg_pool2d.default, pooled, [height, width])
         return self._emit(aten.quantize_per_tensor.default, pooled, *_grid(edge), torch.quint8)
 
     def _source(self, node: fx.Node) -> fx.Node:

@@ -9,6 +9,10 @@ with the zero point moved by 128, which stands for the very same values, and wei
 channel. Its kernels round every result to the nearest integer, half to even, after one product with
 a float32 factor, and add products of 16 bits in 32; so they give the plan's answers on any
 processor, and leave nothing of it unrounded.
+
+Under ``w8a8-dyn`` linear layers quantize their input with one scale for the whole tensor; other
+weights are stored as int8 and unpacked whenever they are read. There is no ``w8``, ``w4`` or
+``fp16``, for which the interpreter has no kernels: all weights would be unpacked in every run.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgekit.compress.dynamic import PER_TENSOR, as_computed
 from edgekit.runtime.ptl import STATED, Program, operators_of, read_program
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
@@ -36,8 +41,9 @@ class TorchMobile:
     suffix = ".ptl"
     extra = "torch-mobile"
     packages = ("torch",)
-    schemes = ("w8a8", "fp32")
+    schemes = ("w8a8", "fp32", "w8a8-dyn")
     delegates = ("cpu",)
+    dynamic = PER_TENSOR
 
     def convert(
         self,
@@ -49,7 +55,7 @@ class TorchMobile:
         """See `edgekit.targets.Target.convert`."""
         import torch
 
-        from edgekit.compress.graph import example_args
+        from edgekit.compress.graph import example_args, graph_module
         from edgekit.targets._torch_mobile_file import canonical_bytes
         from edgekit.targets._torch_mobile_lower import lower
 
@@ -59,7 +65,7 @@ class TorchMobile:
         try:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")
-                module = lower(program, plan)
+                module = lower(program, as_computed(graph_module(program), plan, self))
                 traced = torch.jit.trace(
                     module.eval(),
                     example_args(program),
