@@ -178,7 +178,7 @@ def read_program(path: Path, operators: Operators) -> Program:
     except EdgekitError:
         raise
     except Exception as error:  # a damaged file fails in any way there is
-        raise BadData(f"{what}: {error or type(error).__name__}") from error
+        raise BadData(f"{what}: {error!r}") from error
 
 
 class _Reader(pickle.Unpickler):
