@@ -11,17 +11,14 @@ first, instruction by instruction, and only straight code is taken, which is wha
 from __future__ import annotations
 
 import functools
-import io
-import pickle
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgekit.errors import BadData, EdgekitError, UnsupportedError
+from edgekit.runtime.ptl_pickle import Packed, Reader, Tensor, tensors_in
 
 __all__ = ["STATED", "Call", "Packed", "Program", "Tensor", "operators_of", "read_program"]
 
@@ -34,60 +31,8 @@ _CODE = "/bytecode.pkl"
 _SELF = "self"
 _REGISTERS = 2**20
 
-_DTYPES = {
-    "FloatStorage": "float32",
-    "DoubleStorage": "float64",
-    "HalfStorage": "float16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-    "QInt8Storage": "int8",
-    "QUInt8Storage": "uint8",
-    "QInt32Storage": "int32",
-}
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A constant.
-
-    Attributes:
-        values: as stored; integers where it is quantized.
-        scheme: ``per_channel_affine``, ``per_tensor_affine``, or empty for a plain tensor.
-        scale: one, or one per channel; empty for a plain tensor.
-        zero_point: as many.
-        axis: the channel axis; None for one scale.
-    """
-
-    values: np.ndarray[Any, Any]
-    scheme: str = ""
-    scale: tuple[float, ...] = ()
-    zero_point: tuple[int, ...] = ()
-    axis: int | None = None
-
-    @property
-    def arrays(self) -> tuple[np.ndarray[Any, Any], ...]:
-        """All that the file holds of it."""
-        if self.scheme != "per_channel_affine":
-            return (self.values,)
-        return self.values, np.array(self.scale), np.array(self.zero_point, np.int64)
-
-
-class Packed:
-    """An object of a class of torch, by its state: the module itself, or a layer's constants."""
-
-    kind = ""
-    state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def tensors(self) -> list[Tensor]:
-        """Every tensor in its state."""
-        return _tensors(self.state)
+_FAMILIES = ("aten::", "quantized::")
+_TOUCH_FILES = ("aten::from_file", "aten::save", "aten::load")
 
 
 @dataclass(frozen=True)
@@ -170,7 +115,7 @@ def read_program(path: Path, operators: Operators) -> Program:
                     hint="save TorchScript with _save_for_lite_interpreter",
                 )
             bytecode, data = (
-                _Reader(archive, f"{root}/{name}").load() for name in ("bytecode.pkl", "data.pkl")
+                Reader(archive, f"{root}/{name}").load() for name in ("bytecode.pkl", "data.pkl")
             )
             extra = f"{root}/extra/{STATED}"
             stated = archive.read(extra) if extra in names else b""
@@ -179,68 +124,6 @@ def read_program(path: Path, operators: Operators) -> Program:
         raise
     except Exception as error:  # a damaged file fails in any way there is
         raise BadData(f"{what}: {error!r}") from error
-
-
-class _Reader(pickle.Unpickler):
-    """Unpickles numbers, lists, tensors and `Packed` objects, nothing else."""
-
-    def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
-        super().__init__(io.BytesIO(archive.read(name)))
-        self._archive = archive
-        self._folder = name.replace("bytecode.pkl", "constants").removesuffix(".pkl")
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name in _DTYPES:
-            return _DTYPES[name]
-        if module == "torch" and name in ("per_channel_affine", "per_tensor_affine"):
-            return name
-        if module.startswith("__torch__"):
-            return type("Packed", (Packed,), {"kind": f"{module}.{name}"})
-        known = {
-            "torch._utils._rebuild_tensor_v2": _plain,
-            "torch._utils._rebuild_qtensor": _quantized,
-            "collections.OrderedDict": dict,
-            "torch.device": str,
-            "torch.jit._pickle.restore_type_tag": lambda value, _: value,
-        }
-        found = known.get(f"{module}.{name}")
-        if found is None and module == "torch.jit._pickle" and name.startswith("build_"):
-            found = list
-        if found is None:
-            raise BadData(f"it names {module}.{name}, which no such file needs")
-        return found
-
-    def persistent_load(self, pid: Any) -> Any:
-        kind, dtype, key, _, _ = pid
-        if kind != "storage" or not str(key).removesuffix(".storage").isdigit():
-            raise BadData(f"it refers to {pid!r}, which is no tensor's bytes")
-        return np.frombuffer(self._archive.read(f"{self._folder}/{key}"), np.dtype(dtype))
-
-
-def _plain(storage: Any, offset: int, shape: Any, strides: Any, *_: Any) -> Tensor:
-    size = storage.itemsize
-    view: np.ndarray[Any, Any] = np.ndarray(
-        shape, storage.dtype, storage, offset * size, tuple(n * size for n in strides)
-    )
-    return Tensor(view)
-
-
-def _quantized(storage: Any, offset: int, shape: Any, strides: Any, how: Any, *_: Any) -> Tensor:
-    values, scheme = _plain(storage, offset, shape, strides).values, how[0]
-    if scheme == "per_tensor_affine":
-        return Tensor(values, scheme, (float(how[1]),), (int(how[2]),))
-    scale, zero = (part.values.tolist() for part in how[1:3])
-    return Tensor(values, scheme, tuple(scale), tuple(zero), int(how[3]))
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Packed):
-        return value.tensors()
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    return [t for v in value for t in _tensors(v)] if isinstance(value, list | tuple) else []
 
 
 def _flat(value: Any) -> list[Any]:
@@ -266,7 +149,7 @@ def _run_through(bytecode: Any, data: Any, operators: Operators, stated: bytes) 
         tuple(name for name, _ in takes),
         tuple(machine.calls),
         tuple(r.name for r in results),
-        {name: value for name, value in attributes if _tensors(value)},
+        {name: value for name, value in attributes if tensors_in(value)},
         stated,
     )
 
@@ -315,6 +198,8 @@ class _Machine:
     def _op(self, x: int, n: int) -> None:
         name, overload, count = self._code["operators"][x]
         known = self._operators(name, overload)
+        if not name.startswith(_FAMILIES) or name in _TOUCH_FILES:
+            raise UnsupportedError(f"torch-mobile: the file calls {name}, which no model needs")
         if known is None:
             raise UnsupportedError(
                 f"torch-mobile: the runtime has no operator {name}.{overload}",
