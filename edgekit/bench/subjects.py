@@ -17,6 +17,7 @@ SUFFIXES = {
     ".tflite": "tflite",
     ".xml": "openvino",
     ".onnx": "onnxruntime",
+    ".ptl": "torch-mobile",
     ".npz": "null",
 }
 """Which runtime a bare file belongs to."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit.errors import BadData, EdgekitError, UnsupportedError
+from edgekit.errors import BadData, UnsupportedError
 from edgekit.runtime.ptl_pickle import Packed, Reader, Tensor, tensors_in
 
 __all__ = ["STATED", "Call", "Packed", "Program", "Tensor", "operators_of", "read_program"]
@@ -102,34 +102,39 @@ def read_program(path: Path, operators: Operators) -> Program:
         UnsupportedError: it has instructions other than a straight sequence, or an operator that
             the runtime lacks.
     """
-    what = f"torch-mobile cannot load {path.name}"
     try:
         with zipfile.ZipFile(path) as archive:
-            if (bad := archive.testzip()) is not None:
-                raise BadData(f"{what}: {bad} in it is damaged")
-            names = archive.namelist()
-            root = next((n.removesuffix(_CODE) for n in names if n.endswith(_CODE)), None)
-            if root is None:
-                raise BadData(
-                    f"{what}: it has no bytecode, so it is not for the lite interpreter",
-                    hint="save TorchScript with _save_for_lite_interpreter",
-                )
-            bytecode, data = (
-                Reader(archive, f"{root}/{name}").load() for name in ("bytecode.pkl", "data.pkl")
-            )
-            extra = f"{root}/extra/{STATED}"
-            stated = archive.read(extra) if extra in names else b""
-        return _run_through(bytecode, data, operators, stated)
-    except EdgekitError:
+            return _read(archive, operators)
+    except UnsupportedError:
         raise
     except Exception as error:  # a damaged file fails in any way there is
-        raise BadData(f"{what}: {error!r}") from error
+        said, hint = (error.message, error.hint) if isinstance(error, BadData) else (error, "")
+        text = f"torch-mobile cannot load {path.name}: {said or repr(said)}"
+        raise BadData(text, hint=hint) from error
+
+
+def _read(archive: zipfile.ZipFile, operators: Operators) -> Program:
+    if (bad := archive.testzip()) is not None:
+        raise BadData(f"{bad} in it is damaged")
+    names = archive.namelist()
+    root = next((n.removesuffix(_CODE) for n in names if n.endswith(_CODE)), None)
+    if root is None:
+        raise BadData(
+            "it has no bytecode, so it is not for the lite interpreter",
+            hint="save TorchScript with _save_for_lite_interpreter",
+        )
+    bytecode, data = (
+        Reader(archive, f"{root}/{name}").load() for name in ("bytecode.pkl", "data.pkl")
+    )
+    extra = f"{root}/extra/{STATED}"
+    stated = archive.read(extra) if extra in names else b""
+    return _run_through(bytecode, data, operators, stated)
 
 
 def _flat(value: Any) -> list[Any]:
-    return (
-        [v for part in value for v in _flat(part)] if isinstance(value, list | tuple) else [value]
-    )
+    if not isinstance(value, list | tuple):
+        return [value]
+    return [v for part in value for v in _flat(part)]
 
 
 def _run_through(bytecode: Any, data: Any, operators: Operators, stated: bytes) -> Program:

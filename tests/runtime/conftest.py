@@ -19,6 +19,7 @@ FILES = {
     "tflite": ["net.tflite"],
     "openvino": ["net.xml", "net.bin"],
     "onnxruntime": ["net.onnx"],
+    "torch-mobile": ["net.ptl"],
 }
 
 

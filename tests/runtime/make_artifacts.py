@@ -52,7 +52,7 @@ class Many(nn.Module):
 
 
 def main(folder: Path) -> None:
-    """Writes ``NAME.{tflite,xml,bin,onnx}`` and ``NAME.npz`` with ``in.i`` and ``out.i``."""
+    """Writes ``NAME.{tflite,xml,bin,onnx,ptl}`` and ``NAME.npz`` with ``in.i`` and ``out.i``."""
     torch.manual_seed(0)
     models = {
         "net": (Net(), (torch.randn(1, 3, 16, 16),), ["image"], ["scores"]),
@@ -78,6 +78,8 @@ def main(folder: Path) -> None:
             input_names=input_names,
             output_names=output_names,
         )
+        traced = torch.jit.trace(model, inputs)
+        traced._save_for_lite_interpreter(str(folder / f"{name}.ptl"))
         litert_torch.convert(model, inputs).export(str(folder / f"{name}.tflite"))
         outputs = model(*inputs)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
