@@ -10,10 +10,10 @@ import difflib
 from collections.abc import Iterable
 from typing import Final
 
-TARGETS: Final = ("tflite", "openvino", "onnxruntime", "executorch", "coreml")
+TARGETS: Final = ("tflite", "openvino", "onnxruntime", "executorch", "torch-mobile", "coreml")
 """Targets that ship with edgekit, in the order reports list them. ``null`` is for tests."""
 
-PLANNED_TARGETS: Final = ("torch-mobile",)
+PLANNED_TARGETS: Final[tuple[str, ...]] = ()
 """Reserved ids: device profiles may name them, conversion to them is not built yet."""
 
 TEST_TARGET: Final = "null"

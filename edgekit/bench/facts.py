@@ -19,7 +19,7 @@ _ISA = frozenset(
     | {"amx_tile", "amx_int8", "amx_bf16", "hypervisor", "neon", "asimd", "fp", "fphp", "asimdhp"}
     | {"asimddp", "i8mm", "bf16", "sve", "sve2", "sme"}
 )
-_PACKAGES = ("numpy", "onnxruntime", "openvino", "ai-edge-litert", "tflite-runtime")
+_PACKAGES = ("numpy", "onnxruntime", "openvino", "ai-edge-litert", "tflite-runtime", "torch")
 
 
 def host_facts() -> dict[str, Any]:

@@ -18,6 +18,8 @@ SUFFIXES = {
     ".tflite": "tflite",
     ".xml": "openvino",
     ".onnx": "onnxruntime",
+    ".pte": "executorch",
+    ".ptl": "torch-mobile",
     ".mlpackage": "coreml",
     ".npz": "null",
 }

@@ -34,9 +34,10 @@ _FALLBACK = "first left in float"
 def command(path: Path, as_json: bool) -> None:
     """Show what is in a bundle, a model file or a plan, and where it would run.
 
-    PATH is a bundle (a directory or a .zip), an artifact (.tflite, .xml, .onnx, .mlpackage), a plan
-    (.json) or a folder of 'edgekit quantize'. An artifact is read by its own runtime, in a process
-    of its own. Where a plan's sensitivity was measured, a table shows what each part costs.
+    PATH is a bundle (a directory or a .zip), an artifact (.tflite, .xml, .onnx, .pte, .ptl,
+    .mlpackage), a plan (.json) or a folder of 'edgekit quantize'. An artifact is read by its own
+    runtime, in a process of its own. Where a plan's sensitivity was measured, a table shows what
+    each part costs.
 
     \b
     Exit codes: 0 shown, 3 the runtime is missing, 5 the runtime crashed over it, 6 a bundle is not

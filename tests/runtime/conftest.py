@@ -20,6 +20,7 @@ FILES = {
     "openvino": ["net.xml", "net.bin"],
     "onnxruntime": ["net.onnx"],
     "executorch": ["net.pte"],
+    "torch-mobile": ["net.ptl"],
 }
 
 

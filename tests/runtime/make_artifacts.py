@@ -54,7 +54,7 @@ class Many(nn.Module):
 
 
 def main(folder: Path) -> None:
-    """Writes ``NAME.{tflite,xml,bin,onnx,pte}`` and ``NAME.npz`` with ``in.i`` and ``out.i``."""
+    """Writes ``NAME.{tflite,xml,bin,onnx,pte,ptl}`` and ``NAME.npz`` with ``in.i``, ``out.i``."""
     torch.manual_seed(0)
     models = {
         "net": (Net(), (torch.randn(1, 3, 16, 16),), ["image"], ["scores"]),
@@ -80,6 +80,8 @@ def main(folder: Path) -> None:
             input_names=input_names,
             output_names=output_names,
         )
+        traced = torch.jit.trace(model, inputs)
+        traced._save_for_lite_interpreter(str(folder / f"{name}.ptl"))
         litert_torch.convert(model, inputs).export(str(folder / f"{name}.tflite"))
         lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
         (folder / f"{name}.pte").write_bytes(lowered.to_executorch().buffer)

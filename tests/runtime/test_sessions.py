@@ -17,7 +17,13 @@ from edgekit.signature import Signature, TensorSpec
 
 pytestmark = pytest.mark.runtime
 
-SUFFIX = {"tflite": ".tflite", "openvino": ".xml", "onnxruntime": ".onnx", "executorch": ".pte"}
+SUFFIX = {
+    "tflite": ".tflite",
+    "openvino": ".xml",
+    "onnxruntime": ".onnx",
+    "executorch": ".pte",
+    "torch-mobile": ".ptl",
+}
 SIGNATURES = {
     "net": Signature((TensorSpec("image", (1, 3, 16, 16)),), (TensorSpec("scores", (1, 5)),)),
     "txt": Signature(

@@ -1,0 +1,105 @@
+"""PyTorch Mobile (``.ptl``), for apps that have its lite interpreter already.
+
+ExecuTorch is its successor, for which new apps should export: PyTorch Mobile has had no release for
+Android or iOS since 2.1, and torch says that it will drop the interpreter and the quantized tensors
+that it runs on.
+
+The plan is rendered as operators of QNNPACK, the engine of phones' builds: activations are uint8
+with the zero point moved by 128, which stands for the very same values, and weights int8 for each
+channel. Its kernels round every result to the nearest integer, half to even, after one product with
+a float32 factor, and add products of 16 bits in 32; so they give the plan's answers on any
+processor, and leave nothing of it unrounded.
+
+Under ``w8a8-dyn`` linear layers quantize their input with one scale for the whole tensor; other
+weights are stored as int8 and unpacked whenever they are read. There is no ``w8``, ``w4`` or
+``fp16``, for which the interpreter has no kernels: all weights would be unpacked in every run.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekit.compress.dynamic import PER_TENSOR, as_computed
+from edgekit.runtime.ptl import STATED, Program, operators_of, read_program
+from edgekit.signature import Signature
+from edgekit.targets import Placement, Stored
+from edgekit.targets._common import converter_error
+
+if TYPE_CHECKING:
+    import torch
+
+    from edgekit.compress.plan import QuantPlan
+
+
+class TorchMobile:
+    """The PyTorch Mobile target."""
+
+    id = "torch-mobile"
+    suffix = ".ptl"
+    extra = "torch-mobile"
+    packages = ("torch",)
+    schemes = ("w8a8", "fp32", "w8a8-dyn")
+    delegates = ("cpu",)
+    dynamic = PER_TENSOR
+    rounds_exactly = True
+    """Sums are rounded as they are, so they are the plan's in float64 to the bit, where its own
+    evaluation in float32 may round a tie (14.50000005 steps) the other way."""
+
+    def convert(
+        self,
+        program: torch.export.ExportedProgram,
+        plan: QuantPlan,
+        signature: Signature,
+        out: Path,
+    ) -> list[Path]:
+        """See `edgekit.targets.Target.convert`."""
+        import torch
+
+        from edgekit.compress.graph import example_args, graph_module
+        from edgekit.targets._torch_mobile_file import canonical_bytes
+        from edgekit.targets._torch_mobile_lower import lower
+
+        stated = json.dumps(signature.to_json(), sort_keys=True)
+        before = torch.backends.quantized.engine
+        torch.backends.quantized.engine = "qnnpack"
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")
+                module = lower(program, as_computed(graph_module(program), plan, self))
+                traced = torch.jit.trace(
+                    module.eval(),
+                    example_args(program),
+                    check_trace=False,
+                    _compilation_unit=torch._C.CompilationUnit(),
+                )
+                written = traced._save_to_buffer_for_lite_interpreter({STATED: stated})
+        except Exception as error:
+            raise converter_error(self.id, error) from error
+        finally:
+            torch.backends.quantized.engine = before
+        out.write_bytes(canonical_bytes(written))
+        return [out]
+
+    def inspect(self, path: Path) -> Placement:
+        """The instructions of the file, which the runtime executes as they are."""
+        from edgekit.targets import _torch_mobile_facts
+
+        return _torch_mobile_facts.placement(_read(path))
+
+    def stored(self, path: Path) -> list[Stored]:
+        """Scales and zero points of every operator that gives integers, and packed weights."""
+        from edgekit.targets import _torch_mobile_facts
+
+        return _torch_mobile_facts.stored(_read(path))
+
+
+def _read(path: Path) -> Program:
+    import torch
+
+    return read_program(path, operators_of(torch))
+
+
+TARGET = TorchMobile()
