@@ -63,6 +63,9 @@ two u8 x s8 numbers in 16 bits, saturating (`edgekit.compress.saturation`).
 
 SCHEME_ALIASES: Final = {"int8": "w8a8", "float": "fp32", "float32": "fp32", "float16": "fp16"}
 
+WAIVABLE: Final = ("smaller", "faster")
+"""Gates of an export that hold an artifact against its float twin, and can be waived."""
+
 EXTRAS: Final = (
     "tflite",
     "torch-mobile",

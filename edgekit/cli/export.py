@@ -5,21 +5,23 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgekit.cli import _output
+from edgekit.cli._export_text import text
 from edgekit.cli._libraries import subdued
 from edgekit.cli._output import emit, json_option, note, table, verbosity_options
-from edgekit.errors import UsageError
-from edgekit.names import CALIBRATED, ENGINES, METHODS, TARGETS, unknown
+from edgekit.errors import EdgekitError, UsageError
+from edgekit.names import CALIBRATED, ENGINES, METHODS, TARGETS, WAIVABLE, unknown
 
 if TYPE_CHECKING:
     from edgekit.device import Job
-    from edgekit.export import ExportRequest
+    from edgekit.export import ExportRequest, ExportResult
 
 __all__ = ["command"]
 
@@ -92,6 +94,22 @@ __all__ = ["command"]
     help="Gate: operators left in float per quantized artifact, at most.",
 )
 @click.option(
+    "--require-delegate",
+    is_flag=True,
+    help="Gate: no operator runs outside of its delegate; fails where a runtime doesn't tell.",
+)
+@click.option(
+    "--pruned-from",
+    metavar="MODEL|N",
+    help="Gate: fewer parameters are stored than MODEL has, or than N.",
+)
+@click.option(
+    "--waive",
+    type=click.Choice(WAIVABLE),
+    multiple=True,
+    help="Judge and tell this gate, and go on where it doesn't hold; may be repeated.",
+)
+@click.option(
     "--keep-going", is_flag=True, help="Pack what passes; what fails makes the exit code 1."
 )
 @click.option("--no-bench", is_flag=True, help="Do not measure latency and memory.")
@@ -99,6 +117,12 @@ __all__ = ["command"]
     "--threads",
     type=click.IntRange(1),
     help="CPU threads to measure with. Without it: the device's figure, within this machine's.",
+)
+@click.option(
+    "--junit",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="PATH",
+    help="Write the gates as JUnit XML too, for a CI: a suite per artifact, a case per gate.",
 )
 @click.option(
     "--calib-limit",
@@ -140,9 +164,13 @@ def command(
     max_drop: float | None,
     require_verified: bool,
     max_float_ops: int | None,
+    require_delegate: bool,
+    pruned_from: str | None,
+    waive: tuple[str, ...],
     keep_going: bool,
     no_bench: bool,
     threads: int | None,
+    junit: Path | None,
     calib_limit: int,
     eval_limit: int,
     name: str | None,
@@ -209,6 +237,8 @@ def command(
         max_drop=max_drop,
         max_float_ops=max_float_ops,
         require_verified=require_verified,
+        require_delegate=require_delegate,
+        waive=waive,
         keep_going=keep_going,
         bench=not no_bench,
         calib_limit=calib_limit,
@@ -216,21 +246,49 @@ def command(
         threads=threads,
         listener=Terminal(),
     )
-    return _export(model, weights, request, as_json)
+    return _export(model, weights, pruned_from, request, junit, as_json)
 
 
-def _export(model: str, weights: Path | None, request: ExportRequest, as_json: bool) -> int:
-    with subdued():
-        from edgekit import sources
-        from edgekit.export import export_bundle
+def _export(
+    model: str,
+    weights: Path | None,
+    pruned_from: str | None,
+    request: ExportRequest,
+    report: Path | None,
+    as_json: bool,
+) -> int:
+    from edgekit.export import junit
 
-        note(f"opening {model}")
-        result = export_bundle(sources.load(model, weights=weights), request)
+    if report is not None:
+        junit.check_place(report)
+    try:
+        with subdued():
+            result = _run(model, weights, pruned_from, request)
+    except EdgekitError as error:
+        if report is not None:
+            junit.write_error(error, report)
+        raise
+    if report is not None:
+        junit.write(result.document, report)
     if result.conversions == 0:
         note("nothing was converted anew: the store held every artifact")
     document = result.document
-    emit(document, as_json, lambda: _text(document, request.out))
+    emit(document, as_json, lambda: text(document, request.out))
     return result.exit_code
+
+
+def _run(
+    model: str, weights: Path | None, pruned_from: str | None, request: ExportRequest
+) -> ExportResult:
+    from edgekit import sources
+    from edgekit.export import export_bundle
+
+    if pruned_from is not None:
+        number = pruned_from.replace("_", "").replace(",", "")
+        claimed = int(number) if number.isdecimal() else sources.load(pruned_from)
+        request = replace(request, pruned_from=claimed)
+    note(f"opening {model}")
+    return export_bundle(sources.load(model, weights=weights), request)
 
 
 class Terminal:
@@ -278,102 +336,3 @@ def _tell_plan(model: str, jobs: Sequence[Job], calib: str | None, as_json: bool
     rows = [[*(entry[key] for key in keys), " ".join(entry["devices"])] for entry in entries]
     document = {"schema": "edgekit.jobs/1", "model": model, "jobs": entries}
     emit(document, as_json, lambda: table([*keys, "devices"], rows))
-
-
-# -- the result as text ---------------------------------------------------------------------------
-
-
-def _text(document: Mapping[str, Any], out: Path | None) -> str:
-    lines = [_headline(document), "", table(_HEADERS, [_row(a) for a in document["artifacts"]])]
-    reasons = {a["id"]: a["reason"] for a in document["artifacts"] if a["reason"]}
-    failed = [f"{id} failed: {reason}" for id, reason in reasons.items()]
-    unjudged = [g for g in document["gates"] if g["passed"] is None]
-    failed += [_unjudged(g) for g in unjudged if g["artifact"] not in reasons]
-    lines += ["", *failed] if failed else []
-    kept = [_kept(entry) for entry in document.get("kept_for_accuracy", [])]
-    lines += ["", *kept] if kept else []
-    if document["bundle"] is not None:
-        return "\n".join([*lines, "", f"bundle: {document['bundle']}"])
-    return "\n".join([*lines, "", f"no bundle was written; {out} is as it was"])
-
-
-def _kept(entry: Mapping[str, Any]) -> str:
-    plan = "@".join(filter(None, (entry["scheme"], entry.get("variant"))))
-    return (
-        f"{plan}: the plan lost {entry['drop_before']:.2f} points; with "
-        f"{entry['layers']} layers in float ({100 * entry['macs_share']:.1f} % of the MACs) "
-        f"{entry['drop_after']:.2f}: {', '.join(entry['units'])}"
-    )
-
-
-def _headline(document: Mapping[str, Any]) -> str:
-    score = document["reference"]
-    accuracy = "" if score is None else f"; float {_score(document)} on {score['n']} samples"
-    return f"{document['model']} for {', '.join(document['devices'])}{accuracy}"
-
-
-def _score(document: Mapping[str, Any]) -> str:
-    return f"{document['metric']} {document['reference']['value']:.2f} %"
-
-
-_HEADERS = [
-    "target",
-    "scheme",
-    "KiB",
-    "accuracy %",
-    "drop [95 %]",
-    "p50 ms",
-    "float ms",
-    "peak MiB",
-    "parity",
-    "verified",
-    "status",
-]
-
-
-def _row(artifact: Mapping[str, Any]) -> list[object]:
-    size, latency, beside = artifact["bytes"], artifact["latency_ms"], artifact["float"]
-    return [
-        artifact["target"],
-        "@".join(filter(None, (artifact["scheme"], artifact["variant"]))),
-        None if size is None else round(size / 1024),
-        _rounded(artifact["value"]),
-        _drop(artifact),
-        None if latency is None else _digits(latency["p50"]),
-        None if beside is None else _digits(beside["latency_p50_ms"]),
-        _rounded(artifact["peak_memory_mib"]),
-        _parity(artifact["parity"]),
-        artifact["verification"],
-        artifact["status"],
-    ]
-
-
-def _drop(artifact: Mapping[str, Any]) -> str | None:
-    if artifact["drop_points"] is None:
-        return None
-    if artifact["drop_ci95"] is None:
-        return f"{artifact['drop_points']:.2f}"
-    low, high = artifact["drop_ci95"]
-    return f"{artifact['drop_points']:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def _parity(parity: Mapping[str, Any] | None) -> str | None:
-    if parity is None:
-        return None
-    if parity["identical"]:
-        return "identical"
-    return None if parity["sqnr_db"] is None else f"{parity['sqnr_db']:.1f} dB"
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 2)
-
-
-def _digits(value: float | None) -> float | None:
-    """Three significant digits."""
-    return None if value is None else float(f"{value:.3g}")
-
-
-def _unjudged(gate: Mapping[str, Any]) -> str:
-    who = f"{gate['artifact']}: " if gate["artifact"] else ""
-    return f"{who}gate {gate['name']}, limit {gate['limit']}, could not be judged here"

@@ -25,6 +25,7 @@ SCHEMA = "edgekit.inspect/1"
 PLAN_FILE = "plan.json"
 
 _FALLBACK = "first left in float"
+_COUNTED_LATER = ("undelegated", "ops_by_dtype", "layers")
 
 
 @click.command()
@@ -125,7 +126,9 @@ def _stated_placement(stated: object) -> dict[str, Any] | None:
     if not isinstance(stated, Mapping):
         return None
     ours = {key: stated.get(key) for key in Placement.__dataclass_fields__}
-    counts = [ours["ops"], ours["bytes_by_dtype"], ours["waste"]]
+    for key in _COUNTED_LATER:
+        ours[key] = ours[key] or {}  # bundles of before these were written have none
+    counts = [ours[k] for k in ("ops", "bytes_by_dtype", "waste", *_COUNTED_LATER)]
     known = all(
         isinstance(part, Mapping) and all(isinstance(n, int) and n >= 0 for n in part.values())
         for part in counts
@@ -135,7 +138,8 @@ def _stated_placement(stated: object) -> dict[str, Any] | None:
     # Bundles of before it was written have none.
     ours["reasons"] = [] if ours["reasons"] is None else ours["reasons"]
     known = known and isinstance(ours["reasons"], list) and all(map(_is_reason, ours["reasons"]))
-    return ours if known and isinstance(ours["first_fallback"], str | None) else None
+    firsts = (ours["first_fallback"], ours["first_undelegated"])
+    return ours if known and all(isinstance(first, str | None) for first in firsts) else None
 
 
 def _is_reason(stated: object) -> bool:
@@ -250,7 +254,9 @@ def _artifact_text(document: Mapping[str, Any]) -> str:
         f"{sum(waste.values())} only move or convert data",
     ]
     if placement["undelegated_ops"] is not None:
-        lines.append(f"outside the delegate: {placement['undelegated_ops']}")
+        first = placement["first_undelegated"]
+        tail = f", the first: {first}" if first else ""
+        lines.append(f"outside the delegate: {placement['undelegated_ops']}{tail}")
     lines.append(f"{_FALLBACK}: {placement['first_fallback'] or 'none'}")
     return "\n".join(lines)
 

@@ -40,7 +40,9 @@ __all__ = [
     "cost_of",
     "find_units",
     "float_constants",
+    "integer_nodes",
     "keep_float",
+    "macs_of",
     "with_float_constants",
 ]
 
@@ -199,13 +201,18 @@ def cost_of(module: fx.GraphModule, plan: QuantPlan, kept: QuantPlan) -> Cost:
     weights = {str(weight_of(n).target): tensor_of(module, weight_of(n)) for n in gone}
     grown = sum(3 * w.numel() for w in weights.values() if w is not None)
     border = _border(module, kept.activations(), now) - _border(module, plan.activations(), was)
-    return Cost(sum(_macs(module, n) for n in gone), grown, max(0, border))
+    return Cost(sum(macs_of(module, n) for n in gone), grown, max(0, border))
+
+
+def integer_nodes(module: fx.GraphModule, plan: QuantPlan) -> set[str]:
+    """Names of the operators that compute on integers under a plan with ranges."""
+    return _supported(module, {e.node: e for e in plan.edges})[0]
 
 
 def all_macs(module: fx.GraphModule, plan: QuantPlan) -> int:
     """Multiply-accumulates of all layers that a plan has on integers."""
-    integer, _ = _supported(module, {e.node: e for e in plan.edges})
-    return sum(_macs(module, n) for n in _layers(module) if n.name in integer)
+    integer = integer_nodes(module, plan)
+    return sum(macs_of(module, n) for n in _layers(module) if n.name in integer)
 
 
 # -- what belongs together ------------------------------------------------------------------------
@@ -376,7 +383,7 @@ def _moves_integers(node: fx.Node, acts: Mapping[str, Edge]) -> bool:
     return (edge.scale, edge.zero_point) == (source.scale, source.zero_point)
 
 
-def _macs(module: fx.GraphModule, layer: fx.Node) -> int:
+def macs_of(module: fx.GraphModule, layer: fx.Node) -> int:
     """Multiply-accumulates of one layer for one sample; none for an embedding."""
     weight = tensor_of(module, weight_of(layer))
     assert weight is not None

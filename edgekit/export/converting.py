@@ -24,7 +24,7 @@ from edgekit.export.request import Listener
 from edgekit.signature import Signature
 from edgekit.targets import Target, find, installed, worker
 
-__all__ = ["Wanted", "convert", "convert_by_engine", "placement"]
+__all__ = ["Wanted", "convert", "convert_by_engine", "placement", "stored"]
 
 Wanted = tuple[str, str | None]
 """A scheme, and the variant of its plan or None."""
@@ -152,9 +152,19 @@ def convert_by_engine(
 
 def placement(artifact: Artifact) -> dict[str, Any]:
     """What the target's `inspect` found when the artifact was made."""
-    loaded: dict[str, Any] = json.loads((artifact.path.parent / "convert.json").read_text())
-    found: dict[str, Any] = loaded["placement"]
+    found: dict[str, Any] = _facts(artifact)["placement"]
     return found
+
+
+def stored(artifact: Artifact) -> list[dict[str, Any]]:
+    """The quantized tensors that it holds, as the target's `stored` found them."""
+    found: list[dict[str, Any]] = _facts(artifact)["stored"]
+    return found
+
+
+def _facts(artifact: Artifact) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((artifact.path.parent / "convert.json").read_text())
+    return loaded
 
 
 def _run_conversions(

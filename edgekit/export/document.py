@@ -17,6 +17,14 @@ from edgekit.targets import find
 
 SCHEMA = "edgekit.export/1"
 
+_PLACED = (
+    "ops_by_dtype",
+    "ops_by_delegate",
+    "first_undelegated",
+    "macs",
+    "bytes_by_delegate",
+)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -71,6 +79,13 @@ class Row:
         """Its own entry of the bench document."""
         return _result(self.bench, self.id)
 
+    def compared(self) -> Mapping[str, Any] | None:
+        """Its comparison with the float twin in the bench document: times of the same rounds."""
+        if self.bench is None or self.twin is None:
+            return None
+        pair = (self.twin.id, self.id)
+        return next((c for c in self.bench["comparisons"] if (c["a"], c["b"]) == pair), None)
+
     def to_json(self) -> dict[str, Any]:
         """The export document's artifact entry."""
         made, mine = self.artifact, self.measured()
@@ -121,6 +136,8 @@ class Row:
             "undelegated_ops": self.placement["undelegated_ops"],
             "first_fallback": self.placement["first_fallback"],
             "bytes_by_dtype": dict(self.placement["bytes_by_dtype"]),
+            # Added by `edgekit.export.counting.placed`; a target may not tell all of them.
+            **{key: self.placement[key] for key in _PLACED if key in self.placement},
         }
 
     def _float(self) -> dict[str, Any] | None:
@@ -135,10 +152,17 @@ def gates_of(rows: Sequence[Row], request: ExportRequest) -> list[dict[str, Any]
     """Every gate with its verdict; None where it could not be judged here."""
     gates: list[dict[str, Any]] = []
 
-    def gate(artifact: str | None, name: str, limit: Any, value: Any, passed: bool | None) -> None:
-        gates.append(
-            {"artifact": artifact, "name": name, "limit": limit, "value": value, "passed": passed}
-        )
+    def gate(
+        artifact: str | None,
+        name: str,
+        limit: Any,
+        value: Any,
+        passed: bool | None,
+        detail: str | None = None,
+    ) -> None:
+        entry = {"artifact": artifact, "name": name, "limit": limit, "value": value}
+        told = {} if detail is None else {"detail": detail}
+        gates.append({**entry, "passed": passed, **told})
 
     for row in rows:
         passed = None if row.proof is None else bool(row.proof.document["passed"])
@@ -153,17 +177,41 @@ def gates_of(rows: Sequence[Row], request: ExportRequest) -> list[dict[str, Any]
         if request.max_float_ops is not None and row.job.scheme != "fp32":
             count = None if row.placement is None else row.placement["float_ops"]
             held = None if count is None else count <= request.max_float_ops
-            gate(row.id, "max-float-ops", request.max_float_ops, count, held)
+            first = None if row.placement is None else first_float(row.placement)
+            told = None if first is None else f"the first: {first}"
+            gate(row.id, "max-float-ops", request.max_float_ops, count, held, told)
     return gates
 
 
+def first_float(placement: Mapping[str, Any]) -> str | None:
+    """The first operator in float, with the reason where one is known; None where there is none."""
+    first: str | None = placement["first_fallback"]
+    if first is None:
+        return None
+    kind = first.split()[0]
+    why = next((r["why"] for r in placement.get("reasons", ()) if r["operator"] == kind), None)
+    return first if why is None else f"{first}: {why}"
+
+
+def broken(gate: Mapping[str, Any]) -> bool:
+    """Whether a gate fails the export: it does not hold, and nobody waived it."""
+    return gate["passed"] is False and not gate.get("waived", False)
+
+
 def judged(row: Row, gates: Sequence[Mapping[str, Any]]) -> Row:
-    """The row, failed if it was well so far and a gate on it did not hold."""
-    broken = [g for g in gates if g["artifact"] == row.id and g["passed"] is False]
-    if row.status != "ok" or not broken:
+    """The row, failed if a gate on it did not hold; what was wrong before comes first."""
+    mine = [g for g in gates if g["artifact"] == row.id and broken(g)]
+    if row.status != "ok":
+        mine = [g for g in mine if g["name"] not in ("parity", "verified")]
+    said = [
+        f"gate {g['name']}: {_shown(g['value'])}, limit {_shown(g['limit'])}"
+        + (f" ({g['detail']})" if g.get("detail") else "")
+        for g in mine
+    ]
+    if not said:
         return row
-    said = [f"gate {g['name']}: {_shown(g['value'])}, limit {_shown(g['limit'])}" for g in broken]
-    return replace(row, status="failed", reason="; ".join(said))
+    before = [row.reason] if row.status != "ok" and row.reason else []
+    return replace(row, status="failed", reason="; ".join([*before, *said]))
 
 
 def _shown(value: Any) -> str:

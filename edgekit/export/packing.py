@@ -12,6 +12,7 @@ import numpy as np
 from edgekit import engines
 from edgekit.compress.plan import plan_name
 from edgekit.data import Samples
+from edgekit.export.counting import Source
 from edgekit.export.document import Row, requirements
 from edgekit.export.keys import versions
 from edgekit.export.planning import Planned
@@ -31,6 +32,7 @@ def pack_result(
     evaluation: Samples | None,
     calib: Samples | None,
     out: Path,
+    source: Source | None = None,
 ) -> Path:
     """Packs the proven artifacts with everything a device or a reader needs beside them."""
     names = list(dict.fromkeys(_plan_of(r) for r in rows))
@@ -50,7 +52,7 @@ def pack_result(
         documents=documents,
         golden_n=count,
         statistics=_statistics(model, reference),
-        lineage=_lineage(calib, evaluation, planned, names, request.engine),
+        lineage=_lineage(calib, evaluation, planned, names, request.engine, source),
         licence=model.license,
     )
     return pack(content, out)
@@ -66,7 +68,8 @@ def _packed(row: Row, planned: Planned, reference: Referenced) -> PackedArtifact
     overrides = json.loads(plan.read_text())["overrides"] if plan.exists() else {}
     # An engine's artifact has no plan, so no steps and no floor; neither has the float model.
     bench, facts = row.measured(), known.get(_plan_of(row), known["fp32"])
-    accuracy = None
+    compared, accuracy = row.compared(), None
+    speed = None if compared is None else dict(compared)
     if row.value is not None:
         accuracy = {"metric": "top1", "value": row.value, "drop_points": row.drop}
         accuracy["drop_ci95"] = None if row.drop_ci is None else list(row.drop_ci)
@@ -82,6 +85,8 @@ def _packed(row: Row, planned: Planned, reference: Referenced) -> PackedArtifact
             "bench": None
             if bench is None
             else {k: v for k, v in bench.items() if k != "samples_ms"},
+            # Beside float in the same rounds: what two bundles can be compared by.
+            "speed": speed,
             "accuracy": accuracy,
             # What `edgekit verify` needs to judge the bundle by the figures that it was proven by.
             "steps": facts["steps"],
@@ -176,6 +181,7 @@ def _lineage(
     planned: Planned,
     names: Sequence[str],
     engine: str | None,
+    source: Source | None,
 ) -> dict[str, Any]:
     def about(samples: Samples | None) -> dict[str, Any] | None:
         if samples is None:
@@ -197,7 +203,7 @@ def _lineage(
         "programs": plans,
         "engine": None if engine is None else _engine(engine),
         "tools": versions("torch", "torchao", "litert-torch", "openvino", "onnx", "onnxruntime"),
-        "parent": None,
+        "parent": None if source is None else source.to_json(),
     }
 
 

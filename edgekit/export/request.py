@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from edgekit.data import Samples
+from edgekit.model import Model
 
 __all__ = ["ExportRequest", "Listener", "Silent"]
 
@@ -61,6 +62,10 @@ class ExportRequest:
         max_drop: gate: accuracy lost against the float model, percentage points at most.
         max_float_ops: gate: operators left in float per quantized artifact, at most.
         require_verified: gate: every artifact must have run in its real runtime.
+        require_delegate: gate: no operator runs outside of its delegate.
+        pruned_from: the model that this one was pruned from, or its number of parameters; a gate
+            then wants fewer of them in every artifact.
+        waive: gates (`edgekit.names.WAIVABLE`) that are judged and told, and don't fail the export.
         engine: a vendor's quantizer (`edgekit.engines`) that makes the quantized artifacts instead
             of edgekit's plan; they are then held against the float model.
         without: methods of the plan maker to leave out (`edgekit.names.METHODS`).
@@ -82,6 +87,9 @@ class ExportRequest:
     max_drop: float | None = None
     max_float_ops: int | None = None
     require_verified: bool = False
+    require_delegate: bool = False
+    pruned_from: Model | int | None = None
+    waive: tuple[str, ...] = ()
     engine: str | None = None
     without: tuple[str, ...] = ()
     keep_going: bool = False

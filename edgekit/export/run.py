@@ -21,10 +21,12 @@ from edgekit.artifact import Artifact, Store, fingerprint
 from edgekit.bench.measure import BenchRequest, bench
 from edgekit.compress.plan import plan_name
 from edgekit.data import Samples, load, load_pair
-from edgekit.device import Job, plan_targets
+from edgekit.device import Device, Job, plan_targets
 from edgekit.errors import EdgekitError, Locked, UnsupportedError, UsageError, WorkerCrashed
 from edgekit.export import accuracy, converting, proving
-from edgekit.export.document import Row, build, gates_of, judged
+from edgekit.export.counting import count, placed, source_of
+from edgekit.export.document import Row, broken, build, gates_of, judged
+from edgekit.export.gates import Context, truth
 from edgekit.export.keys import code, isa
 from edgekit.export.packing import pack_result
 from edgekit.export.planning import Planned, make_plan
@@ -33,7 +35,7 @@ from edgekit.export.reference import Referenced, gather, load_arrays, refer
 from edgekit.export.request import MIN_CALIB, ExportRequest
 from edgekit.metrics import top1, top1_correct
 from edgekit.model import Model
-from edgekit.names import CALIBRATED, NO_VNNI, OVERRIDES
+from edgekit.names import CALIBRATED, NO_VNNI, OVERRIDES, WAIVABLE, unknown
 from edgekit.pack import check_destination
 from edgekit.paired import paired_difference
 from edgekit.runtime.cpu import lacks_vnni
@@ -82,6 +84,9 @@ def export_bundle(
     start = time.perf_counter()
     store = store or Store()
     profiles = [devices_.load(d) for d in request.devices]
+    for name in request.waive:
+        if name not in WAIVABLE:
+            raise UsageError(unknown("gate to waive", name, WAIVABLE))
     jobs = plan_targets(profiles, request.targets, request.schemes)
     if request.engine is not None:
         jobs = _without_variants(jobs, request)
@@ -93,7 +98,7 @@ def export_bundle(
         check_destination(request.out)
     try:
         with _lock(store, request.out):
-            return _export(model, request, jobs, store, start)
+            return _export(model, request, jobs, profiles, store, start)
     except BaseException:
         worker.stop()
         raise
@@ -140,9 +145,15 @@ def _check_engine(name: str, jobs: Sequence[Job]) -> None:
 
 
 def _export(
-    model: Model, request: ExportRequest, jobs: Sequence[Job], store: Store, start: float
+    model: Model,
+    request: ExportRequest,
+    jobs: Sequence[Job],
+    profiles: Sequence[Device],
+    store: Store,
+    start: float,
 ) -> ExportResult:
     listener = request.listener
+    source = source_of(request.pruned_from, store)
     calib, evaluation = samples_of(model, request, [j.scheme for j in jobs])
     # The float twin of every artifact is made too: it is what latency is compared with.
     schemes = list(dict.fromkeys([*(j.scheme for j in jobs), "fp32"]))
@@ -174,16 +185,20 @@ def _export(
         )
         if request.bench:
             rows = _measure(model, rows, feeds, store, request)
-    gates = gates_of(rows, request)
+    counted = count(rows, planned, store)
+    rows = [replace(r, placement=placed(r, counted[r.id])) if r.placement else r for r in rows]
+    parameters = sum(p.numel() for p in model.module.parameters())
+    context = Context(request, {d.id: d for d in profiles}, counted, source, parameters)
+    gates = [*gates_of(rows, request), *truth(rows, context)]
     rows = [judged(row, gates) for row in rows]
     failed = [r.id for r in rows if r.status != "ok"]
-    failed += [f"{g['artifact']}: {g['name']}" for g in gates if g["passed"] is False]
+    failed += [f"{g['artifact']}: {g['name']}" for g in gates if broken(g)]
     conversions = sum(w.startswith("convert") for w in store.misses)
     packable = [r for r in rows if r.status == "ok" and r.artifact is not None]
     bundle = None
     if request.out is not None and packable and (not failed or request.keep_going):
         bundle = pack_result(
-            model, request, packable, planned, reference, evaluation, calib, request.out
+            model, request, packable, planned, reference, evaluation, calib, request.out, source
         )
     score = _reference_score(model, reference, evaluation)
     wall = time.perf_counter() - start

@@ -22,6 +22,7 @@ DOCUMENTS: Final = {
     "edgekit.export/1": "export",
     "edgekit.jobs/1": "jobs",
     "edgekit.bundle/1": "manifest",
+    "edgekit.bundle-diff/1": "bundle_diff",
     "edgekit.device/1": "device",
     "edgekit.devices/1": "devices",
     "edgekit.device-check/1": "device_check",

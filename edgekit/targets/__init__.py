@@ -69,6 +69,12 @@ class Placement:
         boundary_ops: quantize and dequantize at the model's own inputs and outputs, which a float
             boundary needs; they are not counted in ``float_ops``.
         undelegated_ops: operators outside the requested delegate, or None if it can't be told.
+        undelegated: those by type, where it can be told.
+        first_undelegated: the first of them, or None.
+        ops_by_dtype: operators by what they do: ``integer`` and ``float`` compute so, ``convert``
+            go from one to the other, ``move`` change no value. Empty where it can't be told.
+        layers: of those with weights, how many compute on ``integer`` and how many in ``float``;
+            empty where it can't be told.
         first_fallback: the first operator left in float and why, or None.
         bytes_by_dtype: bytes of stored constants by dtype.
         waste: operators that only move or convert data between kernels, by type.
@@ -84,6 +90,10 @@ class Placement:
     bytes_by_dtype: Mapping[str, int] = field(default_factory=dict)
     waste: Mapping[str, int] = field(default_factory=dict)
     reasons: tuple[Reason, ...] = ()
+    undelegated: Mapping[str, int] = field(default_factory=dict)
+    first_undelegated: str | None = None
+    ops_by_dtype: Mapping[str, int] = field(default_factory=dict)
+    layers: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""

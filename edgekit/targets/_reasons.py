@@ -59,6 +59,12 @@ def reasons(
     return tuple(sorted(rows, key=lambda r: (-r.count, r.operator, r.why)))
 
 
+def by_dtype(ops: Sequence[Op]) -> dict[str, int]:
+    """Operators by what they do, as `Placement.ops_by_dtype` counts them."""
+    names = {"quantize": "convert", "dequantize": "convert"}
+    return dict(sorted(collections.Counter(names.get(op.role, op.role) for op in ops).items()))
+
+
 class _Graph:
     def __init__(self, ops: Sequence[Op], border: set[str]) -> None:
         self._border = border

@@ -75,7 +75,14 @@ class Null:
         with np.load(path, allow_pickle=False) as data:
             layers = sum(name.startswith("w") for name in data.files)
             size = sum(int(data[name].nbytes) for name in data.files)
-        return Placement({"Linear": layers}, layers, bytes_by_dtype={"float32": size})
+        return Placement(
+            {"Linear": layers},
+            layers,
+            undelegated_ops=0,
+            bytes_by_dtype={"float32": size},
+            ops_by_dtype={"float": layers},
+            layers={"float": layers},
+        )
 
     def stored(self, path: Path) -> list[Stored]:
         """Nothing: the null target quantizes nothing."""

@@ -45,6 +45,14 @@ _KNOWN = {
 _LAYOUT = ("Transpose", "Pad", "ReorderInput", "ReorderOutput", "Reshape", "Flatten", "Squeeze")
 _FLOAT_FREE = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "MaxPool", "NhwcMaxPool")
 _PRODUCTS = ("QGemm", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLinear")
+_CONVOLUTIONS = ("Conv", "FusedConv", "NhwcFusedConv", "QLinearConv", "ConvTranspose")
+_MATRICES = {
+    **dict.fromkeys(("Gemm", "FusedGemm", "MatMul", "FusedMatMul"), 1),
+    **dict.fromkeys(("MatMulIntegerToFloat", "DynamicQuantizeMatMul"), 1),
+    **dict.fromkeys(("QGemm", "QLinearMatMul"), 3),
+}
+"""Matrix products, and the position of the weight where they are a layer."""
+_PROVIDER = "CPUExecutionProvider"
 _ANY_TYPE = (
     *_FLOAT_FREE,
     *("Slice", "Split", "Pad", "Clip", "Concat", "Gather", "Resize"),
@@ -127,12 +135,20 @@ class Onnxruntime:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         with tempfile.TemporaryDirectory() as folder:
             optimized = Path(folder) / "optimized.onnx"
             options.optimized_model_filepath = str(optimized)
-            onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(str(path), options, providers=[_PROVIDER])
             graph = onnx.load(str(optimized)).graph
-        return _placement(graph, onnx.load(str(path)).graph)
+        parts = session.get_provider_graph_assignment_info()
+        others = [n.op_type for p in parts if p.ep_name != _PROVIDER for n in p.get_nodes()]
+        return dataclasses.replace(
+            _placement(graph, onnx.load(str(path)).graph),
+            undelegated_ops=len(others) if parts else None,
+            undelegated=dict(sorted(collections.Counter(others).items())),
+            first_undelegated=f"{others[0]} runs in another provider" if others else None,
+        )
 
     def unrounded(self, path: Path) -> Unrounded:
         """Linear layers give float where float is read."""
@@ -211,7 +227,7 @@ def _role(node: Any, integers: set[str]) -> Role:
 
 
 def _placement(optimized: Any, written: Any) -> Placement:
-    from edgekit.targets._reasons import Op, reasons
+    from edgekit.targets._reasons import Op, by_dtype, reasons
 
     ops = collections.Counter(n.op_type for n in optimized.node)
     waste = collections.Counter(
@@ -233,11 +249,18 @@ def _placement(optimized: Any, written: Any) -> Placement:
     first: str | None = None
     integers: set[str] = set()
     made: list[Op] = []
+    layers: list[Op] = []
+    constants = {i.name for i in optimized.initializer}
     for node in optimized.node:
         integer = "QLinear" in node.op_type or node.op_type in ("QuantizeLinear", "QGemm")
         if integer or (node.op_type in _ANY_TYPE and node.input[0] in integers):
             integers.update(node.output)
         made.append(Op(node.op_type, tuple(node.input), tuple(node.output), _role(node, integers)))
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants:
+            constants.add(node.output[0])
+        weight = _MATRICES.get(node.op_type)
+        if node.op_type in _CONVOLUTIONS or (weight and node.input[weight] in constants):
+            layers.append(made[-1])
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             boundary += bool(starts & set(node.input)) or bool(results & set(node.output))
             continue
@@ -266,6 +289,8 @@ def _placement(optimized: Any, written: Any) -> Placement:
         bytes_by_dtype=dict(sorted(sizes.items())),
         waste=dict(sorted(waste.items())),
         reasons=reasons(made, starts | results, _KNOWN),
+        ops_by_dtype=by_dtype(made),
+        layers=by_dtype(layers),
     )
 
 

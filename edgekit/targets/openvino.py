@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from edgekit.targets._reasons import Role
 
 _NOT_COMPUTE = ("Input", "Output", "Const", "Result")
+_LAYERS = ("Convolution", "Deconvolution", "FullyConnected")
 _MOVES = ("Reorder", "Convert", "Transpose", "FakeQuantize", "Pad")
 _KNOWN = {
     "Gather": "an embedding's table is int8, and its rows are read in float",
@@ -98,7 +99,7 @@ class Openvino:
         """Operators of the compiled CPU graph by type, and the type they compute in."""
         import openvino
 
-        from edgekit.targets._reasons import Op, reasons
+        from edgekit.targets._reasons import Op, by_dtype, reasons
 
         core = openvino.Core()
         compiled = core.compile_model(
@@ -133,6 +134,9 @@ class Openvino:
             ops=dict(sorted(ops.items())),
             float_ops=float_ops,
             boundary_ops=boundary,
+            undelegated_ops=0,  # compiled for the CPU plug-in alone, which takes all or refuses
+            ops_by_dtype=by_dtype(made),
+            layers=by_dtype([op for op in made if op.kind in _LAYERS]),
             first_fallback=first,
             bytes_by_dtype=_constant_bytes(core.read_model(str(path))),
             waste=dict(sorted(waste.items())),

@@ -33,6 +33,7 @@ _KNOWN = {
     "EMBEDDING_LOOKUP": "its table is int8, and it gives rows in float",
 }
 _MOVES = ("TRANSPOSE", "PAD", "PADV2", "CAST", "RESHAPE")
+_LAYERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED")
 _WASTE = ("TRANSPOSE", "PAD", "PADV2", "QUANTIZE", "DEQUANTIZE", "CAST", "RESHAPE")
 
 
@@ -115,9 +116,9 @@ class Tflite:
         return [out]
 
     def inspect(self, path: Path) -> Placement:
-        """Operators in the file, by type; the runtime's own delegate decides at load time."""
-        from edgekit.targets import _tflite_file, _tflite_wide
-        from edgekit.targets._reasons import reasons
+        """Operators in the file, by type, and which XNNPACK takes when it is loaded here."""
+        from edgekit.targets import _tflite_delegate, _tflite_file, _tflite_wide
+        from edgekit.targets._reasons import by_dtype, reasons
 
         model = _tflite_file.read(path)
         ops: collections.Counter[str] = collections.Counter()
@@ -146,14 +147,22 @@ class Tflite:
                 value = model.buffers[tensor.buffer].data if tensor.buffer else None
                 if value is not None and len(value):
                     sizes[_tflite_file.dtype_name(tensor)] += len(value)
+        made, border_names = _graph_of(model)
+        left = _tflite_delegate.outside(path)
+        kinds = collections.Counter(made[i].kind for i in left or ())
         return Placement(
             ops=dict(sorted(ops.items())),
             float_ops=float_ops,
             boundary_ops=boundary,
+            undelegated_ops=None if left is None else len(left),
+            undelegated=dict(sorted(kinds.items())),
+            first_undelegated=_tflite_delegate.told(model, left[0]) if left else None,
+            ops_by_dtype=by_dtype(made),
+            layers=by_dtype([op for op in made if op.kind in _LAYERS]),
             first_fallback=first,
             bytes_by_dtype=dict(sorted(sizes.items())),
             waste=dict(sorted(waste.items())),
-            reasons=reasons(*_graph_of(model), {**_KNOWN, **_tflite_wide.known(model)}),
+            reasons=reasons(made, border_names, {**_KNOWN, **_tflite_wide.known(model)}),
         )
 
     def stored(self, path: Path) -> list[Stored]:
