@@ -40,7 +40,7 @@ class Coreml:
     extra = "coreml"
     packages = ("coremltools",)
     schemes = ("w8a8", "fp16", "w8", "w4", "fp32")
-    delegates = ("cpu",)
+    delegates = ("coreml",)
     systems: ClassVar[dict[str, tuple[str, ...]]] = {
         "fp32": ("iOS 16", "macOS 13"),
         "fp16": ("iOS 16", "macOS 13"),

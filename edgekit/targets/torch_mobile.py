@@ -42,7 +42,7 @@ class TorchMobile:
     extra = "torch-mobile"
     packages = ("torch",)
     schemes = ("w8a8", "fp32", "w8a8-dyn")
-    delegates = ("cpu",)
+    delegates = ("qnnpack",)
     dynamic = PER_TENSOR
     rounds_exactly = True
     """Sums are rounded as they are, so they are the plan's in float64 to the bit, where its own
