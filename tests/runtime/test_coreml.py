@@ -147,7 +147,7 @@ def test_a_damaged_package_is_refused(
 
 
 def test_a_directory_is_recorded_with_every_file_in_it(package: Path) -> None:
-    made = Artifact.from_files([package], target="coreml", delegate="cpu", scheme="w8a8")
+    made = Artifact.from_files([package], target="coreml", delegate="coreml", scheme="w8a8")
     assert made.path == package
     assert [r.path for r in made.files] == [
         f.relative_to(package.parent).as_posix() for f in files_of(package)
@@ -233,7 +233,7 @@ def test_an_emulated_proof_does_not_satisfy_require_verified() -> None:
     document = {"passed": True, "against": "plan", "outputs": []}
     for emulated, passed in ((True, False), (False, True)):
         proof = Proof(document, None, "x 1.0", Path(), emulated)
-        row = Row(Job("coreml", "w8a8", "cpu", ("host",), 1), proof=proof)
+        row = Row(Job("coreml", "w8a8", "coreml", ("host",), 1), proof=proof)
         gates = {g["name"]: g for g in gates_of([row], request)}
         assert gates["parity"]["passed"] is True
         assert gates["verified"]["passed"] is passed
