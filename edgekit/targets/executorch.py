@@ -65,7 +65,7 @@ class Executorch:
         from edgekit.compress.render import render
         from edgekit.targets._executorch_dynamic import quantize_inputs
         from edgekit.targets._executorch_file import quiet
-        from edgekit.targets._executorch_partition import partitioner
+        from edgekit.targets._executorch_partition import needed_passes, partitioner
         from edgekit.targets._executorch_tables import look_up_integers
 
         plan = as_computed(graph_module(program), plan, self)
@@ -74,7 +74,7 @@ class Executorch:
         look_up_integers(module)
         _dequantize_for_each(module)
         try:
-            with quiet(), torch.no_grad():
+            with quiet(), needed_passes(), torch.no_grad():
                 exported = torch.export.export(module, example_args(program), strict=False)
                 out.write_bytes(lowered(exported, partitioner()))
         except Exception as error:
