@@ -28,7 +28,6 @@ STATED = "signature.json"
 Operators = Callable[[str, str], "tuple[int, int, int] | None"]
 
 _CODE = "/bytecode.pkl"
-_SELF = "self"
 _REGISTERS = 2**20
 
 _FAMILIES = ("aten::", "quantized::")
@@ -140,13 +139,12 @@ def _flat(value: Any) -> list[Any]:
 def _run_through(bytecode: Any, data: Any, operators: Operators, stated: bytes) -> Program:
     method = next(m for m in bytecode[1:] if m[0].endswith(".forward"))
     code, schema = dict(method[1]), dict(method[2])
-    attributes = list(data.state.items())
     (_, own), *takes = [(dict(a)["name"], dict(a)["type"]) for a in schema["arguments"]]
     if own != data.kind or any(kind != "Tensor" for _, kind in takes):
         raise BadData(
             f"its method takes {[own, *(k for _, k in takes)]}, not {data.kind} and tensors"
         )
-    machine = _Machine(code, operators, attributes, [name for name, _ in takes])
+    machine = _Machine(code, operators, data, [name for name, _ in takes])
     results = _flat(machine.run())
     if not results or not all(isinstance(r, Value | Attribute) for r in results):
         raise BadData("it gives something else than tensors")
@@ -154,7 +152,7 @@ def _run_through(bytecode: Any, data: Any, operators: Operators, stated: bytes) 
         tuple(name for name, _ in takes),
         tuple(machine.calls),
         tuple(r.name for r in results),
-        {name: value for name, value in attributes if tensors_in(value)},
+        {name: value for name, value in data.state.items() if tensors_in(value)},
         stated,
     )
 
@@ -169,12 +167,12 @@ class _Machine:
         self,
         code: Mapping[str, Any],
         operators: Operators,
-        attributes: Sequence[tuple[str, Any]],
+        module: Packed,
         inputs: Sequence[str],
     ) -> None:
         self.calls: list[Call] = []
-        self._code, self._operators, self._attributes = code, operators, attributes
-        self._stack: list[Any] = [_SELF, *map(Value, inputs)]
+        self._code, self._operators = code, operators
+        self._stack: list[Any] = [Attribute("", module), *map(Value, inputs)]
         self._registers: dict[int, Any] = {}
 
     def run(self) -> list[Any]:
@@ -247,9 +245,12 @@ class _Machine:
         self._stack.append(self._code["constants"][x])
 
     def _get_attribute(self, x: int, n: int) -> None:
-        if self._pop(1) != [_SELF]:
-            raise BadData("it asks something else than the module for an attribute")
-        self._stack.append(Attribute(*self._attributes[x]))
+        [owner] = self._pop(1)
+        held = owner.value.state if isinstance(owner, Attribute) else None
+        if not isinstance(owner.value, Packed) or not isinstance(held, Mapping):
+            raise BadData("it asks something else than a module for an attribute")
+        name, value = list(held.items())[x]
+        self._stack.append(Attribute(f"{owner.name}.{name}".lstrip("."), value))
 
     def _drop(self, x: int, n: int) -> None:
         self._pop(1)

@@ -67,7 +67,7 @@ class TorchMobileSession:
         try:
             values = self._call(encoded)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise failed(self._what, error) from error
+            raise failed(self._what, _said(error)) from error
         return {
             port.spec.name: port.decode(values[port.key], what=self._what) for port in self._outputs
         }
@@ -96,7 +96,7 @@ class TorchMobileSession:
                 warnings.simplefilter("ignore")
                 values = self._call(ones)
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-            raise BadData(str(failed(self._what, error).message)) from error
+            raise BadData(failed(self._what, _said(error)).message) from error
         for port in self._outputs:
             check_static(port.spec, values[port.key].shape, what=self._what)
 
@@ -123,9 +123,14 @@ def _load(torch: Any, path: Path) -> Any:
         raise _refusal(path, error) from error
 
 
-def _refusal(path: Path, error: Exception) -> BadData:
+def _said(error: Exception) -> Exception:
+    """What the interpreter says without the note behind it that it knows no source lines."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return BadData(f"{TARGET} cannot load {path.name}: {(lines or [repr(error)])[0][:400]}")
+    return RuntimeError(lines[0] if lines else type(error).__name__)
+
+
+def _refusal(path: Path, error: Exception) -> BadData:
+    return BadData(f"{TARGET} cannot load {path.name}: {str(_said(error))[:400]}")
 
 
 def _stated(path: Path, program: Program) -> Signature | None:

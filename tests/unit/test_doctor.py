@@ -266,7 +266,12 @@ def test_edgekit_itself_must_be_installed(monkeypatch: pytest.MonkeyPatch) -> No
         (["--target", "onnxruntime"], set(), fails, 1),
         (["--target", "onnxruntime"], {"onnxruntime"}, passes, 3),
         (["--target", "onnxruntime", "--target", "openvino"], {"openvino"}, fails, 3),
-        ([], {"openvino", "ai-edge-litert", "onnxruntime", "coremltools"}, fails, 0),
+        (
+            [],
+            {"openvino", "ai-edge-litert", "onnxruntime", "executorch", "torch", "coremltools"},
+            fails,
+            0,
+        ),
         (["--target", "nothing"], set(), passes, 2),
         (["--target", "someday"], set(), passes, 5),
     ],
