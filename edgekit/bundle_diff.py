@@ -47,12 +47,12 @@ def diff(old: Bundle, new: Bundle) -> dict[str, Any]:
     for before, after in _pairs(old.artifacts, new.artifacts):
         one = after or before
         assert one is not None
-        entry: dict[str, Any] = {"id": one.id, "status": "same", "changes": []}
+        entry: dict[str, Any] = {"id": one.id, "change": "same", "changes": []}
         if before is None or after is None:
-            entry["status"] = "added" if before is None else "removed"
+            entry["change"] = "added" if before is None else "removed"
         else:
             entry["changes"] = list(_artifact(before, after, *evaluations))
-            entry["status"] = "changed" if entry["changes"] else "same"
+            entry["change"] = "changed" if entry["changes"] else "same"
             if before.id != after.id:
                 entry["was"] = before.id
         artifacts.append(entry)
@@ -69,7 +69,7 @@ def diff(old: Bundle, new: Bundle) -> dict[str, Any]:
             for id, c in worse
             if c["verdict"] == "worse"
         ],
-        "removed": [a["id"] for a in artifacts if a["status"] == "removed"],
+        "removed": [a["id"] for a in artifacts if a["change"] == "removed"],
         "contract": [c["what"] for c in bundle if c["what"].partition(" ")[0] in CONTRACT],
     }
 

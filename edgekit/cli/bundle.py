@@ -65,9 +65,9 @@ def _text(document: Mapping[str, Any], fail_on: Sequence[str]) -> str:
         lines += ["", table(_HEADERS, [_row("bundle", c) for c in document["bundle"]])]
     rows = [_row(_title(a), c) for a in document["artifacts"] for c in a["changes"]]
     lines += ["", table(_HEADERS, rows)] if rows else []
-    for status in ("added", "removed", "same"):
-        ids = [a["id"] for a in document["artifacts"] if a["status"] == status]
-        lines += [f"{status}: {', '.join(ids)}"] if ids else []
+    for kind in ("added", "removed", "same"):
+        ids = [a["id"] for a in document["artifacts"] if a["change"] == kind]
+        lines += [f"{kind}: {', '.join(ids)}"] if ids else []
     for reason in _REASONS:
         found = document[reason]
         mark = " (--fail-on)" if reason in fail_on and found else ""

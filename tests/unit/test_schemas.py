@@ -27,7 +27,7 @@ OPEN = {
     "bench": {"facts"},
     "doctor": {"facts", "extras"},
     "device": {"sources"},
-    "export": {"bytes_by_dtype"},
+    "export": {"counts"},
     "inspect": {"counts"},
     "manifest": {
         *("model", "preprocess", "reference_statistics", "policy", "lineage", "evidence"),
@@ -61,7 +61,12 @@ def examples() -> dict[str, dict[str, Any]]:
     """One full document of each kind."""
     placement = {
         "ops": 7, "float_ops": 1, "undelegated_ops": None, "first_fallback": "Softmax: no kernel",
-        "bytes_by_dtype": {"int8": 1000},
+        "bytes_by_dtype": {"int8": 1000}, "first_undelegated": None,
+        "ops_by_dtype": {"integer": 6, "float": 1},
+    }  # fmt: skip
+    told = placement | {
+        "ops_by_delegate": {"xnnpack": 7, "outside": 0}, "bytes_by_delegate": None,
+        "macs": {"total": 900, "by_dtype": {"integer": 900, "float": 0}, "by_delegate": None},
     }  # fmt: skip
     artifact = {
         "id": "tflite-w8a8", "target": "tflite", "delegate": "xnnpack", "scheme": "w8a8",
@@ -70,7 +75,7 @@ def examples() -> dict[str, dict[str, Any]]:
         "drop_points": 0.4, "drop_ci95": [-0.1, 0.9],
         "parity": {"against": "plan", "sqnr_db": 41.5, "agreement": 1.0, "worst_sample_db": 33.0,
                    "n": 64, "identical": False},
-        "placement": placement,
+        "placement": told,
         "latency_ms": {"p50": 4.1, "p90": 4.4, "p99": 5.0, "n": 200, "threads": 4,
                        "where": "local"},
         "load_ms": 12.5, "peak_memory_mib": 40.0,
@@ -114,7 +119,7 @@ def examples() -> dict[str, dict[str, Any]]:
             "reference": {"kind": "float", "value": 0.78, "n": 872},
             "artifacts": [artifact, failed],
             "gates": [{"artifact": "tflite-w8a8", "name": "max-drop", "limit": 1.0, "value": 0.4,
-                       "passed": True}],
+                       "passed": True, "detail": "0.4 points", "waived": True}],
             "wall_s": 31.0,
         },
         "plan": plan.to_json() | {"sensitivity": sensitivity},
@@ -191,6 +196,18 @@ def examples() -> dict[str, dict[str, Any]]:
             "targets": [{"id": "tflite", "installed": True,
                          "round_trip": {"ok": True, "detail": "", "seconds": 1.0}}],
             "missing": [], "install": None, "passed": True,
+        },
+        "bundle_diff": {
+            "schema": "edgekit.bundle-diff/1",
+            "old": {"path": "a.zip", "name": "m", "version": "1", "digest": SHA},
+            "new": {"path": "b.zip", "name": "m", "version": "2", "digest": SHA},
+            "identical": False,
+            "bundle": [{"what": "version", "old": "1", "new": "2", "verdict": "changed"}],
+            "artifacts": [{"id": "tflite-w8", "was": "tflite-w8a8", "change": "changed",
+                           "changes": [
+                {"what": "accuracy", "old": 90.0, "new": 85.0, "verdict": "worse",
+                 "ci95": [-7.9, -2.1], "detail": "x"}]}],
+            "regressed": ["tflite-w8: accuracy"], "removed": [], "contract": [],
         },
         "policy": {"schema": "edgekit.policy/1", "temperature": 1.2, "min_confidence": 0.6,
                    "otherwise": "cloud", "timeout_ms": 500},
