@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgekit.runtime._silence import silence
 from edgekit.runtime.golden import pack_golden
 from edgekit.runtime.manifest import canonical_json
 from edgekit.signature import Signature, TensorSpec
+
+silence()  # some tests import OpenVINO themselves
 
 BundleWriter = Callable[..., Path]
 

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.engines._common import calls, float_file, named
+from edgekit.runtime._silence import silence
 from edgekit.signature import Signature
 
 if TYPE_CHECKING:
     import torch
 
     from edgekit.engines import Feeds
+
+silence()
 
 _CURVED = {"elu", "gelu", "hardsigmoid", "hardswish", "leaky_relu", "mish", "prelu", "sigmoid"}
 _CURVED |= {"silu", "tanh"}

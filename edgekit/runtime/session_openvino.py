@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.errors import BadData, UnsupportedError
+from edgekit.runtime._silence import silence
 from edgekit.runtime.session import (
     Array,
     Port,
@@ -21,6 +22,8 @@ from edgekit.runtime.session import (
     version_of,
 )
 from edgekit.signature import Signature, TensorSpec
+
+silence()
 
 TARGET = "openvino"
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.compress.weights import SCHEMES as WEIGHTS
+from edgekit.runtime._silence import silence
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
 from edgekit.targets._common import channel_digest, converter_error, half, unpack_int4
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from edgekit.compress.plan import QuantPlan
     from edgekit.compress.unrounded import Unrounded
     from edgekit.targets._reasons import Role
+
+silence()
 
 _NOT_COMPUTE = ("Input", "Output", "Const", "Result")
 _LAYERS = ("Convolution", "Deconvolution", "FullyConnected")
