@@ -45,7 +45,7 @@ from edgekit.data import ArraySamples
 from edgekit.errors import EdgekitError
 from edgekit.schemas import validate
 
-DEVICES = ("pixel-8", "galaxy-s24", "raspberry-pi-5", "x86-server")
+DEVICES = ("pixel-8", "iphone-15-pro", "raspberry-pi-5", "x86-server")
 LABELS = tuple("0123456789")
 TEST = 360
 CALIBRATION = 256
@@ -261,6 +261,15 @@ def table(document: Mapping[str, Any]) -> str:
     )
 
 
+def gates(document: Mapping[str, Any]) -> str:
+    """Every gate of the document, a line for each kind."""
+    words = {True: "held", False: "FAILED", None: "not judged"}
+    kinds: dict[str, list[str]] = {}
+    for gate in document["gates"]:
+        kinds.setdefault(gate["name"], []).append(f"{gate['artifact']} {words[gate['passed']]}")
+    return "\n".join(f"gate {name}: {', '.join(found)}" for name, found in kinds.items())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the recipe; the exit code is the export's."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -276,6 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     reference = document["reference"]
     print(f"float model: {reference['value']:.2f} % top-1 on {reference['n']} test pictures\n")
     print(table(document))
+    print(f"\n{gates(document)}")
     print(f"\nbundle: {document['bundle'] or 'not written, see the report'}")
     print(f"report: {options.out / 'report.json'}")
     return code

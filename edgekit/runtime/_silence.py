@@ -1,8 +1,8 @@
 """Keeps vendors' libraries from reporting how they are used.
 
 OpenVINO's wheel brings ``openvino_telemetry``, which sends an event to its makers for each import
-and each conversion, in a process that it forks, unless somebody opted out on that machine. NNCF uses
-it too. Whether to report is the user's decision, not that of a library they never called.
+and each conversion, in a process that it forks, unless somebody opted out on that machine. NNCF
+uses it too. Whether to report is the user's decision, not that of a library they never called.
 """
 
 from __future__ import annotations

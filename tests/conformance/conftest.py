@@ -47,7 +47,14 @@ EVERY_DAY = {
     "fp16": ("mlp",),
     "fp32": ("mlp",),
 }
-"""Models by scheme that go through all targets in every run; the others are marked slow."""
+"""Models by scheme that go through the first targets in every run; the others are marked slow."""
+
+LATER = {
+    "executorch": {("mlp", "fp32"), ("mobilenet_v2", "w8a8"), ("distilbert", "w8a8-dyn")},
+    "torch-mobile": {("mlp", "fp32"), ("mobilenet_v2", "w8a8"), ("distilbert", "w8a8-dyn")},
+    "coreml": {("mlp", "fp16"), ("mobilenet_v2", "w8a8")},
+}
+"""Targets of which every run takes these pairs alone; all else in this folder is marked slow."""
 
 TWICE = ("mlp", "mobilenet_v2")
 """Models that are converted again in another process, to compare the bytes."""
@@ -222,6 +229,8 @@ def _cases() -> list[Any]:
         for model in NULL_CARRIES if target == TEST_TARGET else MODELS:
             for scheme in find(target).schemes:
                 slow = model not in EVERY_DAY.get(scheme, ())
+                if target in LATER:
+                    slow = (model, scheme) not in LATER[target]
                 marks = [pytest.mark.runtime, *([pytest.mark.slow] if slow else [])]
                 cases.append(
                     pytest.param(
@@ -282,6 +291,17 @@ def converted(request: pytest.FixtureRequest, prepared: Callable[[str], Prepared
         wanted = request.config.stash[_WANTED].get((model, target), {scheme})
         done[model, target] = _convert(prepared(model), target, sorted(wanted))
     return done[model, target][scheme]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what the later targets go through besides."""
+    here = Path(__file__).parent
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        named = any(isinstance(value, str) and value in LATER for value in params.values())
+        if named and here in item.path.parents:
+            item.add_marker(pytest.mark.slow)
 
 
 _DONE = pytest.StashKey[dict[tuple[str, str], dict[str, Converted]]]()
