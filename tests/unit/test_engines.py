@@ -68,8 +68,9 @@ def test_every_file_is_an_engine_of_that_name() -> None:
 
 
 def test_every_target_has_an_engine() -> None:
+    """All but PyTorch Mobile, whose makers quantize modules, not programs."""
     served = {t for name in engines.available() for t in engines.find(name).targets}
-    assert served == set(TARGETS)
+    assert served == set(TARGETS) - {"torch-mobile"}
 
 
 def test_the_defaults_are_what_peers_toml_freezes() -> None:
