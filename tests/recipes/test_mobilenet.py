@@ -166,7 +166,9 @@ def test_the_demo_exports_to_every_runtime_and_loses_nothing(demo: tuple[Path, s
         assert artifact["drop_points"] <= 1
         assert artifact["bytes"] < artifact["float"]["bytes"]
         assert artifact["id"] in said
-    assert all(gate["passed"] is not False for gate in report["gates"])
+    # Nothing was measured, so nothing is said of speed; all else is judged, and holds.
+    assert {g["name"] for g in report["gates"]} >= {"parity", "smaller", "faster", "weights"}
+    assert all(g["passed"] is (None if g["name"] == "faster" else True) for g in report["gates"])
     assert all(f"gate {gate['name']}: " in said for gate in report["gates"])
     assert report["bundle"] in said and str(out / "report.json") in said
 

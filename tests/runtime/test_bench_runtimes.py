@@ -20,7 +20,7 @@ def test_every_runtime_of_a_bundle_is_measured(net_bundle: Path) -> None:
         document = bench(bundle_requests(bundle), runs=20, rounds=2, max_seconds=1.0)
     validate(document)
     results = {result["target"]: result for result in document["results"]}
-    assert set(results) == {"tflite", "openvino", "onnxruntime", "torch-mobile"}
+    assert set(results) == {"tflite", "openvino", "onnxruntime", "executorch", "torch-mobile"}
     for target, result in results.items():
         assert result["latency_ms"]["n"] == 20
         assert 0 < result["latency_ms"]["p50"] < 50
