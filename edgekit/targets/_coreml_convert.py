@@ -65,7 +65,9 @@ def _convert(
     program: torch.export.ExportedProgram, scheme: str, signature: Signature, folder: str
 ) -> Any:
     import coremltools as ct
+    from coremltools.converters.mil import Builder
 
+    Builder.name_count.clear()  # else names tell what the process made before
     half = scheme == "fp16"
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.remove_passes(set(_LEFT_OUT))
