@@ -50,9 +50,9 @@ EVERY_DAY = {
 """Models by scheme that go through the first targets in every run; the others are marked slow."""
 
 LATER = {
-    "executorch": {("mlp", "fp32"), ("mobilenet_v2", "w8a8"), ("distilbert", "w8a8-dyn")},
-    "torch-mobile": {("mlp", "fp32"), ("mobilenet_v2", "w8a8"), ("distilbert", "w8a8-dyn")},
-    "coreml": {("mlp", "fp16"), ("mobilenet_v2", "w8a8")},
+    "executorch": {("mlp", "fp32"), ("mobilenet_v2", "w8a8")},
+    "torch-mobile": {("mlp", "fp32"), ("mobilenet_v2", "w8a8")},
+    "coreml": {("mobilenet_v2", "w8a8")},
 }
 """Targets of which every run takes these pairs alone; all else in this folder is marked slow."""
 

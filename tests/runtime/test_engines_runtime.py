@@ -12,7 +12,13 @@ import pytest
 
 from edgekit import engines
 
-PAIRS = [(n, t) for n in engines.available() for t in engines.find(n).targets]
+# Engines that one other pair of theirs stands for in every run.
+SLOW = {("coremltools", "coreml"), ("coremltools", "openvino"), ("inc", "openvino")}
+PAIRS = [
+    pytest.param(n, t, id=f"{n}-{t}", marks=[pytest.mark.slow] if (n, t) in SLOW else [])
+    for n in engines.available()
+    for t in engines.find(n).targets
+]
 
 # Of the small network below. Measured on these pairs with the versions of constraints.txt: 41 to
 # 54 dB; a network left in float gives over 100, one with a wrong scale somewhere under 20.
