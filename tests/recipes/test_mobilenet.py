@@ -201,6 +201,7 @@ def test_a_device_reads_digits_with_the_demos_bundle(
     assert np.mean([a == str(b) for a, b in zip(read, classes, strict=True)]) >= 0.96
 
 
+@pytest.mark.slow
 @pytest.mark.runtime
 def test_the_command_line_exports_the_recipes_model(
     demo: tuple[Path, str, str], environment: Mapping[str, str], tmp_path: Path
