@@ -49,9 +49,9 @@ EVERY_DAY = {
 }
 """Models by scheme that go through the first targets in every run; the others are marked slow."""
 
-LATER = dict.fromkeys(("executorch", "torch-mobile", "coreml"), {("mlp", "w8a8")})
-"""Pairs that every run takes of the later targets; all else in this folder is marked slow. The demo,
-which every run makes too, proves a MobileNetV2 as w8a8 in each of them."""
+LATER = {target: {("mlp", "w8a8")} for target in ("executorch", "torch-mobile", "coreml")}
+"""Pairs that every run takes of the later targets; all else in this folder is marked slow. The
+demo, which every run makes too, proves a MobileNetV2 as w8a8 in each of them."""
 
 TWICE = ("mlp", "mobilenet_v2")
 """Models that are converted again in another process, to compare the bytes."""
