@@ -295,6 +295,9 @@ class _Lowering:
         assert isinstance(source, fx.Node)
         if grid(self._acts[source.name]) != grid(edge) or not _pools_as_asked(node):
             return None
+        if node.target is aten.constant_pad_nd.default:
+            sides: Any = node.args[1]
+            return self._out.pad(self._integers[source], [*sides], node.meta["val"].dim() - 2)
         target = aten.reshape.default if node.target is aten.view.default else node.target
         return self._out.emit(target, self._integers[source], *node.args[1:], **node.kwargs)
 
