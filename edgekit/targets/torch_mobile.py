@@ -1,14 +1,13 @@
 """PyTorch Mobile (``.ptl``), for apps that have its lite interpreter already.
 
-ExecuTorch is its successor, for which new apps should export: PyTorch Mobile has had no release for
-Android or iOS since 2.1, and torch says that it will drop the interpreter and the quantized tensors
-that it runs on.
+ExecuTorch is its successor, for which new apps should export: torch (2.13) deprecates the
+interpreter in its favour, and announces the end of the quantized tensors that it computes with.
 
 The plan is rendered as operators of QNNPACK, the engine of phones' builds: activations are uint8
 with the zero point moved by 128, which stands for the very same values, and weights int8 for each
-channel. Its kernels round every result to the nearest integer, half to even, after one product with
-a float32 factor, and add products of 16 bits in 32; so they give the plan's answers on any
-processor, and leave nothing of it unrounded.
+channel. Its kernels add products of 16 bits in 32, so nothing saturates on a processor without
+VNNI, and round every exact sum to the nearest integer. They leave nothing of the plan unrounded;
+only pooling windows and resizing let a tie fall their own way.
 
 Under ``w8a8-dyn`` linear layers quantize their input with one scale for the whole tensor; other
 weights are stored as int8 and unpacked whenever they are read. There is no ``w8``, ``w4`` or
