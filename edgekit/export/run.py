@@ -18,7 +18,6 @@ import numpy as np
 from edgekit import device as devices_
 from edgekit import engines
 from edgekit.artifact import Artifact, Store, fingerprint
-from edgekit.bench.measure import BenchRequest, bench
 from edgekit.compress.plan import plan_name
 from edgekit.data import Samples, load, load_pair
 from edgekit.device import Device, Job, plan_targets
@@ -27,19 +26,17 @@ from edgekit.export import accuracy, converting, proving
 from edgekit.export.counting import count, placed, source_of
 from edgekit.export.document import Row, broken, build, gates_of, judged
 from edgekit.export.gates import Context, truth
-from edgekit.export.keys import code, isa
+from edgekit.export.measuring import measure
 from edgekit.export.packing import pack_result
 from edgekit.export.planning import Planned, make_plan
 from edgekit.export.proving import Proof
-from edgekit.export.reference import Referenced, gather, load_arrays, refer
+from edgekit.export.reference import Referenced, gather, refer
 from edgekit.export.request import MIN_CALIB, ExportRequest
-from edgekit.metrics import top1, top1_correct
+from edgekit.export.scoring import reference_score, scored
 from edgekit.model import Model
 from edgekit.names import CALIBRATED, NO_VNNI, OVERRIDES, WAIVABLE, unknown
 from edgekit.pack import check_destination
-from edgekit.paired import paired_difference
 from edgekit.runtime.cpu import lacks_vnni
-from edgekit.runtime.session import unavailable
 from edgekit.targets import find, require_installed, worker
 
 __all__ = ["ExportResult", "export_bundle", "samples_of"]
@@ -178,13 +175,13 @@ def _export(
         def prove(planned: Planned) -> tuple[Referenced, list[Row]]:
             reference = refer(model, planned, held, plans, store, listener)
             rows = _make(model, jobs, planned, reference, feeds, store, request, calib)
-            return reference, _score(model, rows, reference, evaluation, store)
+            return reference, scored(model, rows, reference, evaluation)
 
         planned, reference, rows = accuracy.until_held(
             model, planned, calib, evaluation, plans, request, store, prove
         )
         if request.bench:
-            rows = _measure(model, rows, feeds, store, request)
+            rows = measure(model, rows, feeds.first, store, request)
     counted = count(rows, planned, store)
     rows = [replace(r, placement=placed(r, counted[r.id])) if r.placement else r for r in rows]
     parameters = sum(p.numel() for p in model.module.parameters())
@@ -200,7 +197,7 @@ def _export(
         bundle = pack_result(
             model, request, packable, planned, reference, evaluation, calib, request.out, source
         )
-    score = _reference_score(model, reference, evaluation)
+    score = reference_score(model, reference, evaluation)
     wall = time.perf_counter() - start
     document = build(model, request, rows, gates, bundle, score, wall) | accuracy.about(planned)
     return ExportResult(document, tuple(failed), conversions)
@@ -396,136 +393,6 @@ def _with_cause(row: Row, reason: str | None) -> str | None:
     if not (needs and lacks_vnni()):
         return reason
     return f"{reason}; this machine has no VNNI and can't prove an artifact that needs it"
-
-
-def _measure(
-    model: Model, rows: Sequence[Row], feeds: _Feeds, store: Store, request: ExportRequest
-) -> list[Row]:
-    """Latency and memory of every artifact beside its float twin, one target after the other."""
-    measured = list(rows)
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    for target in dict.fromkeys(r.job.target for r in rows):
-        mine = [i for i, r in enumerate(rows) if r.job.target == target and r.artifact is not None]
-        if not mine:
-            continue
-        reason = unavailable(target)
-        if reason is not None:
-            request.listener.note(f"{target} is not measured: {reason}")
-            continue
-        threads = request.threads or min(usable, min(rows[i].job.threads for i in mine))
-        subjects = {a.id: a for i in mine if (a := rows[i].artifact) is not None}
-        twin = rows[mine[0]].twin
-        if twin is not None:
-            subjects.setdefault(twin.id, twin)
-        document = _bench(target, list(subjects.values()), model, feeds, threads, store, request)
-        for i in mine:
-            measured[i] = replace(rows[i], bench=document)
-    return measured
-
-
-def _bench(
-    target: str,
-    artifacts: Sequence[Artifact | None],
-    model: Model,
-    feeds: _Feeds,
-    threads: int,
-    store: Store,
-    request: ExportRequest,
-) -> dict[str, Any]:
-    import json
-
-    known = [a for a in artifacts if a is not None]
-    key = fingerprint(
-        stage="bench",
-        artifacts=[a.digest for a in known],
-        threads=threads,
-        runs=request.bench_runs,
-        seconds=request.bench_seconds,
-        code=code("bench", "runtime"),
-        isa=isa(),
-    )
-
-    def fill(folder: Path) -> None:
-        rounds = 10
-        with request.listener.progress(f"measuring {target}", rounds * len(known)) as advance:
-            document = bench(
-                [
-                    BenchRequest(
-                        artifact=a.id,
-                        target=target,
-                        path=a.path,
-                        signature=model.signature,
-                        scheme=a.scheme,
-                        delegate=a.delegate,
-                        bytes=a.bytes,
-                        feeds=feeds.first(),
-                    )
-                    for a in known
-                ],
-                threads=threads,
-                runs=request.bench_runs,
-                max_seconds=request.bench_seconds,
-                rounds=rounds,
-                progress=advance,
-            )
-        (folder / "bench.json").write_text(json.dumps(document))
-
-    path = store.make(key, fill, what=f"bench {target}")
-    loaded: dict[str, Any] = json.loads((path / "bench.json").read_text())
-    return loaded
-
-
-def _score(
-    model: Model,
-    rows: Sequence[Row],
-    reference: Referenced,
-    evaluation: Samples | None,
-    store: Store,
-) -> list[Row]:
-    """Accuracy of every proven artifact, and its paired difference from the float model."""
-    labels = reference.labels() if evaluation is not None else None
-    if labels is None:
-        return list(rows)
-    name, n = model.signature.outputs[0].name, reference.n
-    float_ = _rows2d(load_arrays(reference.path / "outputs-fp32.npz")[name][:n])
-    right = top1_correct(float_, labels)
-    scored = []
-    for row in rows:
-        if row.proof is None:
-            scored.append(row)
-            continue
-        answers = load_arrays(row.proof.path / "outputs.npz").get(name)
-        if answers is None or _rows2d(answers[:n]).shape != float_.shape:
-            scored.append(row)
-            continue
-        mine = top1_correct(_rows2d(answers[:n]), labels)
-        found = paired_difference(right, mine)
-        scored.append(
-            replace(
-                row,
-                value=float(mine.mean()) * 100,
-                # Subtracted rather than negated: no drop is 0.0, not -0.0.
-                drop=0.0 - 100 * found.difference,
-                drop_ci=(0.0 - 100 * found.high, 0.0 - 100 * found.low),
-            )
-        )
-    return scored
-
-
-def _reference_score(
-    model: Model, reference: Referenced, evaluation: Samples | None
-) -> tuple[float, int] | None:
-    labels = reference.labels() if evaluation is not None else None
-    if labels is None:
-        return None
-    name = model.signature.outputs[0].name
-    answers = load_arrays(reference.path / "outputs-fp32.npz")[name]
-    return top1(_rows2d(answers[: reference.n]), labels) * 100, reference.n
-
-
-def _rows2d(outputs: Any) -> Any:
-    """[n, 1, classes] to [n, classes]."""
-    return outputs.reshape(len(outputs), -1)
 
 
 @contextmanager

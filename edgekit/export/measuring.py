@@ -1,0 +1,102 @@
+"""Latency and memory of what was exported, each artifact beside its float twin."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgekit.artifact import Artifact, Store, fingerprint
+from edgekit.bench.measure import BenchRequest, bench
+from edgekit.export.document import Row
+from edgekit.export.keys import code, isa
+from edgekit.export.request import ExportRequest
+from edgekit.model import Model
+from edgekit.runtime.session import unavailable
+
+__all__ = ["measure"]
+
+
+def measure(
+    model: Model,
+    rows: Sequence[Row],
+    feed: Callable[[], Mapping[str, Any]],
+    store: Store,
+    request: ExportRequest,
+) -> list[Row]:
+    """Latency and memory of every artifact beside its float twin, one target after the other.
+
+    ``feed`` gives the sample that they are measured with.
+    """
+    measured = list(rows)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    for target in dict.fromkeys(r.job.target for r in rows):
+        mine = [i for i, r in enumerate(rows) if r.job.target == target and r.artifact is not None]
+        if not mine:
+            continue
+        reason = unavailable(target)
+        if reason is not None:
+            request.listener.note(f"{target} is not measured: {reason}")
+            continue
+        threads = request.threads or min(usable, min(rows[i].job.threads for i in mine))
+        subjects = {a.id: a for i in mine if (a := rows[i].artifact) is not None}
+        twin = rows[mine[0]].twin
+        if twin is not None:
+            subjects.setdefault(twin.id, twin)
+        document = _bench(target, list(subjects.values()), model, feed, threads, store, request)
+        for i in mine:
+            measured[i] = replace(rows[i], bench=document)
+    return measured
+
+
+def _bench(
+    target: str,
+    artifacts: Sequence[Artifact | None],
+    model: Model,
+    feed: Callable[[], Mapping[str, Any]],
+    threads: int,
+    store: Store,
+    request: ExportRequest,
+) -> dict[str, Any]:
+    known = [a for a in artifacts if a is not None]
+    key = fingerprint(
+        stage="bench",
+        artifacts=[a.digest for a in known],
+        threads=threads,
+        runs=request.bench_runs,
+        seconds=request.bench_seconds,
+        code=code("bench", "runtime"),
+        isa=isa(),
+    )
+
+    def fill(folder: Path) -> None:
+        rounds = 10
+        with request.listener.progress(f"measuring {target}", rounds * len(known)) as advance:
+            document = bench(
+                [
+                    BenchRequest(
+                        artifact=a.id,
+                        target=target,
+                        path=a.path,
+                        signature=model.signature,
+                        scheme=a.scheme,
+                        delegate=a.delegate,
+                        bytes=a.bytes,
+                        feeds=feed(),
+                    )
+                    for a in known
+                ],
+                threads=threads,
+                runs=request.bench_runs,
+                max_seconds=request.bench_seconds,
+                rounds=rounds,
+                progress=advance,
+            )
+        (folder / "bench.json").write_text(json.dumps(document))
+
+    path = store.make(key, fill, what=f"bench {target}")
+    loaded: dict[str, Any] = json.loads((path / "bench.json").read_text())
+    return loaded
