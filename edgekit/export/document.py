@@ -148,38 +148,40 @@ class Row:
         return {"latency_p50_ms": p50, "bytes": self.twin.bytes}
 
 
+def gate(
+    artifact: str | None,
+    name: str,
+    limit: Any,
+    value: Any,
+    passed: bool | None,
+    detail: str | None = None,
+) -> dict[str, Any]:
+    """One entry of the document's gates."""
+    entry = {"artifact": artifact, "name": name, "limit": limit, "value": value, "passed": passed}
+    return entry if detail is None else {**entry, "detail": detail}
+
+
 def gates_of(rows: Sequence[Row], request: ExportRequest) -> list[dict[str, Any]]:
     """Every gate with its verdict; None where it could not be judged here."""
     gates: list[dict[str, Any]] = []
-
-    def gate(
-        artifact: str | None,
-        name: str,
-        limit: Any,
-        value: Any,
-        passed: bool | None,
-        detail: str | None = None,
-    ) -> None:
-        entry = {"artifact": artifact, "name": name, "limit": limit, "value": value}
-        told = {} if detail is None else {"detail": detail}
-        gates.append({**entry, "passed": passed, **told})
-
     for row in rows:
         passed = None if row.proof is None else bool(row.proof.document["passed"])
-        gate(row.id, "parity", row.against, row.verification, passed)
+        gates.append(gate(row.id, "parity", row.against, row.verification, passed))
         if request.require_verified:
-            gate(row.id, "verified", "runtime", row.verification, row.verification == "runtime")
+            gates.append(
+                gate(row.id, "verified", "runtime", row.verification, row.verification == "runtime")
+            )
         if request.max_drop is not None:
             held = None if row.drop is None else row.drop <= request.max_drop
             if held is None and request.require_verified:
                 held = False
-            gate(row.id, "max-drop", request.max_drop, row.drop, held)
+            gates.append(gate(row.id, "max-drop", request.max_drop, row.drop, held))
         if request.max_float_ops is not None and row.job.scheme != "fp32":
             count = None if row.placement is None else row.placement["float_ops"]
             held = None if count is None else count <= request.max_float_ops
             first = None if row.placement is None else first_float(row.placement)
             told = None if first is None else f"the first: {first}"
-            gate(row.id, "max-float-ops", request.max_float_ops, count, held, told)
+            gates.append(gate(row.id, "max-float-ops", request.max_float_ops, count, held, told))
     return gates
 
 

@@ -14,10 +14,10 @@ from typing import Any
 from edgekit.device import Device
 from edgekit.export import converting
 from edgekit.export.counting import Source
-from edgekit.export.document import Row
+from edgekit.export.document import Row, gate
 from edgekit.export.request import ExportRequest
 
-__all__ = ["Context", "gate", "truth"]
+__all__ = ["Context", "truth"]
 
 SMALL = 2**16
 """Bytes of constants in the float twin under which sizes of files are not judged: they are the
@@ -49,19 +49,6 @@ class Context:
     counted: Mapping[str, Mapping[str, Any]]
     source: Source | None
     parameters: int
-
-
-def gate(
-    artifact: str | None,
-    name: str,
-    limit: Any,
-    value: Any,
-    passed: bool | None,
-    detail: str | None = None,
-) -> dict[str, Any]:
-    """One entry of the document's gates."""
-    entry = {"artifact": artifact, "name": name, "limit": limit, "value": value, "passed": passed}
-    return entry if detail is None else {**entry, "detail": detail}
 
 
 def truth(rows: Sequence[Row], context: Context) -> list[dict[str, Any]]:
