@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from edgekit import __version__
 from edgekit.errors import MissingDependency, UnsupportedError, UsageError
-from edgekit.names import EXTRAS, PLANNED_TARGETS, TARGETS, TEST_TARGET, unknown
+from edgekit.names import EXTRAS, TARGETS, TEST_TARGET, unknown
 
 __all__ = [
     "Package",
@@ -339,11 +339,6 @@ def diagnose(
 
 def _check_known(targets: Sequence[str]) -> None:
     for target in targets:
-        if target in PLANNED_TARGETS:
-            raise UnsupportedError(
-                f"target {target!r} is reserved: conversion to it is not built yet",
-                hint=f"targets that are: {', '.join(TARGETS)}",
-            )
         if target not in (*TARGETS, TEST_TARGET):
             raise UsageError(unknown("target", target, TARGETS))
 

@@ -13,9 +13,6 @@ from typing import Final
 TARGETS: Final = ("tflite", "openvino", "onnxruntime", "executorch", "torch-mobile", "coreml")
 """Targets that ship with edgekit, in the order reports list them. ``null`` is for tests."""
 
-PLANNED_TARGETS: Final[tuple[str, ...]] = ()
-"""Reserved ids: device profiles may name them, conversion to them is not built yet."""
-
 TEST_TARGET: Final = "null"
 
 ENGINES: Final = (

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from edgekit.names import PLANNED_TARGETS, SCHEMES, TARGETS, TEST_TARGET, unknown
+from edgekit.names import SCHEMES, TARGETS, TEST_TARGET, unknown
 
 __all__ = [
     "Accelerator",
@@ -32,7 +32,7 @@ Count = Annotated[int, Field(ge=1)]
 
 _SYSTEM = re.compile(r"(Android|iOS|iPadOS|macOS) (\d+(?:\.\d+)*)")
 
-PROFILE_TARGETS = (*TARGETS, *PLANNED_TARGETS, TEST_TARGET)
+PROFILE_TARGETS = (*TARGETS, TEST_TARGET)
 """Target ids a profile may name; the planned ones are skipped until conversion to them exists."""
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgekit.device.profile import Device, TargetSupport
+from edgekit.device.profile import Device
 from edgekit.errors import UnsupportedError, UsageError
 from edgekit.names import (
     NO_VNNI,
     OVERRIDES,
-    PLANNED_TARGETS,
     TARGETS,
     TEST_TARGET,
     scheme_id,
@@ -97,11 +96,6 @@ def plan_targets(
 
 def _known_targets(targets: Sequence[str]) -> tuple[str, ...]:
     for target in targets:
-        if target in PLANNED_TARGETS:
-            raise UnsupportedError(
-                f"target {target!r} is reserved: conversion to it is not built yet",
-                hint=f"Targets there are: {', '.join(TARGETS)}.",
-            )
         if target not in (*TARGETS, TEST_TARGET):
             raise UsageError(unknown("target", target, TARGETS))
     return tuple(dict.fromkeys(targets))
@@ -129,7 +123,7 @@ def _unique(devices: Sequence[Device]) -> list[Device]:
 def _choose(device: Device, targets: Sequence[str], schemes: Sequence[str]) -> list[_Key]:
     return [
         (entry.target, scheme, entry.delegate, _variant(device, entry.target, scheme))
-        for entry in _runnable(device)
+        for entry in device.targets
         if (entry.target in targets if targets else not entry.when_named)
         for scheme in (schemes or entry.schemes[:1])
         if scheme in entry.schemes
@@ -140,10 +134,6 @@ def _variant(device: Device, target: str, scheme: str) -> str | None:
     """The override that a device needs for its instruction set."""
     needed = device.isa.lacks_vnni and target in OVERRIDES[NO_VNNI] and scheme == "w8a8"
     return NO_VNNI if needed else None
-
-
-def _runnable(device: Device) -> list[TargetSupport]:
-    return [entry for entry in device.targets if entry.target not in PLANNED_TARGETS]
 
 
 def _refuse_idle(
@@ -184,5 +174,5 @@ def _reason(device: Device, target: str) -> str:
 
 
 def _can(device: Device) -> str:
-    runs = [f"{entry.target} ({', '.join(entry.schemes)})" for entry in _runnable(device)]
+    runs = [f"{entry.target} ({', '.join(entry.schemes)})" for entry in device.targets]
     return f"{device.id} runs {', '.join(runs) or 'no target there is'}"

@@ -13,7 +13,7 @@ import pytest
 from edgekit import device, schemas
 from edgekit.cli.main import main
 from edgekit.device import loader
-from edgekit.names import PLANNED_TARGETS, TARGETS, install_command
+from edgekit.names import TARGETS, install_command
 
 
 @pytest.fixture
@@ -130,8 +130,6 @@ def test_targets(document: Any, capsys: pytest.CaptureFixture[str]) -> None:
 def test_targets_carry_what_the_profiles_promise(name: str, document: Any) -> None:
     rows = {row["id"]: row for row in document("targets", "--json")[1]["targets"]}
     for entry in device.load(name).targets:
-        if entry.target in PLANNED_TARGETS:
-            continue
         assert entry.delegate in rows[entry.target]["delegates"]
         assert set(entry.schemes) <= set(rows[entry.target]["schemes"])
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 import edgekit
 from edgekit import device
-from edgekit.device import loader, select
+from edgekit.device import loader
 from edgekit.errors import BadData, UnsupportedError, UsageError
 from edgekit.names import SCHEMES, TARGETS
 
@@ -312,31 +312,21 @@ def test_a_target_needs_one_of_the_devices_only() -> None:
         ),
         (("tflite",), ("w4",), UnsupportedError, "'pixel-8' cannot run target tflite with .* w4"),
         (("tflite",), ("w8a8", "w4"), UnsupportedError, "carries scheme 'w4'"),
-        (("someday",), (), UnsupportedError, "'someday' is reserved"),
         (("tflit",), (), UsageError, "unknown target 'tflit'. Did you mean 'tflite'"),
         ((), ("int9",), UsageError, "unknown scheme 'int9'. Did you mean 'int8'"),
     ],
 )
 def test_what_was_named_is_never_passed_over(
-    targets: tuple[str, ...],
-    schemes: tuple[str, ...],
-    error: type[Exception],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
+    targets: tuple[str, ...], schemes: tuple[str, ...], error: type[Exception], message: str
 ) -> None:
-    monkeypatch.setattr(select, "PLANNED_TARGETS", ("someday",))
     with pytest.raises(error, match=message) as raised:
         jobs("pixel-8", targets=targets, schemes=schemes)
-    if error is UnsupportedError and targets != ("someday",):
+    if error is UnsupportedError:
         assert "pixel-8 runs tflite (w8a8, w8a8-dyn, w8, w8a16, fp16, fp32), " in str(raised.value)
         assert "onnxruntime (w8a8, w8a8-dyn, w8, w4, fp16, fp32)" in str(raised.value)
 
 
-def test_chips_that_do_not_multiply_int8_faster_get_int8_weights_from_core_ml(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(select, "PLANNED_TARGETS", ())
-    monkeypatch.setattr(select, "TARGETS", ("coreml",))
+def test_chips_that_do_not_multiply_int8_faster_get_int8_weights_from_core_ml() -> None:
     assert jobs("iphone-12", "iphone-15-pro", targets=("coreml",)) == [
         ("coreml", "w8", "coreml", ("iphone-12",), 2),
         ("coreml", "w8a8", "coreml", ("iphone-15-pro",), 2),
@@ -357,15 +347,9 @@ def test_two_profiles_of_one_id_are_refused(tmp_path: Path) -> None:
         device.plan_targets([first, other])
 
 
-def test_planned_targets_in_a_profile_wait_and_the_null_target_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(select, "PLANNED_TARGETS", ("executorch",))
-    planned = '[[targets]]\ntarget = "{}"\nschemes = ["fp32"]\ndelegate = "cpu"\n[sources]'
-    text = BOARD.replace("[sources]", planned.format("executorch"))
-    made = device.plan_targets([device.load(write(tmp_path, text))])
-    assert [job.target for job in made] == ["tflite"]
-    null = BOARD.replace("[sources]", planned.format("null"))
+def test_a_profile_may_name_the_null_target(tmp_path: Path) -> None:
+    entry = '[[targets]]\ntarget = "null"\nschemes = ["fp32"]\ndelegate = "cpu"\n[sources]'
+    null = BOARD.replace("[sources]", entry)
     made = device.plan_targets([device.load(write(tmp_path, null))], ["null"], ["fp32"])
     assert [(job.target, job.scheme) for job in made] == [("null", "fp32")]
 

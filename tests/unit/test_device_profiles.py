@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgekit import device
-from edgekit.names import PLANNED_TARGETS, TARGETS
+from edgekit.names import TARGETS
 from edgekit.targets import find
 
 ANDROID = ["android-low-end", "galaxy-s22", "galaxy-s24", "pixel-6", "pixel-8"]
@@ -26,12 +26,6 @@ RUNS |= {name: ["tflite", "onnxruntime", "openvino", "executorch"] for name in A
 RUNS |= {"coral-dev-board": ["tflite", "onnxruntime"]}
 RUNS |= {name: ["openvino", "onnxruntime", "tflite", "executorch"] for name in X86}
 
-# What targets that are not built yet are going to carry; of the others, the target itself is asked.
-PLANNED = {
-    "executorch": {"w8a8", "w8a8-dyn", "fp32"},
-    "torch-mobile": {"w8a8", "fp32"},
-    "coreml": {"w8a8", "w8", "w4", "fp16", "fp32"},
-}
 DELEGATES = {
     "tflite": "xnnpack",
     "openvino": "cpu",
@@ -52,13 +46,10 @@ def test_packaged_profile_is_sound(name: str) -> None:
     profile = device.load(name)
     assert profile.id == name
     for entry in profile.targets:
-        planned = entry.target in PLANNED_TARGETS
-        assert planned or entry.target in TARGETS
         # What is made where no scheme is named: on A14, int8 activations speed nothing up.
         weights_first = entry.target == "coreml" and name in ("ipad", "iphone-12")
         assert entry.schemes[0] == ("w8" if weights_first else "w8a8")
-        carries = PLANNED[entry.target] if planned else set(find(entry.target).schemes)
-        assert set(entry.schemes) == carries
+        assert set(entry.schemes) == set(find(entry.target).schemes)
         assert entry.delegate == DELEGATES[entry.target]
 
 
@@ -68,7 +59,7 @@ def test_packaged_profile_tells_of_every_target(name: str) -> None:
     profile = device.load(name)
     assert [entry.target for entry in profile.targets] == RUNS[name]
     refused = {entry.target: entry.reason for entry in profile.unsupported}
-    assert set(refused) == {*TARGETS, *PLANNED_TARGETS} - set(RUNS[name])
+    assert set(refused) == set(TARGETS) - set(RUNS[name])
     assert all(len(reason) > 30 for reason in refused.values())
 
 

@@ -238,12 +238,9 @@ def test_a_core_package_out_of_range_fails(monkeypatch: pytest.MonkeyPatch) -> N
     assert "is not >=999" in report["checks"][0]["detail"]
 
 
-def test_unknown_and_reserved_targets_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "PLANNED_TARGETS", ("someday",))
+def test_an_unknown_target_is_refused() -> None:
     with pytest.raises(errors.UsageError, match="Did you mean 'tflite'"):
         doctor.diagnose(["tflight"], run=passes)
-    with pytest.raises(errors.UnsupportedError, match="reserved"):
-        doctor.diagnose(["someday"], run=passes)
 
 
 def test_edgekit_itself_must_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +270,6 @@ def test_edgekit_itself_must_be_installed(monkeypatch: pytest.MonkeyPatch) -> No
             0,
         ),
         (["--target", "nothing"], set(), passes, 2),
-        (["--target", "someday"], set(), passes, 5),
     ],
 )
 def test_exit_codes_and_one_document(
@@ -288,7 +284,6 @@ def test_exit_codes_and_one_document(
     from edgekit import schemas
 
     installed |= absent
-    monkeypatch.setattr(doctor, "PLANNED_TARGETS", ("someday",))
     real = doctor.diagnose
     monkeypatch.setattr(doctor, "diagnose", lambda t, **kw: real(t, **{**kw, "run": trip}))
     assert main(["doctor", *args, "--json"]) == code

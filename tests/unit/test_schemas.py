@@ -259,10 +259,9 @@ def test_objects_are_closed_unless_listed(stem: str) -> None:
 
 @pytest.mark.parametrize("stem", STEMS)
 def test_enumerations_are_the_tables_of_names(stem: str) -> None:
-    artifacts = [*names.TARGETS, names.TEST_TARGET]
-    profiles = [*names.TARGETS, *names.PLANNED_TARGETS, names.TEST_TARGET]
+    targets = [*names.TARGETS, names.TEST_TARGET]
     tables: dict[str, list[Any]] = {
-        "target": profiles if stem in ("device", "devices") else artifacts,
+        "target": targets,
         "scheme": list(names.SCHEMES),
         "schemes": list(names.SCHEMES),
         "status": list(names.STATUSES),
@@ -270,7 +269,7 @@ def test_enumerations_are_the_tables_of_names(stem: str) -> None:
         "exit_code": [code for code in names.EXIT_CODES if code],
     }
     if stem == "devices":
-        tables["targets"] = profiles
+        tables["targets"] = targets
     if stem == "device":
         del tables["status"]  # of an accelerator: another word
     for name, part in walk(schemas.load(stem)):
