@@ -1,7 +1,8 @@
 """ExecuTorch on the CPU, by the XNNPACK that its wheel brings.
 
 The wheel's Python binding takes and gives torch tensors, so torch is imported here with it; a
-device that runs ExecuTorch from C++, Java or Swift needs neither.
+device that runs ExecuTorch from C++, Java or Swift needs neither. Threads are the process's own:
+the session that was opened last says how many all of them use.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +36,8 @@ from edgekit.signature import Signature, TensorSpec
 TARGET = "executorch"
 
 _METHOD = "forward"
+# Numbers of the errors OperatorMissing and NotFound: this build lacks an operator or a delegate.
+_ABSENT = re.compile(r"\b0x:?(14|20)\b")
 # The scalar types of c10, by the names that the binding's metadata prints.
 _DTYPES = {
     "Float": np.float32,
@@ -58,7 +62,8 @@ class ExecutorchSession:
         self.runtime_version = version_of("executorch")
         self._what = f"{TARGET} {path.name}"
         binding = _runtime()
-        binding._unsafe_reset_threadpool(threads)
+        with _quiet():
+            binding._unsafe_reset_threadpool(threads)
         # The program has to outlive its method.
         self._program, self._method = _load(path)
         inputs, outputs = _border(self._method.metadata)
@@ -116,8 +121,7 @@ def _check_identifier(path: Path) -> None:
 def _refusal(path: Path, error: Exception) -> BadData | UnsupportedError:
     """ExecuTorch's error numbers, as its message gives them (``runtime/core/error.h``)."""
     message = f"{TARGET} cannot load {path.name}: {error}"
-    if any(code in str(error) for code in ("0x14", "0x20")):
-        # An operator or a delegate that this build does not have.
+    if _ABSENT.search(str(error)):
         return UnsupportedError(message, hint="the file needs another build of executorch")
     return BadData(message)
 

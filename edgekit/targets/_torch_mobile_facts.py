@@ -10,7 +10,7 @@ import numpy as np
 from edgekit.runtime.ptl import Call, Packed, Program, Tensor
 from edgekit.targets import Placement, Stored
 from edgekit.targets._common import channel_digest
-from edgekit.targets._reasons import Op, Role, reasons
+from edgekit.targets._reasons import Op, Role, by_dtype, reasons
 
 _OFFSET = 128
 _MOVES = frozenset(
@@ -68,7 +68,14 @@ def placement(program: Program) -> Placement:
         bytes_by_dtype=dict(sorted(sizes.items())),
         waste=dict(sorted(waste.items())),
         reasons=reasons(made, border, _KNOWN),
+        ops_by_dtype=by_dtype(made),
+        layers=by_dtype([op for op in made if _is_layer(op.kind)]),
     )
+
+
+def _is_layer(kind: str) -> bool:
+    """Convolutions and linear layers, of whatever type and with what fused."""
+    return kind.partition("::")[2].lstrip("_").startswith(("conv", "linear"))
 
 
 def stored(program: Program) -> list[Stored]:

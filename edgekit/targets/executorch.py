@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import torch
 
     from edgekit.compress.plan import QuantPlan
-    from edgekit.targets._executorch_file import Contents, Operator, Value
+    from edgekit.targets._executorch_file import Contents
+    from edgekit.targets._executorch_xnnpack import Operator, Value
     from edgekit.targets._reasons import Role
 
 _WASTE = ("Convert", "StaticTranspose", "StaticConstantPad", "Copy")
@@ -37,6 +38,8 @@ _MOVES_OUTSIDE = (
     "squeeze",
     "dim_order",
 )
+_LAYERS = ("Conv2d", "DepthwiseConv2d", "ConvTranspose2d", "FullyConnected")
+_LAYERS_OUTSIDE = ("aten::convolution", "aten::linear", "aten::addmm")
 _KINDS = {"qint8": "activation", "qcint8": "weight", "qcint32": "bias"}
 
 
@@ -134,12 +137,13 @@ def lowered(program: torch.export.ExportedProgram, partitioner: Any) -> bytes:
 
 
 def _placement(contents: Contents) -> Placement:
-    from edgekit.targets._reasons import Op, reasons
+    from edgekit.targets._reasons import Op, by_dtype, reasons
 
     made = []
     ops: collections.Counter[str] = collections.Counter()
     waste: collections.Counter[str] = collections.Counter()
-    float_ops = boundary = outside = 0
+    outside: collections.Counter[str] = collections.Counter()
+    float_ops = boundary = 0
     escaped: str | None = None
     in_float: str | None = None
     for operator in contents.operators:
@@ -151,7 +155,7 @@ def _placement(contents: Contents) -> Placement:
         if role in ("quantize", "dequantize"):
             boundary += bool(contents.border & {*operator.inputs, *operator.outputs})
         if not operator.delegated:
-            outside += 1
+            outside[operator.kind] += 1
             escaped = escaped or f"{operator.kind} runs outside of XNNPACK"
         if role == "float":
             float_ops += 1
@@ -167,12 +171,20 @@ def _placement(contents: Contents) -> Placement:
         ops=dict(sorted(ops.items())),
         float_ops=float_ops,
         boundary_ops=boundary,
-        undelegated_ops=outside,
+        undelegated_ops=outside.total(),
+        undelegated=dict(sorted(outside.items())),
+        first_undelegated=escaped,
         first_fallback=escaped or in_float,
         bytes_by_dtype=dict(sorted(sizes.items())),
         waste=dict(sorted(waste.items())),
         reasons=reasons(made, set(contents.border)),
+        ops_by_dtype=by_dtype(made),
+        layers=by_dtype([op for op in made if op.kind in _LAYERS or _is_layer_outside(op.kind)]),
     )
+
+
+def _is_layer_outside(kind: str) -> bool:
+    return kind.partition(".")[0] in _LAYERS_OUTSIDE
 
 
 def _role(operator: Operator, contents: Contents) -> Role:

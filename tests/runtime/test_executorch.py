@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,13 +135,18 @@ def test_functions_of_one_value_compute_on_integers(made: dict[str, Any]) -> Non
     kinds = {"Sigmoid", "Tanh", "Hardswish", "Gelu", "LeakyReLU"}
     assert kinds <= set(placement["ops"])
     assert placement["ops"]["Convert"] == 2  # the border alone
+    assert placement["layers"] == {"integer": len(CURVES) + 1}
+    assert placement["ops_by_dtype"]["convert"] == 2
 
 
 def test_what_runs_outside_of_xnnpack_is_named(made: dict[str, Any]) -> None:
     _, _, inspected, _ = made["summed"]
     placement = inspected["placement"]
     assert placement["undelegated_ops"] == 1
-    assert placement["first_fallback"] == "aten::cumsum.out runs outside of XNNPACK"
+    assert placement["undelegated"] == {"aten::cumsum.out": 1}
+    assert placement["first_undelegated"] == "aten::cumsum.out runs outside of XNNPACK"
+    assert placement["first_fallback"] == placement["first_undelegated"]
+    assert placement["layers"] == {"float": 1}
 
 
 def test_depthwise_weights_stay_float_where_inputs_do(made: dict[str, Any]) -> None:
@@ -156,37 +162,113 @@ def test_depthwise_weights_stay_float_where_inputs_do(made: dict[str, Any]) -> N
     assert len(computed.edges) == len(plan.edges) - 1
 
 
-def test_damaged_programs_are_refused_in_words(made: dict[str, Any], tmp_path: Path) -> None:
-    """In a process of its own: what the native reader does to one is no promise of ours."""
-    [converted, *_] = made["curved"]
-    whole = Path(converted["files"][0]).read_bytes()
+OPEN = """
+import sys
+from pathlib import Path
+
+from edgekit.errors import EdgekitError
+from edgekit.runtime.session import read_signature
+
+for path in map(Path, sys.argv[1:]):
+    try:
+        print(path.stem, 0, read_signature("executorch", path).inputs[0].shape)
+    except EdgekitError as error:
+        print(path.stem, error.exit_code, path.name in error.message)
+"""
+
+
+def test_what_the_runtime_cannot_load_is_refused_in_words(
+    made: dict[str, Any], tmp_path: Path
+) -> None:
+    """In a process of its own: what the native reader does to a file is no promise of ours."""
+    whole = Path(made["curved"][0]["files"][0]).read_bytes()
+    summed = Path(made["summed"][0]["files"][0]).read_bytes()
     graph = whole.index(b"XH00")
-    cases = {
+    damaged = {
         "empty": b"",
         "text": b"not a program at all",
         "cut": whole[: len(whole) // 2],
         "half": whole[: graph + 40],
         "magic": whole[:graph] + b"XX00" + whole[graph + 4 :],
     }
-    for name, data in cases.items():
-        path = tmp_path / f"{name}.pte"
-        path.write_bytes(data)
-        with pytest.raises(BadData, match=name):
+    others = {
+        "whole": whole,
+        "operator": summed.replace(b"aten::cumsum", b"aten::cumsuq"),
+        "delegate": whole.replace(b"XnnpackBackend", b"XnnpackBackenq"),
+    }
+    paths = []
+    for name, data in (damaged | others).items():
+        paths.append(tmp_path / f"{name}.pte")
+        paths[-1].write_bytes(data)
+    for path in paths[: len(damaged)]:
+        with pytest.raises(BadData, match=path.stem):
             TARGET.inspect(path)
-        if name not in ("cut", "magic"):
-            continue
-        code = (
-            "import sys; from pathlib import Path\n"
-            "from edgekit.errors import EdgekitError\n"
-            "from edgekit.runtime.session import read_signature\n"
-            "try: read_signature('executorch', Path(sys.argv[1]))\n"
-            "except EdgekitError as error: print(error.exit_code, error.message)\n"
-        )
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code, str(path)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, f"{name}: {done.stderr[-500:]}"
-        assert f"{name}.pte" in done.stdout, name
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", OPEN, *map(str, paths)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-500:]
+    assert done.stdout.splitlines() == [
+        *(f"{name} 7 True" for name in damaged),
+        "whole 0 (1, 4, 8, 8)",
+        "operator 5 True",
+        "delegate 5 True",
+    ]
+
+
+SPEAK = """
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from edgekit.runtime.session import open_session
+from edgekit.signature import Signature, TensorSpec
+
+spec = Signature((TensorSpec("x", (1, 4, 8, 8)),), (TensorSpec("y", (1, 4, 8, 8)),))
+session = open_session("executorch", Path(sys.argv[1]), spec)
+session.run({"x": np.zeros((1, 4, 8, 8), np.float32)})
+"""
+
+
+def test_a_session_says_nothing_on_the_terminal(made: dict[str, Any]) -> None:
+    path = made["curved"][0]["files"][0]
+    done = subprocess.run(
+        [sys.executable, "-c", SPEAK, path], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.slow
+def test_leaving_passes_out_changes_no_byte(tmp_path: Path) -> None:
+    """`needed_passes` against all of the vendor's passes, each in a process of its own."""
+    code = """
+        import contextlib, hashlib, sys
+        from pathlib import Path
+
+        import torch
+
+        from edgekit._torchvision import torchvision
+        from edgekit.compress.graph import canonical
+        from edgekit.compress.quantize import quantize
+        from edgekit.signature import Signature, TensorSpec
+        from edgekit.targets import _executorch_partition, find
+
+        if sys.argv[1] == "all":
+            _executorch_partition.needed_passes = contextlib.nullcontext
+        torch.manual_seed(0)
+        module = torchvision().models.mobilenet_v3_small(width_mult=0.5).eval()
+        x = torch.randn(1, 3, 32, 32)
+        program = canonical(torch.export.export(module, (x,), strict=False))
+        plan = quantize(program, [(x,)])
+        ends = TensorSpec("x", (1, 3, 32, 32)), TensorSpec("y", (1, 1000))
+        find("executorch").convert(program, plan, Signature(ends[:1], ends[1:]), Path(sys.argv[2]))
+    """
+    files = []
+    for passes in ("needed", "all"):
+        files.append(tmp_path / f"{passes}.pte")
+        command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)]
+        subprocess.run([*command, passes, str(files[-1])], check=True, capture_output=True)
+    assert files[0].read_bytes() == files[1].read_bytes()
