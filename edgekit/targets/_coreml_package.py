@@ -100,8 +100,8 @@ _UNUSED = ("executorch", "libsvm", "sklearn", "tensorflow", "torchaudio", "trans
 def quiet() -> None:
     """Imports coremltools without what it says of the versions beside it and of not being macOS.
 
-    And without the other frameworks that it would import: with executorch and tensorflow installed
-    that takes 7 of 9 seconds.
+    And without the other frameworks that it would import: beside executorch and scikit-learn that
+    was 3.6 of 6.5 s of processor time.
     """
     import logging
     import warnings

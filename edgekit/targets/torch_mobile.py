@@ -43,9 +43,6 @@ class TorchMobile:
     schemes = ("w8a8", "fp32", "w8a8-dyn")
     delegates = ("qnnpack",)
     dynamic = PER_TENSOR
-    rounds_exactly = True
-    """Sums are rounded as they are, so they are the plan's in float64 to the bit, where its own
-    evaluation in float32 may round a tie (14.50000005 steps) the other way."""
 
     def convert(
         self,
