@@ -47,8 +47,8 @@ def needed_passes() -> Iterator[None]:
     """Leaves out XNNPACK's passes over a graph that holds nothing for them to work on.
 
     Each traces the whole graph again whether it finds something or not, and two first export models
-    to look for: together a fifth to a quarter of what converting a MobileNetV3 took. The file stays the same, to
-    the byte.
+    to look for: together a fifth to a quarter of what converting a MobileNetV3 took. The file stays
+    the same, to the byte.
     """
     from executorch.backends.xnnpack import xnnpack_preprocess as preprocess
 
