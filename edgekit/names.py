@@ -43,6 +43,7 @@ CALIBRATED: Final = ("w8a8", WIDE)
 
 METHODS: Final = {
     "equalization": "scale channels between layers so that they fill their ranges",
+    "splitting": "copy channels that lose most to rounding before a depthwise convolution",
     "smoothing": "share the size of large features between inputs and weights of linear layers",
     "mse-ranges": "ranges of activations by squared error, not by the largest value seen",
     "bias-correction": "let biases make up for mean errors",

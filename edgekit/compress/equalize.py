@@ -66,16 +66,16 @@ def find_pairs(module: fx.GraphModule) -> list[Pair]:
     """Every pair of layers of a canonical graph that can be equalized, in execution order."""
     found = []
     for first in module.graph.nodes:
-        if not _has_own_constants(module, first) or channel_axis(first) != 0:
+        if not has_own_constants(module, first) or channel_axis(first) != 0:
             continue
         value = first
-        after = _only_user(first)
+        after = only_user(first)
         if after is not None and after.target is aten.relu.default:
             value = after
-        second = _only_user(value)
+        second = only_user(value)
         while second is not None and second.target is aten.constant_pad_nd.default:
-            second = _only_user(second) if _pads_around(second, feature_axis(first)) else None
-        if second is None or not _has_own_constants(module, second):
+            second = only_user(second) if pads_around(second, feature_axis(first)) else None
+        if second is None or not has_own_constants(module, second):
             continue
         if (second.target in LINEARS) != (first.target in LINEARS):
             continue
@@ -184,7 +184,7 @@ class _Reader(fx.Interpreter):
         return value
 
 
-def _pads_around(pad: fx.Node, axis: int) -> bool:
+def pads_around(pad: fx.Node, axis: int) -> bool:
     """Whether padding puts zeros around channels and adds none to them; ``axis`` from the end."""
     sides = pad.args[1]
     assert isinstance(sides, list | tuple)
@@ -197,12 +197,12 @@ def _width(module: fx.GraphModule, layer: fx.Node) -> int:
     return int(weight.shape[0])
 
 
-def _only_user(node: fx.Node) -> fx.Node | None:
+def only_user(node: fx.Node) -> fx.Node | None:
     users = list(node.users)
     return users[0] if len(users) == 1 and users[0].op == "call_function" else None
 
 
-def _has_own_constants(module: fx.GraphModule, node: fx.Node) -> bool:
+def has_own_constants(module: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a layer's weight and bias are constants that nothing else reads."""
     if node.op != "call_function" or node.target not in (*CONVS, *LINEARS):
         return False

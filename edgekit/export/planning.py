@@ -64,6 +64,7 @@ def methods_without(left_out: Sequence[str]) -> Methods:
             raise UsageError(unknown("method", name, METHODS))
     return Methods(
         equalization="equalization" not in left_out,
+        splitting="splitting" not in left_out,
         smoothing="smoothing" not in left_out,
         ranges="minmax" if "mse-ranges" in left_out else "mse",
         bias_correction="bias-correction" not in left_out,

@@ -31,6 +31,7 @@ from edgekit.paired import paired_difference
 DATA = ("imagenet", "cifar10", "sst2")
 ALONE: dict[str, dict[str, Any]] = {
     "equalization": {"equalization": True},
+    "splitting": {"splitting": True},
     "smoothing": {"smoothing": True},
     "mse ranges": {"ranges": "mse"},
     "bias correction": {"bias_correction": True},
