@@ -44,7 +44,7 @@ _MOST = 8
 """Copies of one channel, at most."""
 _ADDED = 8
 """Channels are added by so many, which is what kernels compute at once."""
-_COST = 0.01
+_COST = 0.02
 """The share of the network's multiply-accumulates that added channels may take."""
 _ENOUGH = 0.25
 """Copies are made until what arrives is this share of what rounding the block's result adds."""
