@@ -8,6 +8,7 @@ is off by a step at most, and the layer that isn't is the layer at fault.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import tempfile
@@ -26,6 +27,7 @@ from edgekit.compress.graph import save_program, tensor_of
 from edgekit.compress.plan import QuantPlan
 from edgekit.compress.render import render
 from edgekit.compress.taps import Tap, Tapped, results_of, tap
+from edgekit.compress.unrounded import Unrounded
 from edgekit.errors import EdgekitError
 from edgekit.signature import TensorSpec
 from edgekit.targets import worker
@@ -105,8 +107,10 @@ class LayerError:
 
 def answers_of(
     target: str, tapped: Tapped, inputs: Sequence[TensorSpec], feeds: Arrays
-) -> dict[str, Array]:
+) -> tuple[dict[str, Array], Unrounded]:
     """What the target's runtime computes at every tap: arrays [n, *shape] by output name.
+
+    And which roundings of the plan its kernels leave out.
 
     Raises:
         EdgekitError: the tapped program doesn't convert or doesn't run.
@@ -127,13 +131,15 @@ def answers_of(
             [
                 {**convert, "plan": str(base / "plan.json"), "signature": signature},
                 {**infer, "outputs": str(base / "outputs.npz"), "signature": signature},
+                {"op": "unrounded", "artifact": str(out)},
             ],
         )
         for result in results:
             if "error" in result:
                 raise result["error"]
         with np.load(base / "outputs.npz", allow_pickle=False) as data:
-            return {name: data[name] for name in data.files}
+            answers = {name: data[name] for name in data.files}
+        return answers, Unrounded.from_json(results[-1]["unrounded"])
 
 
 def examine(
@@ -164,15 +170,19 @@ def examine(
     few = {k: v[rows] for k, v in feeds.items()}
     tapped = tap(program, plan)
     try:
-        answers = answers_of(target, tapped, inputs, few)
+        answers, left_out = answers_of(target, tapped, inputs, few)
     except EdgekitError:
         tapped = tap(program, plan, sparing=True)
-        answers = answers_of(target, tapped, inputs, few)
-    return layer_errors(tapped, inputs, few, answers)
+        answers, left_out = answers_of(target, tapped, inputs, few)
+    return layer_errors(tapped, inputs, few, answers, left_out)
 
 
 def layer_errors(
-    tapped: Tapped, inputs: Sequence[TensorSpec], feeds: Arrays, answers: Arrays
+    tapped: Tapped,
+    inputs: Sequence[TensorSpec],
+    feeds: Arrays,
+    answers: Arrays,
+    left_out: Unrounded | None = None,
 ) -> list[LayerError]:
     """How far every layer is from what the plan makes of its inputs, in execution order.
 
@@ -181,9 +191,14 @@ def layer_errors(
         inputs: of the model.
         feeds: arrays [n, *shape] by input name.
         answers: what a runtime gave for them, see `answers_of`.
+        left_out: roundings that its kernels leave out; such a layer is held to its step all the
+            same.
     """
     sizes = {spec.name: spec.shape for spec in tapped.signature(inputs).outputs}
     fitting = {k: v for k, v in answers.items() if v.shape[1:] == sizes.get(k)}
+    if left_out is not None:
+        computed = left_out.without(tapped.program, tapped.plan)
+        tapped = dataclasses.replace(tapped, plan=computed)
     want, steps = _wanted(tapped, inputs, feeds, fitting)
     return [
         _error(t, want[t.output], fitting.get(t.output), steps.get(t.output)) for t in tapped.taps

@@ -37,8 +37,8 @@ class Unrounded:
         convolutions: ordinals, in execution order, of convolutions that are added to something
             before they are rounded. The artifact stores their scales all the same.
         gates: whether the sigmoids in all SiLUs are left out: a SiLU is one operator.
-        results: whether linear layers whose output only floating-point operators read are left out:
-            their kernels give float.
+        results: whether linear layers are left out whose output only floating-point operators read,
+            or who receives the model's results: their kernels give float.
     """
 
     convolutions: tuple[int, ...] = ()
@@ -89,9 +89,9 @@ class Unrounded:
 
 
 def _read_as_integers(node: fx.Node, edges: Mapping[str, Edge]) -> bool:
-    """Whether a reader of ``node`` computes on its integers, or gives them as a result."""
+    """Whether a reader of ``node`` computes on its integers. A model's results are float."""
     for user in node.users:
-        if user.op == "output" or user.target in COMPUTE:
+        if user.target in COMPUTE:
             return True
         if user.target in MOVES and _read_as_integers(user, edges):
             return True

@@ -26,6 +26,7 @@ from edgekit.compress.plan import QuantPlan
 from edgekit.compress.quantize import quantize
 from edgekit.compress.render import render
 from edgekit.compress.taps import Tapped, tap
+from edgekit.compress.unrounded import Unrounded
 from edgekit.data.samples import ArraySamples
 from edgekit.errors import EdgekitError
 from edgekit.export import converting, proving
@@ -54,6 +55,8 @@ STEM = "stem.conv (conv2d)"
 SKIP = f"{mutants.BLOCK} (add)"
 MATRIX = f"{mutants.LINEAR} (linear_1)"
 ACT = f"{mutants.ACT} (hardtanh_2)"
+
+BARE = ("onnxruntime", "openvino")  # whose last layers give float
 
 # By fault: the checks that must fail, among others, and the layer that must be named.
 Expected = Mapping[str, tuple[tuple[str, ...], str | None]]
@@ -126,7 +129,10 @@ SLOW = {
 
 @dataclass(frozen=True)
 class Lab:
-    """A model under a scheme, ready for any converter, with what its answers are held against."""
+    """A model under a scheme, ready for any converter, with what its answers are held against.
+
+    ``bare`` is that where results are not rounded.
+    """
 
     scheme: str
     folder: Path
@@ -134,8 +140,15 @@ class Lab:
     plan: QuantPlan
     signature: Signature
     reference: verify.Reference
+    bare: verify.Reference
     tapped: Tapped
     few: Arrays
+
+    def held(self, target: str) -> tuple[verify.Reference, QuantPlan]:
+        """What a target's answers are held against, and the plan whose scales it stores."""
+        if target not in BARE:
+            return self.reference, self.plan
+        return self.bare, Unrounded(results=True).without(self.program, self.plan)
 
     def convert(self, out: Path, *, tapped: bool = False) -> dict[str, Any]:
         """The task of converting the program, or the tapped one."""
@@ -220,13 +233,16 @@ def _lab(subject: mutant_models.Subject, scheme: str, folder: Path) -> Lab:
         for k, v in subject.evaluation.items()
     }
     inputs, outputs = ([s.name for s in specs] for specs in (signature.inputs, signature.outputs))
-    module = render(program, plan, "fake")
-    answers = evaluate(module, feeds, inputs, outputs)
     steps = verify.output_steps(program, plan, outputs)
-    floors: dict[str, Any] = {}
-    if plan.edges:
-        n = mutant_models.EVALUATION
-        floors = rounding_floors(signature, module, feeds, answers, steps, n, scheme)
+    references = []
+    for computed in (plan, Unrounded(results=True).without(program, plan)):
+        module = render(program, computed, "fake")
+        answers = evaluate(module, feeds, inputs, outputs)
+        floors: dict[str, Any] = {}
+        if plan.edges:
+            n = mutant_models.EVALUATION
+            floors = rounding_floors(signature, module, feeds, answers, steps, n, scheme)
+        references.append(verify.Reference(scheme, feeds, answers, steps, len(probes), **floors))
     tapped = tap(program, plan)
     few = {k: np.concatenate([v[:4], v[-4:]]) for k, v in feeds.items()}
     for kind, made, its in (("whole", program, plan), ("tapped", tapped.program, tapped.plan)):
@@ -234,8 +250,7 @@ def _lab(subject: mutant_models.Subject, scheme: str, folder: Path) -> Lab:
         (folder / f"{kind}.json").write_text(json.dumps(its.to_json()))
     np.savez(folder / "feeds.npz", **feeds)
     np.savez(folder / "few.npz", **few)
-    reference = verify.Reference(scheme, feeds, answers, steps, len(probes), **floors)
-    return Lab(scheme, folder, program, plan, signature, reference, tapped, few)
+    return Lab(scheme, folder, program, plan, signature, *references, tapped, few)
 
 
 Group = Mapping[str, Outcome]
@@ -256,7 +271,7 @@ def _converted(lab: Lab, target: str, faults: Sequence[str]) -> Group:
     made = {}
     for i, fault in enumerate(faults):
         _, run, _, tapped_run, stored = results[5 * i : 5 * i + 5]
-        made[fault] = _outcome(lab, outs[fault], run, stored, taps[fault], tapped_run)
+        made[fault] = _outcome(lab, target, outs[fault], run, stored, taps[fault], tapped_run)
     return made
 
 
@@ -274,12 +289,13 @@ def _wrapped(lab: Lab, target: str, faults: Sequence[str]) -> Group:
     for i, fault in enumerate(faults):
         run, tapped_run, stored = results[3 * i : 3 * i + 3]
         out, tap = base / fault / name, base / "tapped" / fault / name
-        made[fault] = _outcome(lab, out, run, stored, tap, tapped_run)
+        made[fault] = _outcome(lab, target, out, run, stored, tap, tapped_run)
     return made
 
 
 def _outcome(
     lab: Lab,
+    target: str,
     out: Path,
     run: Mapping[str, Any],
     stored: Mapping[str, Any],
@@ -289,20 +305,22 @@ def _outcome(
     layer = None
     if "error" not in tapped_run:
         answers = _arrays(tapped.with_name("outputs.npz"))
-        errors = layerwise.layer_errors(lab.tapped, lab.signature.inputs, lab.few, answers)
+        bare = Unrounded(results=target in BARE)
+        errors = layerwise.layer_errors(lab.tapped, lab.signature.inputs, lab.few, answers, bare)
         layer = next((e.layer for e in errors if e.fault), None)
     refusal = run.get("error") or stored.get("error")
     if refusal is not None:
         return Outcome(None, refusal, layer, {})
     outputs = _arrays(out.with_name("outputs.npz"))
-    faults = verify.compare_stored(lab.program, lab.plan, stored["stored"])
+    reference, plan = lab.held(target)
+    faults = verify.compare_stored(lab.program, plan, stored["stored"])
     verdict = verify.judge(
-        lab.reference,
+        reference,
         lab.signature,
         outputs,
         run["order"],
         run["distinct"],
-        stored_faults=faults if lab.plan.edges else None,
+        stored_faults=faults if plan.edges else None,
         runtime=run["runtime"],
     )
     return Outcome(verdict, None, layer, outputs)

@@ -158,7 +158,7 @@ def test_layers_are_right_by_themselves_and_a_planted_fault_is_found(
     plan = quantize(program, [(x,) for x in feeds], scheme="w8a16")
     tapped = layerwise.tap(program, plan, sparing=True)
     few = {"x": feeds[:4].numpy()}
-    answers = layerwise.answers_of("tflite", tapped, INPUTS, few)
+    answers, _ = layerwise.answers_of("tflite", tapped, INPUTS, few)
     errors = layerwise.layer_errors(tapped, INPUTS, few, answers)
     assert len(errors) == 4 and not [e for e in errors if e.fault], errors
     place = next(t.output for t in tapped.taps if t.layer.startswith("2 "))
