@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 import tempfile
 import zipfile
@@ -12,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import edgekit
+from edgekit import clients
 from edgekit.artifact import Artifact, sha256_of, storage_error
 from edgekit.errors import UsageError
 from edgekit.runtime.manifest import MANIFEST, SCHEMA, canonical_json, directory_digest
 from edgekit.signature import Signature
 
-__all__ = ["BundleContent", "PackedArtifact", "check_destination", "pack"]
+__all__ = ["BundleContent", "PackedArtifact", "check_destination", "pack", "write_clients"]
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -58,6 +60,7 @@ class BundleContent:
         statistics: reference statistics of inputs and predictions.
         lineage: where it all comes from.
         licence: SPDX id, or None.
+        clients: languages (`edgekit.clients.LANGUAGES`) to write client code in; none without.
     """
 
     name: str
@@ -71,6 +74,7 @@ class BundleContent:
     statistics: Mapping[str, Any] | None = None
     lineage: Mapping[str, Any] | None = None
     licence: str | None = None
+    clients: Sequence[str] = ()
 
 
 def check_destination(out: Path) -> None:
@@ -132,20 +136,46 @@ def pack(content: BundleContent, out: Path) -> Path:
     return out
 
 
+def write_clients(manifest: Mapping[str, Any], out: Path, languages: Sequence[str]) -> list[str]:
+    """Writes the clients of a bundle that is there already into a folder of their own.
+
+    Args:
+        manifest: the bundle's.
+        out: a directory that is empty or not there yet.
+        languages: of `edgekit.clients.LANGUAGES`.
+
+    Returns:
+        The files' names within ``out``.
+
+    Raises:
+        UsageError: ``out`` holds something, or there is no such language.
+        StorageError: no space or no permission.
+    """
+    out = out.absolute()
+    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
+        raise UsageError(f"{out} is there already", hint="choose an empty or a new directory")
+    found = clients.render(manifest, languages)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _aside(out.parent) as folder:
+            built = folder / "clients"
+            _write(found, built)
+            _swap(built, out, folder / "previous")
+    except OSError as error:
+        raise storage_error(out.parent, error) from error
+    return list(found)
+
+
+def _write(found: Mapping[str, bytes], root: Path) -> None:
+    for name, data in found.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+
+
 def _fill(content: BundleContent, root: Path) -> None:
     artifacts = [_place(item, root) for item in content.artifacts]
     for name, data in content.documents.items():
         (root / name).write_bytes(data)
-    files = [
-        {"path": p.relative_to(root).as_posix(), "bytes": p.stat().st_size, "sha256": sha256_of(p)}
-        for p in sorted(root.rglob("*"))
-        if p.is_file()
-    ]
-    hashes = {f["path"]: f["sha256"] for f in files}
-    golden = None
-    if "golden.npz" in content.documents:
-        golden = {"path": "golden.npz", "sha256": hashes["golden.npz"], "n": content.golden_n}
-    labels = next((list(s.labels) for s in content.signature.outputs if s.labels), None)
     manifest = {
         "schema": SCHEMA,
         "name": content.name,
@@ -153,18 +183,39 @@ def _fill(content: BundleContent, root: Path) -> None:
         "edgekit": edgekit.__version__,
         "model": dict(content.model),
         "signature": content.signature.to_json(),
-        "labels": labels,
+        "labels": next((list(s.labels) for s in content.signature.outputs if s.labels), None),
         "preprocess": None if content.preprocess is None else dict(content.preprocess),
-        "golden": golden,
+        "golden": _golden(content),
         "reference_statistics": None if content.statistics is None else dict(content.statistics),
         "policy": None,
         "plan": "plan.json" if "plan.json" in content.documents else None,
         "artifacts": artifacts,
-        "files": files,
         "lineage": None if content.lineage is None else dict(content.lineage),
         "licence": content.licence,
     }
+    if content.clients:
+        # They are made from the manifest, whose list of files then has them too.
+        stated = {**manifest, "files": _listed(root)}
+        _write(clients.render(stated, content.clients), root / clients.FOLDER)
+    manifest["files"] = _listed(root)
     (root / MANIFEST).write_bytes(canonical_json(manifest))
+
+
+def _golden(content: BundleContent) -> dict[str, Any] | None:
+    data = content.documents.get("golden.npz")
+    if data is None:
+        return None
+    digest = hashlib.sha256(data).hexdigest()
+    return {"path": "golden.npz", "sha256": digest, "n": content.golden_n}
+
+
+def _listed(root: Path) -> list[dict[str, Any]]:
+    """Every file below ``root``, with its size and hash."""
+    return [
+        {"path": p.relative_to(root).as_posix(), "bytes": p.stat().st_size, "sha256": sha256_of(p)}
+        for p in sorted(root.rglob("*"))
+        if p.is_file()
+    ]
 
 
 def _place(item: PackedArtifact, root: Path) -> dict[str, Any]:

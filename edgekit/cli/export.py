@@ -112,6 +112,7 @@ __all__ = ["command"]
 @click.option(
     "--keep-going", is_flag=True, help="Pack what passes; what fails makes the exit code 1."
 )
+@click.option("--no-clients", is_flag=True, help="Leave the client code out of the bundle.")
 @click.option("--no-bench", is_flag=True, help="Do not measure latency and memory.")
 @click.option(
     "--threads",
@@ -168,6 +169,7 @@ def command(
     pruned_from: str | None,
     waive: tuple[str, ...],
     keep_going: bool,
+    no_clients: bool,
     no_bench: bool,
     threads: int | None,
     junit: Path | None,
@@ -222,6 +224,7 @@ def command(
     if out is None:
         raise UsageError("nothing says where the bundle goes", hint="give -o OUT")
 
+    from edgekit.clients import LANGUAGES
     from edgekit.export import ExportRequest
 
     request = ExportRequest(
@@ -241,6 +244,7 @@ def command(
         waive=waive,
         keep_going=keep_going,
         bench=not no_bench,
+        clients=() if no_clients else LANGUAGES,
         calib_limit=calib_limit,
         eval_limit=eval_limit,
         threads=threads,

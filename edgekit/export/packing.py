@@ -54,6 +54,7 @@ def pack_result(
         statistics=_statistics(model, reference),
         lineage=_lineage(calib, evaluation, planned, names, request.engine, source),
         licence=model.license,
+        clients=request.clients,
     )
     return pack(content, out)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from edgekit.clients import LANGUAGES
 from edgekit.data import Samples
 from edgekit.model import Model
 
@@ -71,6 +72,7 @@ class ExportRequest:
         without: methods of the plan maker to leave out (`edgekit.names.METHODS`).
         keep_going: a target that fails does not end the export.
         bench: whether latency and memory are measured.
+        clients: languages (`edgekit.clients.LANGUAGES`) that the bundle gets client code in.
         calib_limit: calibration samples at most.
         eval_limit: evaluation samples at most.
         threads: CPU threads to measure with; None takes the device's figure, within this machine.
@@ -94,6 +96,7 @@ class ExportRequest:
     without: tuple[str, ...] = ()
     keep_going: bool = False
     bench: bool = True
+    clients: tuple[str, ...] = LANGUAGES
     calib_limit: int = CALIB_LIMIT
     eval_limit: int = EVAL_LIMIT
     threads: int | None = None
