@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from edgekit.clients import python
+from edgekit.clients import cpp, python
 from edgekit.clients._facts import Facts, facts_of
 from edgekit.errors import UsageError
 from edgekit.names import unknown
@@ -21,6 +21,7 @@ FOLDER = "client"
 
 _WRITERS: Mapping[str, Callable[[Facts], dict[str, str]]] = {
     "python": python.files,
+    "cpp": cpp.files,
 }
 LANGUAGES = tuple(_WRITERS)
 """The languages that there are clients in."""

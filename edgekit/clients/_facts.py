@@ -70,6 +70,7 @@ class Facts:
         labels: class names, or none.
         preprocess: how raw data become the input, where that is known.
         golden: name and number of the golden vectors, where there are any.
+        golden_pixels: name of those for artifacts that take pixels.
         pieces: all artifacts.
         manifest: all of it.
     """
@@ -81,6 +82,7 @@ class Facts:
     labels: tuple[str, ...]
     preprocess: Preprocess | None
     golden: tuple[str, int] | None
+    golden_pixels: str | None
     pieces: tuple[Piece, ...]
     manifest: Mapping[str, Any]
 
@@ -146,6 +148,7 @@ def facts_of(manifest: Mapping[str, Any]) -> Facts:
         labels=tuple(manifest.get("labels") or ()),
         preprocess=step,
         golden=None if golden is None else (str(golden["path"]), int(golden.get("n", 1))),
+        golden_pixels=None if golden is None else (golden.get("uint8") or {}).get("path"),
         pieces=_pieces(manifest, signature, step),
         manifest=manifest,
     )

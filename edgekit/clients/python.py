@@ -117,6 +117,7 @@ def _shared(facts: Facts) -> str:
     fields = {
         "HEAD": head(facts),
         "GOLDEN": "None" if facts.golden is None else text(facts.golden[0]),
+        "GOLDEN_PIXELS": "None" if facts.golden_pixels is None else text(facts.golden_pixels),
         "SCORES": "None" if facts.scores is None else text(facts.scores.name),
         "BATCH": str(facts.signature.inputs[0].shape[0]) if facts.signature.inputs else "1",
         "WHAT": what,
