@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import shutil
 import tempfile
 import zipfile
@@ -176,37 +175,35 @@ def _fill(content: BundleContent, root: Path) -> None:
     artifacts = [_place(item, root) for item in content.artifacts]
     for name, data in content.documents.items():
         (root / name).write_bytes(data)
-    manifest = {
+    files = _listed(root)
+    hashes = {str(f["path"]): str(f["sha256"]) for f in files}
+    golden = None
+    if "golden.npz" in content.documents:
+        golden = {"path": "golden.npz", "sha256": hashes["golden.npz"], "n": content.golden_n}
+    labels = next((list(s.labels) for s in content.signature.outputs if s.labels), None)
+    manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "name": content.name,
         "version": content.version,
         "edgekit": edgekit.__version__,
         "model": dict(content.model),
         "signature": content.signature.to_json(),
-        "labels": next((list(s.labels) for s in content.signature.outputs if s.labels), None),
+        "labels": labels,
         "preprocess": None if content.preprocess is None else dict(content.preprocess),
-        "golden": _golden(content),
+        "golden": golden,
         "reference_statistics": None if content.statistics is None else dict(content.statistics),
         "policy": None,
         "plan": "plan.json" if "plan.json" in content.documents else None,
         "artifacts": artifacts,
+        "files": files,
         "lineage": None if content.lineage is None else dict(content.lineage),
         "licence": content.licence,
     }
     if content.clients:
         # They are made from the manifest, whose list of files then has them too.
-        stated = {**manifest, "files": _listed(root)}
-        _write(clients.render(stated, content.clients), root / clients.FOLDER)
-    manifest["files"] = _listed(root)
+        _write(clients.render(manifest, content.clients), root / clients.FOLDER)
+        manifest["files"] = _listed(root)
     (root / MANIFEST).write_bytes(canonical_json(manifest))
-
-
-def _golden(content: BundleContent) -> dict[str, Any] | None:
-    data = content.documents.get("golden.npz")
-    if data is None:
-        return None
-    digest = hashlib.sha256(data).hexdigest()
-    return {"path": "golden.npz", "sha256": digest, "n": content.golden_n}
 
 
 def _listed(root: Path) -> list[dict[str, Any]]:

@@ -71,6 +71,7 @@ class Facts:
         preprocess: how raw data become the input, where that is known.
         golden: name and number of the golden vectors, where there are any.
         golden_pixels: name of those for artifacts that take pixels.
+        golden_pictures: name of the pictures that they were made of.
         pieces: all artifacts.
         manifest: all of it.
     """
@@ -83,6 +84,7 @@ class Facts:
     preprocess: Preprocess | None
     golden: tuple[str, int] | None
     golden_pixels: str | None
+    golden_pictures: str | None
     pieces: tuple[Piece, ...]
     manifest: Mapping[str, Any]
 
@@ -120,14 +122,21 @@ def _inputs(
     own = entry.get("signature")
     if own is not None:
         return Signature.from_json(own).inputs
-    if io == "float32" or not isinstance(step, ImagePreprocess):
+    if io != "uint8" or not isinstance(step, ImagePreprocess):
         return signature.inputs
     shape = (1, step.height, step.width, step.channels)
-    dtype = "uint8" if io == "uint8" else "float32"
     return tuple(
-        replace(spec, shape=shape, dtype=dtype, layout="NHWC") if spec.shape == step.shape else spec
+        replace(spec, shape=shape, dtype="uint8", layout="NHWC")
+        if spec.shape == step.shape
+        else spec
         for spec in signature.inputs
     )
+
+
+def _part(golden: Mapping[str, Any] | None, kind: str) -> str | None:
+    """The path of a further file of golden vectors."""
+    entry = None if golden is None else golden.get(kind)
+    return None if entry is None else str(entry["path"])
 
 
 def facts_of(manifest: Mapping[str, Any]) -> Facts:
@@ -148,7 +157,10 @@ def facts_of(manifest: Mapping[str, Any]) -> Facts:
         labels=tuple(manifest.get("labels") or ()),
         preprocess=step,
         golden=None if golden is None else (str(golden["path"]), int(golden.get("n", 1))),
-        golden_pixels=None if golden is None else (golden.get("uint8") or {}).get("path"),
+        golden_pixels=_part(golden, "uint8"),
+        golden_pictures=None
+        if not isinstance(step, ImagePreprocess)
+        else _part(golden, "pictures"),
         pieces=_pieces(manifest, signature, step),
         manifest=manifest,
     )

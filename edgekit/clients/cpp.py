@@ -151,43 +151,24 @@ def _picture(facts: Facts, step: ImagePreprocess) -> str:
 def _main(facts: Facts) -> str:
     takes = facts.picture_input if len(facts.signature.inputs) == 1 else None
     scores = facts.scores
-    lines = [
-        "const Tensors arrays = read_npz(source);",
-        "Tensors feeds;",
-        "for (const Spec& spec : CLIENT_CLASS::inputs()) feeds[spec.name] = get(arrays, spec.name);",
-        "return feeds;",
-    ]
+    if scores is not None and scores.dtype != "float32":
+        scores = None
+    feeds = load("cpp/feeds_arrays")
     if takes is not None:
-        lines = [
-            "const PictureFile file(source);",
-            "const Border border = CLIENT_CLASS::PIXELS ? Border::pixels : Border::tensor;",
-            f"return {{{{{text(takes.name)}, feed(file.picture, border)}}}};",
-        ]
-    show = [
-        "for (const Spec& spec : CLIENT_CLASS::outputs())",
-        '  std::printf("%s: %zu values\\n", spec.name.c_str(), get(outputs, spec.name).count());',
-    ]
-    if scores is not None and scores.dtype == "float32":
-        show = [
-            f"const float* scores = get(outputs, {text(scores.name)}).data<float>();",
-            "std::vector<std::size_t> order(labels().size());",
-            "std::iota(order.begin(), order.end(), std::size_t{0});",
-            "std::stable_sort(order.begin(), order.end(),",
-            "                 [&](std::size_t a, std::size_t b) { return scores[a] > scores[b]; });",
-            "for (std::size_t i = 0; i < order.size() && i < 5; ++i)",
-            '  std::printf("%10.4f  %s\\n", static_cast<double>(scores[order[i]]), '
-            "labels()[order[i]]);",
-        ]
+        feeds = fill(load("cpp/feeds_picture"), {"INPUT": text(takes.name)}, what="feeds")
+    show = load("cpp/show_arrays")
+    if scores is not None:
+        show = fill(load("cpp/show_scores"), {"OUTPUT": text(scores.name)}, what="show")
+    used = (['"labels.hpp"'] if facts.labels else []) + (
+        ['"preprocess.hpp"'] if facts.picture is not None else []
+    )
     fields = {
         "HEAD": head(facts),
         "SOURCE": "PICTURE" if takes is not None else "ARRAYS.npz",
-        "SHOWN": "the best labels" if scores is not None else "the outputs",
-        "INCLUDES": _includes(
-            (['"labels.hpp"'] if facts.labels else [])
-            + (['"preprocess.hpp"'] if facts.picture is not None else [])
-        ),
-        "FEEDS": _indent(lines),
-        "SHOW": _indent(show),
+        "SHOWN": "the outputs" if scores is None else "the best labels",
+        "INCLUDES": _includes(used),
+        "FEEDS": feeds,
+        "SHOW": show,
         "GOLDEN": _golden(facts),
     }
     return fill(load("cpp/main.cpp"), fields, what="main")
@@ -196,21 +177,17 @@ def _main(facts: Facts) -> str:
 def _golden(facts: Facts) -> str:
     if facts.golden is None:
         return '    throw std::runtime_error("this bundle has no golden vectors");\n'
-    batch = facts.signature.inputs[0].shape[0]
-    pixels = "nullptr" if facts.golden_pixels is None else text(facts.golden_pixels)
-    lines = [
-        f"const char* name = CLIENT_CLASS::PIXELS ? {pixels} : {text(facts.golden[0])};",
-        "if (name == nullptr)",
-        '  throw std::runtime_error("the golden vectors are tensors, and this takes pixels");',
-        "bool fine = true;",
-        f'for (const auto& entry : check_golden(model, bundle + "/" + name, {batch})) {{',
-        '  std::printf("%s: %.1f dB, at least %.0f wanted\\n", entry.first.c_str(), entry.second,',
-        "              CLIENT_CLASS::LIMIT_DB);",
-        "  fine = fine && entry.second >= CLIENT_CLASS::LIMIT_DB;",
-        "}",
-        "return fine ? 0 : 1;",
-    ]
-    return _indent(lines, "    ")
+    takes, pictures = facts.picture_input, ""
+    if facts.golden_pictures is not None and takes is not None:
+        names = {"FILE": text(facts.golden_pictures), "INPUT": text(f"input.{takes.name}")}
+        pictures = fill(load("cpp/golden_pictures"), names, what="golden pictures")
+    fields = {
+        "PIXELS": "nullptr" if facts.golden_pixels is None else text(facts.golden_pixels),
+        "TENSORS": text(facts.golden[0]),
+        "PICTURES": pictures,
+        "BATCH": str(facts.signature.inputs[0].shape[0]),
+    }
+    return fill(load("cpp/golden"), fields, what="golden")
 
 
 def _model(facts: Facts, piece: Piece) -> str:
@@ -266,10 +243,6 @@ def _specs(specs: tuple[TensorSpec, ...]) -> str:
 
 def _includes(names: list[str]) -> str:
     return "".join(f"#include {name}\n" for name in names)
-
-
-def _indent(lines: list[str], by: str = "  ") -> str:
-    return "".join(f"{by}{line}\n" for line in lines)
 
 
 def _bool(value: bool) -> str:

@@ -118,6 +118,8 @@ def _shared(facts: Facts) -> str:
         "HEAD": head(facts),
         "GOLDEN": "None" if facts.golden is None else text(facts.golden[0]),
         "GOLDEN_PIXELS": "None" if facts.golden_pixels is None else text(facts.golden_pixels),
+        "PICTURES": "None" if facts.golden_pictures is None else text(facts.golden_pictures),
+        "PICTURE_INPUT": text(facts.picture_input.name if facts.picture_input else ""),
         "SCORES": "None" if facts.scores is None else text(facts.scores.name),
         "BATCH": str(facts.signature.inputs[0].shape[0]) if facts.signature.inputs else "1",
         "WHAT": what,

@@ -16,7 +16,7 @@ import pytest
 from edgekit import clients
 from edgekit.clients import _escape as escape
 from edgekit.clients._template import fill
-from edgekit.errors import UsageError
+from edgekit.errors import BadData, UsageError
 from edgekit.runtime.manifest import canonical_json
 from edgekit.runtime.preprocess import ImagePreprocess, TextPreprocess
 from edgekit.signature import Signature, TensorSpec
@@ -91,7 +91,7 @@ def test_comments_hold_one_harmless_line() -> None:
 def test_numbers_are_read_back_to_the_bit_and_nan_is_refused() -> None:
     for value in (1 / 255, 0.485, 1e-05, 255.0, 1e22, 5e-324):
         assert float(escape.number(value)) == value
-    with pytest.raises(ValueError, match="nan"):
+    with pytest.raises(BadData, match="nan"):
         escape.number(float("nan"))
 
 
