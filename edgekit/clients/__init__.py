@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from edgekit.clients import cpp, python
+from edgekit.clients import cpp, kotlin, python, swift
 from edgekit.clients._facts import Facts, facts_of
 from edgekit.errors import UsageError
 from edgekit.names import unknown
@@ -22,6 +22,8 @@ FOLDER = "client"
 _WRITERS: Mapping[str, Callable[[Facts], dict[str, str]]] = {
     "python": python.files,
     "cpp": cpp.files,
+    "kotlin": kotlin.files,
+    "swift": swift.files,
 }
 LANGUAGES = tuple(_WRITERS)
 """The languages that there are clients in."""

@@ -6,7 +6,7 @@ from edgekit.clients import _escape as escape
 from edgekit.clients._escape import cpp as text
 from edgekit.clients._facts import Facts, Piece
 from edgekit.clients._template import fill, load
-from edgekit.clients.python import head
+from edgekit.clients._words import head
 from edgekit.names import SCHEMES
 from edgekit.runtime.preprocess import ImagePreprocess
 from edgekit.signature import TensorSpec

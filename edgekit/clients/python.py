@@ -8,6 +8,7 @@ from edgekit.clients import _escape as escape
 from edgekit.clients._escape import python as text
 from edgekit.clients._facts import Facts, Piece
 from edgekit.clients._template import fill, load
+from edgekit.clients._words import head
 from edgekit.names import SCHEMES
 from edgekit.runtime.preprocess import ImagePreprocess, TextPreprocess
 from edgekit.signature import TensorSpec
@@ -58,12 +59,6 @@ def files(facts: Facts) -> dict[str, str]:
     if any(piece.isa or piece.requires.get("without_vnni") for piece in pieces):
         found["cpu.py"] = _own("cpu.py")
     return found | {f"{piece.module}.py": _model(facts, piece) for piece in pieces}
-
-
-def head(facts: Facts) -> str:
-    """Where a client comes from, in a few words that fit any comment."""
-    bundle = escape.comment(f"{facts.name} {facts.version}")
-    return f"Made by edgekit {escape.comment(facts.edgekit)} for the bundle {bundle}."
 
 
 def _own(name: str) -> str:
@@ -190,8 +185,10 @@ def _imports(piece: Piece) -> str:
         f"from collections.abc import {mappings}",
         "from pathlib import Path",
     ]
-    standard += ["from typing import Any"] if target in ("tflite", "openvino") else []
+    standard += ["from typing import Any"] if target in ("tflite", "openvino", "coreml") else []
     used = ["BUNDLE", "Array", "by_name", "checked", "fit", "main", "restored"]
+    if target == "coreml":
+        used.insert(2, "Tensor")
     if target in ("executorch", "torch-mobile"):
         used.remove("by_name")
     numpy = ["import numpy as np"] if target in ("openvino", "onnxruntime", "coreml") else []
