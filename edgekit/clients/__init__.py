@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from edgekit.clients import cpp, kotlin, python, swift
+from edgekit.clients import cpp, kotlin, python, readme, swift
 from edgekit.clients._facts import Facts, facts_of
 from edgekit.errors import UsageError
 from edgekit.names import unknown
@@ -47,8 +47,9 @@ def render(manifest: Mapping[str, Any], languages: Sequence[str] = LANGUAGES) ->
         if language not in _WRITERS:
             raise UsageError(unknown("language", language, LANGUAGES))
     facts = facts_of(manifest)
-    found: dict[str, str] = {}
-    for language in dict.fromkeys(languages):
+    chosen = list(dict.fromkeys(languages))
+    found = {"README.md": readme.file(facts, chosen)}
+    for language in chosen:
         texts = _WRITERS[language](facts)
         found |= {f"{language}/{name}": text for name, text in texts.items()}
     return {name: found[name].encode("utf-8") for name in sorted(found)}

@@ -14,6 +14,7 @@ from edgekit.errors import BadData
 
 __all__ = [
     "camel",
+    "code",
     "comment",
     "cpp",
     "identifier",
@@ -71,6 +72,12 @@ def markdown(text: str) -> str:
     """A text within a Markdown paragraph or table cell, without any meaning there."""
     flat = "".join(c if c.isprintable() else " " for c in text)
     return re.sub(r"([\\`*_{}\[\]()<>#+!|~&$-])", r"\\\1", flat)
+
+
+def code(text: str) -> str:
+    """A text in a Markdown code span within a paragraph or table cell."""
+    flat = "".join(c if c.isprintable() and c not in "`|" else "?" for c in text)
+    return f"`{flat}`"
 
 
 def number(value: float) -> str:

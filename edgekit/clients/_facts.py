@@ -207,7 +207,7 @@ def _listed(manifest: Mapping[str, Any], path: str) -> list[Mapping[str, Any]]:
 # Modules of the Python clients, and what they import: a client must not hide them.
 _RESERVED = frozenset(
     (
-        "client", "cpu", "labels", "preprocess", "resample", "tokenizer", "wordpiece",
+        "client", "cpu", "files", "labels", "preprocess", "resample", "tokenizer", "wordpiece",
         "coremltools", "executorch", "numpy", "onnxruntime", "openvino", "torch", "ai_edge_litert",
     )
 )  # fmt: skip

@@ -20,8 +20,10 @@ def resize_words(step: ImagePreprocess) -> str:
     if step.resize == "none":
         return f"pictures of exactly {step.height} x {step.width} (height x width), never resized"
     how = f"{step.resize} resizing"
-    how += ", anti-aliased as Pillow does it" if step.antialias else (
-        ", as torch.nn.functional.interpolate does it (align_corners=False, no antialias)"
+    how += (
+        ", anti-aliased as Pillow does it"
+        if step.antialias
+        else (", as torch.nn.functional.interpolate does it (align_corners=False, no antialias)")
     )
     if step.resize_mode == "stretch":
         return f"{how}, to {step.height} x {step.width} (height x width)"

@@ -18,7 +18,7 @@ NEEDS = {
     "openvino": "OpenVINO's C++ interface: openvino/openvino.hpp, by its CMake package",
     "onnxruntime": "ONNX Runtime's C interface: onnxruntime_c_api.h, library onnxruntime",
     "executorch": "ExecuTorch's C++ interface: extension/module, by its CMake package",
-    "torch-mobile": "libtorch with the lite interpreter: torch/csrc/jit/mobile, by its CMake package",
+    "torch-mobile": "libtorch's lite interpreter: torch/csrc/jit/mobile, by its CMake package",
 }
 """Targets that have a C++ client, and what it is compiled against."""
 

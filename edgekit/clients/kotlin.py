@@ -144,8 +144,8 @@ def _model(facts: Facts, piece: Piece) -> str:
     fields, call, close = write(piece, outputs)
     imports, extra = [*runtime.imports, "android.content.Context"], ""
     scores, takes = facts.scores, facts.picture_input
-    classifies = scores is not None and scores.dtype == "float32" and takes is not None
-    if classifies and scores is not None and len(piece.inputs) == 1 and piece.io in _FEEDS:
+    classifies = takes is not None and len(piece.inputs) == 1 and piece.io in _FEEDS
+    if classifies and scores is not None and scores.dtype == "float32":
         imports.append("android.graphics.Bitmap")
         own = {"FEED": _FEEDS[piece.io], "OUTPUT": f"output{outputs.index(scores)}"}
         extra = fill(load("kotlin/classify.kt"), own, what="classify")
@@ -168,15 +168,10 @@ def _model(facts: Facts, piece: Piece) -> str:
         "DOCS": "".join(
             f"     * @param input{i} {_about(spec)}\n" for i, spec in enumerate(piece.inputs)
         ),
-        "PARAMETERS": ", ".join(f"input{i}: {_ARRAYS[s.dtype]}" for i, s in enumerate(piece.inputs)),
-        "CHECKS": _indented(
-            [
-                f'require(input{i}.size == {_count(s)}) {{ "input {i} has ${{input{i}.size}} values, '
-                f'not {_count(s)}" }}'
-                for i, s in enumerate(piece.inputs)
-            ],
-            8,
+        "PARAMETERS": ", ".join(
+            f"input{i}: {_ARRAYS[s.dtype]}" for i, s in enumerate(piece.inputs)
         ),
+        "CHECKS": _indented([_check(i, spec) for i, spec in enumerate(piece.inputs)], 8),
         "CALL": _indented(call, 8),
         "EXTRA": extra,
         "CLOSE": _indented(close, 8),
@@ -184,6 +179,11 @@ def _model(facts: Facts, piece: Piece) -> str:
         "SHA256": text(piece.files[0][1]),
     }
     return fill(load("kotlin/model.kt"), rows, what="model")
+
+
+def _check(i: int, spec: TensorSpec) -> str:
+    said = f"input {i} has ${{input{i}.size}} values, not {_count(spec)}"
+    return f'require(input{i}.size == {_count(spec)}) {{ "{said}" }}'
 
 
 _FEEDS = {"float32": "tensor", "uint8": "pixels"}
@@ -248,12 +248,12 @@ def _onnxruntime(piece: Piece, outputs: tuple[TensorSpec, ...]) -> _Parts:
             shape += f", OnnxJavaType.{kind}"
         made = f"OnnxTensor.createTensor(environment, {data}, {shape})"
         call.append(f"    {text(spec.name)} to {made},")
-    reads = {"float32": "Float", "int64": "Long", "int32": "Int", "int8": "Byte", "uint8": "Byte"}
+    reads = {"float32": "float", "int64": "long", "int32": "int", "int8": "byte", "uint8": "byte"}
     call += [")", "try {", "    session.run(tensors).use { results ->", "        return Outputs("]
     for spec in outputs:
         read = reads[spec.dtype]
         call += [
-            f"            (results.get({text(spec.name)}).get() as OnnxTensor).{read.lower()}Buffer",
+            f"            (results.get({text(spec.name)}).get() as OnnxTensor).{read}Buffer",
             f"                .let {{ from -> {_ARRAYS[spec.dtype]}(from.remaining())"
             ".also { from.get(it) } },",
         ]

@@ -91,11 +91,11 @@ def _model(facts: Facts, piece: Piece) -> str:
     }[piece.target]
     fields, init, call = write(piece, outputs)
     scores, takes, extra = facts.scores, facts.picture_input, ""
-    if scores is not None and scores.dtype == "float32" and takes is not None:
-        if len(piece.inputs) == 1 and piece.io in _FEEDS:
-            imports.append("CoreGraphics")
-            own = {"FEED": _FEEDS[piece.io], "OUTPUT": f"output{outputs.index(scores)}"}
-            extra = fill(load("swift/classify.swift"), own, what="classify")
+    classifies = takes is not None and len(piece.inputs) == 1 and piece.io in _FEEDS
+    if classifies and scores is not None and scores.dtype == "float32":
+        imports.append("CoreGraphics")
+        own = {"FEED": _FEEDS[piece.io], "OUTPUT": f"output{outputs.index(scores)}"}
+        extra = fill(load("swift/classify.swift"), own, what="classify")
     if piece.target == "coreml" and any(spec.dtype == "uint8" for spec in piece.inputs):
         imports.append("CoreVideo")
         extra += load("swift/pixel_buffer.swift")
@@ -138,8 +138,11 @@ def _coreml(piece: Piece, outputs: tuple[TensorSpec, ...]) -> _Parts:
         "///",
         "/// - Parameter url: the .mlpackage, which is compiled first, or the .mlmodelc that Xcode",
         "///   makes of it.",
-        "public init(url: URL, configuration: MLModelConfiguration = MLModelConfiguration()) throws {",
-        '    let compiled = url.pathExtension == "mlmodelc" ? url : try MLModel.compileModel(at: url)',
+        "public init(",
+        "    url: URL, configuration: MLModelConfiguration = MLModelConfiguration()",
+        ") throws {",
+        '    let done = url.pathExtension == "mlmodelc"',
+        "    let compiled = done ? url : try MLModel.compileModel(at: url)",
         "    model = try MLModel(contentsOf: compiled, configuration: configuration)",
         "}",
     ]

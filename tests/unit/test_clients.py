@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import copy
 import importlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,18 +14,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tree_sitter
+import tree_sitter_kotlin
+import tree_sitter_swift
 
 from edgekit import clients
 from edgekit.clients import _escape as escape
 from edgekit.clients._template import fill
 from edgekit.errors import BadData, UsageError
+from edgekit.runtime import cpu
 from edgekit.runtime.manifest import canonical_json
 from edgekit.runtime.preprocess import ImagePreprocess, TextPreprocess
 from edgekit.signature import Signature, TensorSpec
 
 NASTY = (
     'plain "quoted" \'text\'', "two\nlines\r\n", "*/ /* // -->", "${name} $name \\(name) #{x}",
-    "back\\slash \\", '"""', "'''", "??/ ??=", "\t\0\x7f\u2028", "Größe 漢字 \U0001f600", "@@HEAD@@",
+    "back\\slash \\", '"""', "'''", "??/ ??=",
+    "\t\0\x7f\u2028", "Größe 漢字 \U0001f600", "@@HEAD@@",
     "%s {0} {{}}", "`code` <b> | [x](y)", "",
 )  # fmt: skip
 SHA = "0" * 64
@@ -36,6 +43,7 @@ def manifest(
     *,
     name: str = "net",
     inputs: tuple[TensorSpec, ...] | None = None,
+    golden: Any = ...,
     **artifact: Any,
 ) -> dict[str, Any]:
     """A bundle's manifest with an artifact for every target; ``artifact`` are further fields."""
@@ -48,7 +56,7 @@ def manifest(
         "schema": "edgekit.bundle/1", "name": name, "version": "1", "edgekit": "0.1.0",
         "signature": signature.to_json(), "labels": list(labels) or None,
         "preprocess": None if preprocess is None else preprocess.to_json(),
-        "golden": {"path": "golden.npz", "sha256": SHA, "n": 2},
+        "golden": {"path": "golden.npz", "sha256": SHA, "n": 2} if golden is ... else golden,
         "artifacts": [
             {"id": f"{target}-w8a8", "target": target, "scheme": "w8a8", "path": path,
              "bytes": 1, "sha256": SHA, "verification": "runtime", **artifact}
@@ -67,18 +75,22 @@ def test_python_literals_are_read_back_as_they_were() -> None:
         assert escape.python(text).isascii()
 
 
-def test_literals_end_where_they_should() -> None:
+def test_other_literals_are_read_back_as_they_were() -> None:
     for text in NASTY:
         for write in (escape.cpp, escape.kotlin, escape.swift):
             literal = write(text)
-            assert literal.isascii() and "\n" not in literal and "\0" not in literal
-            # No quote within, and the last backslash does not swallow the one at the end.
-            body = literal[1:-1].replace("\\\\", "")
-            assert '"' not in body.replace('\\"', "") and not body.endswith("\\")
-        assert "$" not in escape.kotlin(text)
-    assert escape.cpp("é?1") == r'"\303\251\0771"'
-    assert escape.kotlin("\U0001f600$") == r'"\ud83d\ude00\u0024"'
-    assert escape.swift("é\\(x)") == r'"\u{e9}\u{5c}(x)"'
+            assert literal.isascii() and literal.isprintable() and literal.count('"') == 2
+        # Every backslash begins one of these escapes, which the languages' references define.
+        octal = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), escape.cpp(text)[1:-1])
+        assert octal.encode("latin-1").decode() == text
+        units = re.sub(r"\\u([0-9a-f]{4})", _character, escape.kotlin(text)[1:-1])
+        assert units.encode("utf-16", "surrogatepass").decode("utf-16") == text
+        assert re.sub(r"\\u\{([0-9a-f]+)\}", _character, escape.swift(text)[1:-1]) == text
+        assert "$" not in escape.kotlin(text) and "??" not in escape.cpp(text)
+
+
+def _character(escaped: re.Match[str]) -> str:
+    return chr(int(escaped[1], 16))
 
 
 def test_comments_hold_one_harmless_line() -> None:
@@ -108,7 +120,8 @@ def test_nasty_names_and_labels_leave_python_whole() -> None:
     step = ImagePreprocess(8, 8)
     found = clients.render(manifest(step, labels, name='x"""\n*/ ${y}'), ["python"])
     for name, data in found.items():
-        ast.parse(data.decode(), name)
+        if name.endswith(".py"):
+            ast.parse(data.decode(), name)
     tree = ast.parse(found["python/labels.py"])
     assert isinstance(tree.body[-1], ast.Assign)
     assert ast.literal_eval(tree.body[-1].value) == labels
@@ -117,16 +130,180 @@ def test_nasty_names_and_labels_leave_python_whole() -> None:
 # -- what is written ----------------------------------------------------------------------------
 
 
-def test_every_target_with_a_runtime_gets_a_client() -> None:
-    found = clients.render(manifest(ImagePreprocess(8, 8), ("a", "b")), ["python"])
-    assert sorted(found) == [
-        f"python/{name}.py"
-        for name in (
-            "client", "coreml_w8a8", "executorch_w8a8", "labels", "onnxruntime_w8a8",
-            "openvino_w8a8", "preprocess", "resample", "tflite_w8a8", "torch_mobile_w8a8",
-        )
+def test_every_target_with_a_runtime_gets_its_clients() -> None:
+    stated = manifest(ImagePreprocess(8, 8), ("a", "b"))
+    found = clients.render(stated)
+    wanted = {
+        "python": "client coreml_w8a8 executorch_w8a8 labels onnxruntime_w8a8 openvino_w8a8 "
+        "preprocess resample tflite_w8a8 torch_mobile_w8a8",
+        "cpp": "CMakeLists client executorch_w8a8 labels main onnxruntime_w8a8 openvino_w8a8 "
+        "preprocess tflite_w8a8 torch_mobile_w8a8",
+        "kotlin": "ExecutorchW8a8 Files Labels OnnxruntimeW8a8 Preprocess TfliteW8a8 "
+        "TorchMobileW8a8",
+        "swift": "CoremlW8a8 ExecutorchW8a8 Files Labels OnnxruntimeW8a8 Preprocess TfliteW8a8",
+    }
+    for language, names in wanted.items():
+        assert {Path(n).stem for n in found if n.startswith(f"{language}/")} == set(names.split())
+    assert found == clients.render(copy.deepcopy(stated))
+    assert {name: found[name] for name in clients.render(stated, ["swift"])}.keys() == {
+        "README.md", *(name for name in found if name.startswith("swift/")),
+    }  # fmt: skip
+
+
+def test_a_client_names_its_file_and_its_hash() -> None:
+    stated = manifest(ImagePreprocess(8, 8), ("a", "b"))
+    for number, entry in enumerate(stated["artifacts"]):
+        entry["sha256"] = f"{number:064x}"
+        next(f for f in stated["files"] if f["path"] == entry["path"])["sha256"] = entry["sha256"]
+    found = clients.render(stated)
+    for name in ("python/onnxruntime_w8a8.py", "kotlin/OnnxruntimeW8a8.kt",
+                 "swift/OnnxruntimeW8a8.swift"):  # fmt: skip
+        text = found[name].decode()
+        assert "artifacts/onnxruntime/model" in text and f"{2:064x}" in text, name
+    assert b"artifacts/onnxruntime/model" in found["cpp/onnxruntime_w8a8.hpp"]
+
+
+def test_an_artifact_that_takes_pixels_is_fed_pixels() -> None:
+    step = ImagePreprocess(6, 4, color="BGR")
+    found = clients.render(manifest(step, ("a", "b"), io="uint8"))
+    assert b'IO = "uint8"' in found["python/tflite_w8a8.py"]
+    assert b'("image", (1, 6, 4, 3), "uint8")' in found["python/tflite_w8a8.py"]
+    assert b"PIXELS = true" in found["cpp/tflite_w8a8.hpp"]
+    assert b"Preprocess.pixels(bitmap)" in found["kotlin/ExecutorchW8a8.kt"]
+    assert b"fromBlobUnsigned(input0" in found["kotlin/ExecutorchW8a8.kt"]
+    assert b"Preprocess.pixels(image)" in found["swift/TfliteW8a8.swift"]
+    assert b"CVPixelBuffer" in found["swift/CoremlW8a8.swift"]
+    assert "take the picture itself" in found["README.md"].decode()
+
+
+def test_what_a_processor_must_have_is_asked_for() -> None:
+    needs = {"isa": ["x86_64:avx_vnni|avx512_vnni"]}
+    found = clients.render(manifest(requires=needs))
+    assert (
+        b'ISA: tuple[str, ...] = ("x86_64:avx_vnni|avx512_vnni",)'
+        in found["python/openvino_w8a8.py"]
+    )
+    assert b"NEEDS_VNNI = true" in found["cpp/openvino_w8a8.hpp"]
+    assert found["python/cpu.py"] == (Path(cpu.__file__)).read_bytes()
+    setting = {"without_vnni": {"session.x64quantprecision": "1"}}
+    found = clients.render(manifest(requires=setting))
+    for name in ("python/onnxruntime_w8a8.py", "cpp/onnxruntime_w8a8.hpp",
+                 "kotlin/OnnxruntimeW8a8.kt", "swift/OnnxruntimeW8a8.swift"):  # fmt: skip
+        assert b'"session.x64quantprecision"' in found[name], name
+    assert b"NEEDS_VNNI = false" in found["cpp/onnxruntime_w8a8.hpp"]
+
+
+def test_an_unknown_language_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"'cobol'.*cpp, kotlin, python, swift"):
+        clients.render(manifest(), ["cobol"])
+
+
+# -- the README -----------------------------------------------------------------------------------
+
+
+def test_the_readme_tells_what_the_manifest_knows() -> None:
+    step = ImagePreprocess(6, 4, resize="bicubic", mean=(0.1, 0.2, 0.3), exif=False)
+    stated = manifest(step, ("cat", "dog"), requires={"runtime": "x", "min_version": "2.3.0+cpu"})
+    stated["artifacts"][5]["verification"] = "emulated"
+    stated["artifacts"][5]["requires"] = {
+        "runtime": "coreml",
+        "min_version": None,
+        "os": ["iOS 17"],
+    }
+    stated["artifacts"][0]["evidence"] = {
+        "accuracy": {"value": 76.543, "drop_points": 0.41, "drop_ci95": [-0.1, 0.92]},
+        "bench": {"latency_ms": {"p50": 4.06}},
+    }
+    stated["lineage"] = {"evaluation": {"source": "eval.npz", "n": 500}}
+    text = clients.render(stated)["README.md"].decode()
+    first = (
+        "`artifacts/tflite/model` | 1 | any | runtime | 76.54 %, +0.41 lost (95 %: -0.10 to +0.92)"
+    )
+    assert f"| `tflite-w8a8` | {first} | 4.06 |" in text
+    assert "| `coreml-w8a8` | `artifacts/coreml/model` | 1 | any | emulated |" in text
+    assert "| `coreml-w8a8` | Core ML | - | iOS 17 | - |" in text
+    assert "500 samples of eval.npz" in text and "not of any device in the table" in text
+    assert "Bicubic resizing, anti-aliased as Pillow does it, to 6 x 4" in text
+    assert "channel 1: (pixel * 0.00392156862745098 - 0.2) / 1.0" in text
+    assert "EXIF turns are left as they are" in text
+    assert "litert:2.3.0" in text and 'branch: "swiftpm-2.3.0"' in text
+    assert "cat, dog" in text and "15 dB (`w8a8`)" in text
+
+
+def test_the_readme_survives_nasty_names() -> None:
+    labels = tuple(dict.fromkeys(NASTY))
+    stated = manifest(ImagePreprocess(8, 8), labels, name="x | y\n## z", id="a|b`\nc")
+    for number, entry in enumerate(stated["artifacts"]):
+        entry["id"] += str(number)
+    lines = clients.render(stated)["README.md"].decode().splitlines()
+    assert [line for line in lines if line.startswith("#")] == [
+        lines[0], "## Which file for which device", "## Inputs and outputs", "## Preprocessing",
+        "## Check it on the device", "## Clients", "### Python", "### C++",
+        "### Kotlin, for Android", "### Swift, for iOS and macOS",
     ]  # fmt: skip
-    assert found == clients.render(manifest(ImagePreprocess(8, 8), ("a", "b")), ["python"])
+    rows = [line for line in lines if line.startswith("| `a?b")]
+    assert len(rows) == 7 + 7 + 6 + 5 + 4 + 4
+    assert {line.count("|") for line in rows[:7]} == {8}
+
+
+# -- what a parser finds --------------------------------------------------------------------------
+
+
+def syntax_errors(name: str, source: bytes) -> list[str]:
+    """What tree-sitter can't place, or misses, in a Kotlin or Swift file."""
+    grammar = tree_sitter_kotlin if name.endswith(".kt") else tree_sitter_swift
+    tree = tree_sitter.Parser(tree_sitter.Language(grammar.language())).parse(source)
+    found, left = [], [tree.root_node]
+    while left:
+        node = left.pop()
+        if node.is_error or node.is_missing:
+            found.append(f"{name}:{node.start_point.row + 1}: {node.type}")
+        left += node.children
+    assert bool(found) == tree.root_node.has_error
+    return found
+
+
+def variants() -> Iterator[dict[str, Any]]:
+    """Manifests that make different code: pictures, pixels, texts, several tensors, no labels."""
+    labels = tuple(dict.fromkeys(NASTY))
+    yield manifest(ImagePreprocess(8, 8), labels, name='"""\n*/ ${x}')
+    yield manifest(
+        ImagePreprocess(6, 4, channels=1, color="GRAY", resize="nearest"), ("a", "b"), io="uint8"
+    )
+    yield manifest(
+        ImagePreprocess(6, 4, resize_mode="shorter-side", layout="NHWC"), labels * 200, golden=None
+    )
+    yield manifest(ImagePreprocess(6, 4, resize="none", antialias=False), ("a",))
+    tensors = (TensorSpec("ids", (1, 8), "int64"), TensorSpec("a*/b", (1, 8), "int32"),
+               TensorSpec('x"$y', (1, 2, 2)))  # fmt: skip
+    yield manifest(inputs=tensors, requires={"without_vnni": {"session.x64quantprecision": "1"}})
+
+
+def test_kotlin_and_swift_parse() -> None:
+    count = 0
+    for stated in variants():
+        for name, data in clients.render(stated, ["kotlin", "swift"]).items():
+            if not name.endswith(".md"):
+                assert syntax_errors(name, data) == []
+                count += 1
+    assert count > 50
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"),
+    [
+        ("kotlin/TfliteW8a8.kt", b"fun run(", b"fun run(("),
+        ("kotlin/Labels.kt", b"\\u0022quoted", b'"quoted'),
+        ("kotlin/Preprocess.kt", b"for (c in 0 until CHANNELS) {", b"for (c in 0 until CHANNELS {"),
+        ("swift/CoremlW8a8.swift", b"return Outputs(", b"return Outputs(("),
+        ("swift/Labels.swift", b"\\u{22}quoted", b'"quoted'),
+        ("swift/Preprocess.swift", b"guard made else {", b"guard made els {"),
+    ],
+)
+def test_the_parser_finds_a_planted_error(name: str, right: bytes, wrong: bytes) -> None:
+    data = clients.render(next(variants()))[name]
+    assert right in data and syntax_errors(name, data) == []
+    assert syntax_errors(name, data.replace(right, wrong, 1))
 
 
 def test_artifacts_with_like_ids_get_files_of_their_own() -> None:
@@ -135,11 +312,6 @@ def test_artifacts_with_like_ids_get_files_of_their_own() -> None:
         entry["id"] = id
     found = clients.render(stated, ["python"])
     assert {"python/net_1.py", "python/net_1_2.py", "python/client_2.py"} <= set(found)
-
-
-def test_an_unknown_language_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"'cobol'.*cpp"):
-        clients.render(manifest(), ["cobol"])
 
 
 # -- preprocessing ------------------------------------------------------------------------------
@@ -189,7 +361,9 @@ def pictures() -> list[np.ndarray[Any, Any]]:
 
 
 @pytest.mark.parametrize("step", STEPS, ids=str)
-def test_the_python_client_prepares_pictures_to_the_bit(step: ImagePreprocess, imported: Any) -> None:
+def test_the_python_client_prepares_pictures_to_the_bit(
+    step: ImagePreprocess, imported: Any
+) -> None:
     client = imported(manifest(step), "preprocess")
     for picture in pictures()[: 2 if step.resize == "none" else None]:
         wanted = step.apply(picture)
