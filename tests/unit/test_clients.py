@@ -8,6 +8,7 @@ import importlib
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -370,6 +371,11 @@ def test_the_python_client_prepares_pictures_to_the_bit(
         got = client.feed(picture)
         assert got.dtype == np.float32
         np.testing.assert_array_equal(got, wanted)
+        color = "GRAY" if step.channels == 1 else "RGB"
+        plain = replace(step, color=color, scale=1.0, mean=(), std=(), layout="NHWC")
+        pixels = client.feed(picture, "uint8")
+        assert pixels.dtype == np.uint8
+        np.testing.assert_array_equal(pixels, np.rint(plain.apply(picture)).clip(0, 255))
 
 
 def test_the_python_client_tokenizes_as_edgekit_does(imported: Any, tmp_path: Path) -> None:
