@@ -277,8 +277,9 @@ def _cpp(facts: Facts) -> str:
     table = _table(["artifact", "client", "needs"], rows)
     return (
         f"### C++\n\n{table}\n\nC++20. `cmake -S client/cpp -B build -DCMAKE_PREFIX_PATH=...` "
-        "builds a program for each runtime that it finds and names the rest; on Android the same files go "
-        "into the app's native code. Files are not hashed here: compare them with the manifest."
+        "builds a program for each runtime that it finds and names the rest; on Android the same "
+        "files go into the app's native code. Files are not hashed here: compare them with the "
+        "manifest."
     )
 
 
