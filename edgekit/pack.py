@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 import tempfile
 import zipfile
@@ -171,17 +172,37 @@ def _write(found: Mapping[str, bytes], root: Path) -> None:
         (root / name).write_bytes(data)
 
 
+def _clients(
+    manifest: Mapping[str, Any], languages: Sequence[str], root: Path
+) -> list[dict[str, Any]]:
+    """Writes the clients into a bundle, and gives their entries in the manifest's list of files."""
+    found = clients.render(manifest, languages)
+    _write(found, root / clients.FOLDER)
+    return [
+        {
+            "path": f"{clients.FOLDER}/{name}",
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        for name, data in found.items()
+    ]
+
+
 def _fill(content: BundleContent, root: Path) -> None:
     artifacts = [_place(item, root) for item in content.artifacts]
     for name, data in content.documents.items():
         (root / name).write_bytes(data)
-    files = _listed(root)
-    hashes = {str(f["path"]): str(f["sha256"]) for f in files}
+    files = [
+        {"path": p.relative_to(root).as_posix(), "bytes": p.stat().st_size, "sha256": sha256_of(p)}
+        for p in sorted(root.rglob("*"))
+        if p.is_file()
+    ]
+    hashes = {f["path"]: f["sha256"] for f in files}
     golden = None
     if "golden.npz" in content.documents:
         golden = {"path": "golden.npz", "sha256": hashes["golden.npz"], "n": content.golden_n}
     labels = next((list(s.labels) for s in content.signature.outputs if s.labels), None)
-    manifest: dict[str, Any] = {
+    manifest = {
         "schema": SCHEMA,
         "name": content.name,
         "version": content.version,
@@ -200,19 +221,8 @@ def _fill(content: BundleContent, root: Path) -> None:
         "licence": content.licence,
     }
     if content.clients:
-        # They are made from the manifest, whose list of files then has them too.
-        _write(clients.render(manifest, content.clients), root / clients.FOLDER)
-        manifest["files"] = _listed(root)
+        manifest["files"] = [*files, *_clients(manifest, content.clients, root)]
     (root / MANIFEST).write_bytes(canonical_json(manifest))
-
-
-def _listed(root: Path) -> list[dict[str, Any]]:
-    """Every file below ``root``, with its size and hash."""
-    return [
-        {"path": p.relative_to(root).as_posix(), "bytes": p.stat().st_size, "sha256": sha256_of(p)}
-        for p in sorted(root.rglob("*"))
-        if p.is_file()
-    ]
 
 
 def _place(item: PackedArtifact, root: Path) -> dict[str, Any]:
