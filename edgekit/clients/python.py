@@ -118,7 +118,7 @@ def _shared(facts: Facts) -> str:
         "SCORES": "None" if facts.scores is None else text(facts.scores.name),
         "BATCH": str(facts.signature.inputs[0].shape[0]) if facts.signature.inputs else "1",
         "WHAT": what,
-        "FEEDS": "\n".join(f"    {line}" for line in lines),
+        "FEEDS": "\n".join(f"    {line}".rstrip() for line in lines),
     }
     return fill(load("python/client.py"), fields, what="client")
 
@@ -185,16 +185,16 @@ def _imports(piece: Piece) -> str:
         f"from collections.abc import {mappings}",
         "from pathlib import Path",
     ]
-    standard += ["from typing import Any"] if target in ("tflite", "openvino", "coreml") else []
-    used = ["BUNDLE", "Array", "by_name", "checked", "fit", "main", "restored"]
-    if target == "coreml":
-        used.insert(2, "Tensor")
+    any_ = "Any, " if target in ("tflite", "openvino", "coreml") else ""
+    standard += [f"from typing import {any_}ClassVar"]
+    used = ["BUNDLE", "Array", "Tensor", "by_name", "checked", "fit", "main", "restored"]
     if target in ("executorch", "torch-mobile"):
         used.remove("by_name")
     numpy = ["import numpy as np"] if target in ("openvino", "onnxruntime", "coreml") else []
-    theirs = sorted([*numpy, *_IMPORTS[target]])
+    theirs = sorted([*numpy, *_IMPORTS[target]], key=lambda line: (line[:4] == "from", line))
     ours = ["from client import " + ", ".join(used)]
-    ours += ["from cpu import lacks_vnni"] if piece.requires.get("without_vnni") else []
+    if target == "onnxruntime" and piece.requires.get("without_vnni"):
+        ours.append("from cpu import lacks_vnni")
     return "\n".join([*standard, "", *theirs, "", *ours])
 
 

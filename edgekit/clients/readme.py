@@ -263,7 +263,7 @@ def _python(facts: Facts) -> str:
         if p.target in python.NEEDS
     ]
     table = _table(["artifact", "client", "needs, beside numpy"], rows)
-    return f"### Python\n\n{table or _NONE}"
+    return f"### Python\n\n{table}\n\nPython 3.10 or newer." if table else f"### Python\n\n{_NONE}"
 
 
 def _cpp(facts: Facts) -> str:
@@ -279,7 +279,7 @@ def _cpp(facts: Facts) -> str:
         f"### C++\n\n{table}\n\nC++20. `cmake -S client/cpp -B build -DCMAKE_PREFIX_PATH=...` "
         "builds a program for each runtime that it finds and names the rest; on Android the same "
         "files go into the app's native code. Files are not hashed here: compare them with the "
-        "manifest."
+        "manifest. LiteRT and ExecuTorch take their own number of threads there."
     )
 
 

@@ -6,6 +6,7 @@ import ast
 import copy
 import importlib
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -126,6 +127,21 @@ def test_nasty_names_and_labels_leave_python_whole() -> None:
     tree = ast.parse(found["python/labels.py"])
     assert isinstance(tree.body[-1], ast.Assign)
     assert ast.literal_eval(tree.body[-1].value) == labels
+
+
+def test_written_python_is_as_clean_as_ours(tmp_path: Path) -> None:
+    for number, stated in enumerate(variants()):
+        for name, data in clients.render(stated, ["python"]).items():
+            place = tmp_path / str(number) / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(data)
+    config = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    # Hashes and names make lines long; and which modules are ours can't be told from here.
+    command = ["ruff", "check", "--no-cache", "--config", str(config), "--ignore", "E501,I001"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command, str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout
 
 
 # -- what is written ----------------------------------------------------------------------------
