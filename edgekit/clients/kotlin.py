@@ -249,7 +249,7 @@ def _onnxruntime(piece: Piece, outputs: tuple[TensorSpec, ...]) -> _Parts:
         made = f"OnnxTensor.createTensor(environment, {data}, {shape})"
         call.append(f"    {text(spec.name)} to {made},")
     reads = {"float32": "float", "int64": "long", "int32": "int", "int8": "byte", "uint8": "byte"}
-    call += [")", "try {", "    session.run(tensors).use { results ->", "        return Outputs("]
+    call += [")", "return try {", "    session.run(tensors).use { results ->", "        Outputs("]
     for spec in outputs:
         read = reads[spec.dtype]
         call += [
