@@ -192,10 +192,16 @@ def _imports(piece: Piece) -> str:
         used.remove("by_name")
     numpy = ["import numpy as np"] if target in ("openvino", "onnxruntime", "coreml") else []
     theirs = sorted([*numpy, *_IMPORTS[target]], key=lambda line: (line[:4] == "from", line))
-    ours = ["from client import " + ", ".join(used)]
+    guard = [
+        'if __name__ == "__main__":',
+        "    # Bytecode beside the sources would be files that the manifest does not list.",
+        "    sys.dont_write_bytecode = True",
+        "",
+    ]
+    ours = ["from client import " + ", ".join(used) + ""]
     if target == "onnxruntime" and piece.requires.get("without_vnni"):
         ours.append("from cpu import lacks_vnni")
-    return "\n".join([*standard, "", *theirs, "", *ours])
+    return "\n".join([*standard, "", *theirs, "", *guard, *ours])
 
 
 def _first(piece: Piece) -> list[tuple[str, str]]:

@@ -263,7 +263,7 @@ def _python(facts: Facts) -> str:
         if p.target in python.NEEDS
     ]
     table = _table(["artifact", "client", "needs, beside numpy"], rows)
-    return f"### Python\n\n{table}\n\nPython 3.10 or newer." if table else f"### Python\n\n{_NONE}"
+    return f"### Python\n\n{table}\n\n{_PYTHON}" if table else f"### Python\n\n{_NONE}"
 
 
 def _cpp(facts: Facts) -> str:
@@ -336,6 +336,11 @@ def _package(piece: Piece) -> str:
 
 
 _EXITS = "\n\nFrom the bundle's folder; the exit code is 0 if it holds."
+_PYTHON = (
+    "Python 3.10 or newer. Copy the folder out of the bundle to import a client from an app: what "
+    "Python writes beside it would be files that the manifest does not list, and such a bundle is "
+    "refused."
+)
 _NONE = "None of these artifacts has one."
 _SECTIONS = {"python": _python, "cpp": _cpp, "kotlin": _kotlin, "swift": _swift}
 

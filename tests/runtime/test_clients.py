@@ -168,7 +168,7 @@ def test_a_python_client_gives_the_bundles_answers(
     with Bundle.open(root) as bundle:
         np.savez(tmp_path / "in.npz", **bundle.golden()[0])
     call(
-        sys.executable, "-c", RUN, root / "client" / "python", *names(target), root,
+        sys.executable, "-B", "-c", RUN, root / "client" / "python", *names(target), root,
         tmp_path / "in.npz", picture or "", tmp_path / "out.npz",
     )  # fmt: skip
     with np.load(tmp_path / "out.npz") as file:
