@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 
 from edgekit import clients
@@ -197,6 +199,102 @@ def test_a_python_client_checks_golden_vectors_files_and_shows_labels(
     model = root / "onnxruntime" / "net.onnx"
     model.write_bytes(model.read_bytes() + b"\0")
     call(sys.executable, client, "--golden", code=1)
+
+
+@pytest.fixture
+def pixels(tmp_path: Path) -> Path:
+    """A folder as a bundle has it, of a file that takes pixels, with its golden pictures."""
+    step, root = replace(STEP, color="RGB"), tmp_path / "b"
+    rng = np.random.default_rng(8)
+    pictures = {f"picture.{i}": rng.integers(0, 256, (19 + i, 33, 3), np.uint8) for i in (0, 2)}
+    taken = rng.integers(0, 256, (3, 16, 16, 3), np.uint8)
+    plain = replace(step, scale=1.0, mean=(), std=(), layout="NHWC")
+    for name, picture in pictures.items():
+        taken[int(name[-1])] = plain.apply(picture)[0].astype(np.uint8)
+    model = pixel_model(root / "artifacts" / "onnxruntime-fp32-uint8" / "model.onnx")
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    scores = np.concatenate([session.run(None, {"image": row[None]})[0] for row in taken])
+    arrays = {"golden-uint8.npz": pack_golden({"image": taken}, {"scores": scores}),
+              "golden.npz": b"tensors, which this test has none of"}  # fmt: skip
+    for name, data in arrays.items():
+        (root / name).write_bytes(data)
+    np.savez(root / "golden-pictures.npz", **pictures)
+    spec = TensorSpec("image", (1, 16, 16, 3), "uint8", "NHWC")
+    outputs = (TensorSpec("scores", (1, 3)),)
+    parts = [entry(str(model.relative_to(root)), model.read_bytes())]
+    files = {name: (root / name).read_bytes() for name in [*arrays, "golden-pictures.npz"]}
+    golden = {name: {"path": name, "sha256": entry(name, data)["sha256"], "n": 3}
+              for name, data in files.items()}  # fmt: skip
+    manifest = {
+        "name": "pixels", "version": "1", "labels": ["a", "b", "c"], "preprocess": step.to_json(),
+        "signature": Signature((TensorSpec("image", step.shape),), outputs).to_json(),
+        "golden": {**golden["golden.npz"], "source": "pictures",
+                   "pictures": golden["golden-pictures.npz"], "uint8": golden["golden-uint8.npz"]},
+        "files": parts,
+        "artifacts": [
+            {"id": "onnxruntime-fp32-uint8", "target": "onnxruntime", "scheme": "fp32",
+             "io": "uint8", "signature": Signature((spec,), outputs).to_json(), "files": parts,
+             **parts[0]}
+        ],
+    }  # fmt: skip
+    for name, data in clients.render(manifest).items():
+        place = root / "client" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(data)
+    return root
+
+
+def pixel_model(path: Path) -> Path:
+    """Writes an ONNX model: the mean of each channel of uint8 ``image`` [1, 16, 16, 3]."""
+    image = onnx.helper.make_tensor_value_info("image", onnx.TensorProto.UINT8, [1, 16, 16, 3])
+    scores = onnx.helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, [1, 3])
+    axes = onnx.numpy_helper.from_array(np.array([1, 2]), "axes")
+    nodes = [
+        onnx.helper.make_node("Cast", ["image"], ["float"], to=onnx.TensorProto.FLOAT),
+        onnx.helper.make_node("ReduceMean", ["float", "axes"], ["scores"], keepdims=0),
+    ]
+    graph = onnx.helper.make_graph(nodes, "pixels", [image], [scores], [axes])
+    opset = [onnx.helper.make_opsetid("", 18)]
+    path.parent.mkdir(parents=True)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), path)
+    return path
+
+
+def spoil_picture(root: Path) -> None:
+    """Changes one golden picture, so that the preprocessing makes another input of it."""
+    with np.load(root / "golden-pictures.npz") as file:
+        pictures = {name: file[name] for name in file.files}
+    pictures["picture.2"] = pictures["picture.2"][:, :, ::-1]
+    np.savez(root / "golden-pictures.npz", **pictures)
+
+
+@pytest.mark.runtime
+def test_a_python_client_feeds_pixels_and_checks_golden_pictures(
+    pixels: Path, tmp_path: Path
+) -> None:
+    client = pixels / "client" / "python" / "onnxruntime_fp32_uint8.py"
+    assert "scores: inf dB" in call(sys.executable, client, "--golden")
+    with np.load(pixels / "golden-pictures.npz") as file:
+        np.save(tmp_path / "picture.npy", file["picture.2"])
+    out = tmp_path / "out.npz"
+    call(sys.executable, client, tmp_path / "picture.npy", "--save", out)
+    with np.load(out) as got, np.load(pixels / "golden-uint8.npz") as golden:
+        np.testing.assert_array_equal(got["scores"], golden["output.scores"][2:])
+    spoil_picture(pixels)
+    call(sys.executable, client, "--golden", code=1)
+
+
+@pytest.mark.runtime
+@pytest.mark.slow
+def test_a_cpp_client_feeds_pixels_and_checks_golden_pictures(
+    pixels: Path, headers: Path, tmp_path: Path
+) -> None:
+    build(pixels, tmp_path / "cpp", headers)
+    program = tmp_path / "cpp" / "build" / "onnxruntime_fp32_uint8"
+    path = {"LD_LIBRARY_PATH": str(tmp_path / "cpp" / "links")}
+    assert "scores: inf dB" in call(program, pixels, "--golden", **path)
+    spoil_picture(pixels)
+    call(program, pixels, "--golden", code=3, **path)
 
 
 # -- C++ ------------------------------------------------------------------------------------------
