@@ -40,8 +40,10 @@ _INCLUDES = {
         "<executorch/extension/tensor/tensor.h>",
     ],
     "torch-mobile": [
-        "<ATen/ATen.h>",
+        "<ATen/Context.h>",
         "<ATen/Parallel.h>",
+        "<ATen/ops/from_blob.h>",
+        "<c10/core/InferenceMode.h>",
         "<torch/csrc/jit/mobile/import.h>",
         "<torch/csrc/jit/mobile/module.h>",
     ],
