@@ -100,12 +100,10 @@ class Facts:
 
     @property
     def picture_input(self) -> TensorSpec | None:
-        """The input that takes the picture: the one of the preprocessing's shape, or the only."""
-        step, inputs = self.picture, self.signature.inputs
-        if step is None:
-            return None
-        fitting = [spec for spec in inputs if spec.shape == step.shape]
-        return fitting[0] if len(fitting) == 1 else inputs[0] if len(inputs) == 1 else None
+        """The one input that has the shape of what the preprocessing makes of a picture."""
+        step = self.picture
+        fitting = [s for s in self.signature.inputs if step is not None and s.shape == step.shape]
+        return fitting[0] if len(fitting) == 1 else None
 
     @property
     def scores(self) -> TensorSpec | None:

@@ -247,6 +247,26 @@ def test_the_readme_tells_what_the_manifest_knows() -> None:
     assert "cat, dog" in text and "15 dB (`w8a8`)" in text
 
 
+def test_the_readme_tells_of_texts_and_of_what_is_not_known() -> None:
+    vocab = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "cat")
+    inputs = tuple(TensorSpec(n, (1, 8), "int64") for n in ("input_ids", "attention_mask"))
+    found = clients.render(manifest(TextPreprocess(vocab, max_length=8), inputs=inputs))
+    text = found["README.md"].decode()
+    assert "BERT's WordPiece with the 6 pieces" in text and "cut to 8 tokens" in text
+    assert "python/wordpiece.py" in found and "cpp/preprocess.hpp" not in found
+    text = clients.render(manifest(golden=None))["README.md"].decode()
+    assert "no golden vectors" in text and "No accuracy was measured" in text
+    assert "what they are made of is not told" in text and "--golden" not in text
+
+
+def test_a_batch_of_pictures_is_fed_as_an_array() -> None:
+    inputs = (TensorSpec("image", (4, 3, 8, 8)),)
+    found = clients.render(manifest(ImagePreprocess(8, 8), ("a", "b"), inputs=inputs))
+    assert b"an .npz with an array for each input" in found["python/client.py"]
+    assert b"read_npz(source)" in found["cpp/main.cpp"]
+    assert b"fun classify" not in found["kotlin/TfliteW8a8.kt"]
+
+
 def test_the_readme_survives_nasty_names() -> None:
     labels = tuple(dict.fromkeys(NASTY))
     stated = manifest(ImagePreprocess(8, 8), labels, name="x | y\n## z", id="a|b`\nc")
