@@ -71,7 +71,7 @@ class Facts:
         preprocess: how raw data become the input, where that is known.
         golden: name and number of the golden vectors, where there are any.
         golden_pixels: name of those for artifacts that take pixels.
-        golden_pictures: name of the pictures that they were made of.
+        pictures: name of the pictures that they were made of.
         pieces: all artifacts.
         manifest: all of it.
     """
@@ -84,7 +84,7 @@ class Facts:
     preprocess: Preprocess | None
     golden: tuple[str, int] | None
     golden_pixels: str | None
-    golden_pictures: str | None
+    pictures: str | None
     pieces: tuple[Piece, ...]
     manifest: Mapping[str, Any]
 
@@ -104,6 +104,11 @@ class Facts:
         step = self.picture
         fitting = [s for s in self.signature.inputs if step is not None and s.shape == step.shape]
         return fitting[0] if len(fitting) == 1 else None
+
+    @property
+    def golden_pictures(self) -> str | None:
+        """The file of pictures, where a client can make an input of them."""
+        return None if self.picture_input is None else self.pictures
 
     @property
     def scores(self) -> TensorSpec | None:
@@ -156,9 +161,7 @@ def facts_of(manifest: Mapping[str, Any]) -> Facts:
         preprocess=step,
         golden=None if golden is None else (str(golden["path"]), int(golden.get("n", 1))),
         golden_pixels=_part(golden, "uint8"),
-        golden_pictures=None
-        if not isinstance(step, ImagePreprocess)
-        else _part(golden, "pictures"),
+        pictures=_part(golden, "pictures"),
         pieces=_pieces(manifest, signature, step),
         manifest=manifest,
     )
