@@ -218,7 +218,7 @@ def pixels(tmp_path: Path) -> Path:
               "golden.npz": b"tensors, which this test has none of"}  # fmt: skip
     for name, data in arrays.items():
         (root / name).write_bytes(data)
-    np.savez(root / "golden-pictures.npz", **pictures)
+    np.savez_compressed(root / "golden-pictures.npz", **pictures)
     spec = TensorSpec("image", (1, 16, 16, 3), "uint8", "NHWC")
     outputs = (TensorSpec("scores", (1, 3)),)
     parts = [entry(str(model.relative_to(root)), model.read_bytes())]
@@ -440,9 +440,13 @@ def test_the_cpp_client_prepares_pictures_to_the_bit(step: ImagePreprocess, tmp_
     rng = np.random.default_rng(3)
     shapes = [(20, 24, 3), (20, 24), (37, 41, 4), (9, 64, 3), (150, 13, 1), (64, 64, 3)]
     pictures = {str(i): rng.integers(0, 256, s, dtype=np.uint8) for i, s in enumerate(shapes)}
+    # Noise, runs, and short and long repetitions: all kinds of deflate's blocks and distances.
+    pictures["wide"] = np.resize(np.arange(251, dtype=np.uint8) // 3, (40, 3000, 3))
+    pictures["flat"] = np.full((64, 64, 3), 200, np.uint8)
+    pictures["tiny"] = np.full((1, 1, 3), 9, np.uint8)
     if step.resize == "none":
         pictures = {name: pictures[name] for name in "01"}
-    np.savez(tmp_path / "pictures.npz", **pictures)
+    np.savez_compressed(tmp_path / "pictures.npz", **pictures)
     signature = Signature((TensorSpec("image", step.shape),), (TensorSpec("scores", (1, 1)),))
     stated = {
         "name": "x", "version": "1", "signature": signature.to_json(), "files": [],
