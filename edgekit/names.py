@@ -51,6 +51,12 @@ METHODS: Final = {
 }
 """Methods of the plan maker, each of which can be left out."""
 
+FLOAT_IO: Final = "float32"
+PICTURE_IO: Final = "uint8"
+IOS: Final = (FLOAT_IO, PICTURE_IO)
+"""What an artifact takes at its border: the model's own tensors, or pixels (uint8, NHWC) from which
+it makes the picture's tensor itself (`edgekit.runtime.border`)."""
+
 NO_VNNI: Final = "x86-no-vnni"
 OVERRIDES: Final = {NO_VNNI: ("openvino", "onnxruntime")}
 """Named overrides of a plan for an instruction set, with the targets whose kernels need them.
