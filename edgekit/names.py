@@ -124,6 +124,11 @@ def scheme_id(name: str) -> str:
     return canonical
 
 
+def artifact_id(target: str, scheme: str, variant: str | None = None, io: str = FLOAT_IO) -> str:
+    """``<target>-<scheme>``, then the variant and the io where they are not the usual ones."""
+    return "-".join(filter(None, (target, scheme, variant, None if io == FLOAT_IO else io)))
+
+
 def unknown(kind: str, name: str, allowed: Iterable[str]) -> str:
     """A message for an unknown name: the culprit, the nearest allowed name, and the whole list."""
     names = sorted(allowed)

@@ -16,6 +16,8 @@ import edgekit
 from edgekit import clients
 from edgekit.artifact import Artifact, sha256_of, storage_error
 from edgekit.errors import UsageError
+from edgekit.names import PICTURE_IO
+from edgekit.runtime.border import PictureBorder
 from edgekit.runtime.manifest import MANIFEST, SCHEMA, canonical_json, directory_digest
 from edgekit.signature import Signature
 
@@ -34,6 +36,7 @@ class PackedArtifact:
         requires: run-time requirements, as the manifest's schema has them.
         verification: how it was verified.
         evidence: what verify, placement and bench found.
+        border: the picture border of one that takes pixels.
     """
 
     artifact: Artifact
@@ -41,6 +44,7 @@ class PackedArtifact:
     requires: Mapping[str, Any]
     verification: str
     evidence: Mapping[str, Any]
+    border: PictureBorder | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,9 @@ class BundleContent:
         preprocess: as `Model.preprocess.to_json()` gives it, or None.
         documents: further files by name; ``golden.npz`` becomes the manifest's golden entry and
             ``plan.json`` its plan.
-        golden_n: number of golden samples.
+        golden: what is to be said of the golden vectors: ``n`` samples, ``source`` of the inputs
+            (``pictures``, ``arrays`` or ``made-up``), and by ``pictures`` and ``uint8`` the number
+            of samples in ``golden-pictures.npz`` and ``golden-uint8.npz``, where there are any.
         statistics: reference statistics of inputs and predictions.
         lineage: where it all comes from.
         licence: SPDX id, or None.
@@ -70,7 +76,7 @@ class BundleContent:
     artifacts: Sequence[PackedArtifact]
     preprocess: Mapping[str, Any] | None = None
     documents: Mapping[str, bytes] = field(default_factory=dict)
-    golden_n: int = 0
+    golden: Mapping[str, Any] = field(default_factory=dict)
     statistics: Mapping[str, Any] | None = None
     lineage: Mapping[str, Any] | None = None
     licence: str | None = None
@@ -189,7 +195,7 @@ def _clients(
 
 
 def _fill(content: BundleContent, root: Path) -> None:
-    artifacts = [_place(item, root) for item in content.artifacts]
+    artifacts = [_place(item, root, content.signature) for item in content.artifacts]
     for name, data in content.documents.items():
         (root / name).write_bytes(data)
     files = [
@@ -197,10 +203,8 @@ def _fill(content: BundleContent, root: Path) -> None:
         for p in sorted(root.rglob("*"))
         if p.is_file()
     ]
-    hashes = {f["path"]: f["sha256"] for f in files}
-    golden = None
-    if "golden.npz" in content.documents:
-        golden = {"path": "golden.npz", "sha256": hashes["golden.npz"], "n": content.golden_n}
+    hashes = {str(f["path"]): str(f["sha256"]) for f in files}
+    golden = _golden(content.golden, hashes) if "golden.npz" in content.documents else None
     labels = next((list(s.labels) for s in content.signature.outputs if s.labels), None)
     manifest = {
         "schema": SCHEMA,
@@ -225,7 +229,18 @@ def _fill(content: BundleContent, root: Path) -> None:
     (root / MANIFEST).write_bytes(canonical_json(manifest))
 
 
-def _place(item: PackedArtifact, root: Path) -> dict[str, Any]:
+def _golden(about: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
+    def entry(name: str, n: int) -> dict[str, Any]:
+        return {"path": name, "sha256": hashes[name], "n": n}
+
+    parts: dict[str, Any] = {k: v for k, v in about.items() if k == "source"}
+    for kind in ("pictures", PICTURE_IO):
+        if kind in about:
+            parts[kind] = entry(f"golden-{kind}.npz", about[kind]) if about[kind] else None
+    return {**entry("golden.npz", about["n"]), **parts}
+
+
+def _place(item: PackedArtifact, root: Path, model: Signature) -> dict[str, Any]:
     artifact = item.artifact
     folder = root / "artifacts" / artifact.id
     folder.mkdir(parents=True)
@@ -252,7 +267,14 @@ def _place(item: PackedArtifact, root: Path) -> dict[str, Any]:
         "requires": dict(item.requires),
         "verification": item.verification,
         "evidence": dict(item.evidence),
+        **_border(item.border, model),
     }
+
+
+def _border(border: PictureBorder | None, model: Signature) -> dict[str, Any]:
+    if border is None:
+        return {}
+    return {"border": border.to_json(), "signature": border.signature(model).to_json()}
 
 
 def _zip(root: Path, out: Path) -> None:

@@ -17,7 +17,7 @@ from edgekit.cli._export_text import text
 from edgekit.cli._libraries import subdued
 from edgekit.cli._output import emit, json_option, note, table, verbosity_options
 from edgekit.errors import EdgekitError, UsageError
-from edgekit.names import CALIBRATED, ENGINES, METHODS, TARGETS, WAIVABLE, unknown
+from edgekit.names import CALIBRATED, ENGINES, IOS, METHODS, TARGETS, WAIVABLE, unknown
 
 if TYPE_CHECKING:
     from edgekit.device import Job
@@ -48,6 +48,15 @@ __all__ = ["command"]
     multiple=True,
     metavar="ID",
     help="Quantization scheme; may be repeated. Without it: each target's preferred one.",
+)
+@click.option(
+    "--io",
+    "ios",
+    multiple=True,
+    type=click.Choice(IOS),
+    help="What the artifacts take; may be repeated. float32, the default: the model's own tensors. "
+    "uint8: the picture itself, [1, H, W, C] in RGB or grey; scale, mean, std, the model's order of "
+    "colours and its layout are then in the artifact.",
 )
 @click.option(
     "--calib",
@@ -157,6 +166,7 @@ def command(
     devices: tuple[str, ...],
     targets: tuple[str, ...],
     schemes: tuple[str, ...],
+    ios: tuple[str, ...],
     calib: str | None,
     engine: str | None,
     without: tuple[str, ...],
@@ -217,7 +227,7 @@ def command(
         raise UsageError("--without is for edgekit's own quantizer, not for an --engine")
     devices = devices or ("host",)
     # Before the model is opened, which may take long: most mistakes are in these names.
-    jobs = plan_targets([load_device(d) for d in devices], targets, schemes)
+    jobs = plan_targets([load_device(d) for d in devices], targets, schemes, ios)
     if dry_run:
         _tell_plan(model, jobs, calib, as_json)
         return 0
@@ -231,6 +241,7 @@ def command(
         devices=devices,
         targets=targets,
         schemes=schemes,
+        ios=tuple(dict.fromkeys(ios)),
         calib=calib,
         engine=engine,
         without=without,
@@ -331,6 +342,7 @@ def _tell_plan(model: str, jobs: Sequence[Job], calib: str | None, as_json: bool
             "target": job.target,
             "scheme": job.scheme,
             "delegate": job.delegate,
+            "io": job.io,
             "devices": list(job.devices),
             "threads": job.threads,
         }

@@ -114,6 +114,7 @@ def _entry(artifact: BundleArtifact) -> dict[str, Any]:
         "bytes": artifact.bytes,
         "sha256": artifact.sha256,
         "files": [{"path": f.path, "bytes": f.bytes, "sha256": f.sha256} for f in artifact.files],
+        **({} if artifact.border is None else {"inputs": _tensors(artifact.signature)["inputs"]}),
         "verification": artifact.verification,
         "placement": _stated_placement(artifact.evidence.get("placement")),
     }
@@ -178,6 +179,7 @@ def _bundle_text(document: Mapping[str, Any]) -> str:
         f"{_kib(document['bytes'])}, each as its manifest states",
         f"digest {document['digest']}",
         *_tensor_lines(document),
+        *_pixel_lines(document["artifacts"]),
         f"preprocessing: {document['preprocess'] or 'none'}; "
         f"golden samples: {document['golden_n']}; licence: {document['licence'] or 'not stated'}",
         "",
@@ -185,6 +187,15 @@ def _bundle_text(document: Mapping[str, Any]) -> str:
         *sensitivity_lines(document.get("sensitivity")),
     ]
     return "\n".join(lines)
+
+
+def _pixel_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What artifacts take that take pixels; nothing where there is none."""
+    taking = [e for e in entries if "inputs" in e]
+    if not taking:
+        return []
+    names = ", ".join(e["id"] for e in taking)
+    return [f"{names} take pixels:", *_tensor_lines({"inputs": taking[0]["inputs"], "outputs": []})]
 
 
 # -- an artifact ----------------------------------------------------------------------------------

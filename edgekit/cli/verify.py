@@ -175,6 +175,7 @@ def _verify(bundle: Bundle, artifact: BundleArtifact, scratch: Path, keep_going:
     from edgekit.targets import worker
 
     feeds, wanted, against = _golden(bundle, artifact)
+    feeds, read = _from_pictures(bundle, artifact, feeds)
     try:
         path = bundle.place(artifact)
     except UnsupportedError as error:  # a runtime older than the artifact requires
@@ -185,7 +186,7 @@ def _verify(bundle: Bundle, artifact: BundleArtifact, scratch: Path, keep_going:
     task = {
         "op": "infer",
         "artifact": str(path.absolute()),
-        "signature": bundle.signature.to_json(),
+        "signature": artifact.signature.to_json(),
         "feeds": str(scratch / "feeds.npz"),
         "outputs": str(scratch / "outputs.npz"),
         "repeats": TOLERANCES[artifact.scheme].repeats,
@@ -205,8 +206,30 @@ def _verify(bundle: Bundle, artifact: BundleArtifact, scratch: Path, keep_going:
     with np.load(scratch / "outputs.npz", allow_pickle=False) as data:
         outputs = {name: data[name] for name in data.files}
     if against == "float":
-        return _judge_float(bundle, artifact, outputs, wanted, result)
-    return _judge(bundle, artifact, feeds, outputs, wanted, result, against)
+        found = _judge_float(artifact, outputs, wanted, result)
+    else:
+        found = _judge(artifact, feeds, outputs, wanted, result, against)
+    return dataclasses.replace(found, checks=(*read, *found.checks))
+
+
+def _from_pictures(
+    bundle: Bundle, artifact: BundleArtifact, feeds: Mapping[str, Array]
+) -> tuple[dict[str, Array], tuple[Check, ...]]:
+    """The feeds, made anew of the bundle's pictures, and whether they are what they were."""
+    from edgekit.parity import Check
+    from edgekit.runtime.golden import from_pictures, picture_input
+    from edgekit.runtime.preprocess import ImagePreprocess
+
+    pictures, preprocess = bundle.golden_pictures(), bundle.preprocess()
+    if not pictures or not isinstance(preprocess, ImagePreprocess):
+        return dict(feeds), ()
+    spec = picture_input(artifact.signature, preprocess)
+    flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in feeds.items()}
+    made, misread = from_pictures(flat, pictures, preprocess, spec)
+    detail = "golden pictures that the preprocessing makes the same inputs of as it did"
+    fine = len(pictures) - len(misread)
+    check = Check(f"pictures:{spec.name}", not misread, fine, len(pictures), detail)
+    return {name: made[name].reshape(value.shape) for name, value in feeds.items()}, (check,)
 
 
 def _golden(
@@ -218,16 +241,17 @@ def _golden(
 
     listed = {entry["path"] for entry in bundle.manifest["files"]}
     plan = plan_name(artifact.target, artifact.scheme, artifact.variant)
-    own, shared = f"golden-{artifact.id}.npz", f"golden-{plan}.npz"
+    suffix = "" if artifact.border is None else f"-{artifact.io}"
+    own, shared = f"golden-{artifact.id}.npz", f"golden-{plan}{suffix}.npz"
     if own in listed:
         (feeds, outputs), against = unpack_golden(bundle.read(own)), "itself when it was proven"
     elif shared in listed:
         (feeds, outputs), against = unpack_golden(bundle.read(shared)), "plan"
     else:
         # The float model is what a plan of fp32 says; of other schemes it tells only the gist.
-        feeds, outputs = bundle.golden()
+        feeds, outputs = bundle.golden(artifact.io)
         against = "plan" if artifact.scheme == "fp32" else "float"
-    signature = bundle.signature
+    signature = artifact.signature
     try:
         feeds = {s.name: feeds[s.name].reshape(-1, *s.shape) for s in signature.inputs}
         outputs = {s.name: outputs[s.name].reshape(-1, *s.shape) for s in signature.outputs}
@@ -240,7 +264,6 @@ def _golden(
 
 
 def _judge(
-    bundle: Bundle,
     artifact: BundleArtifact,
     feeds: Mapping[str, Array],
     outputs: Mapping[str, Array],
@@ -256,12 +279,12 @@ def _judge(
         scheme=artifact.scheme,
         feeds=feeds,
         outputs=wanted,
-        steps={spec.name: steps.get(spec.name) for spec in bundle.signature.outputs},
+        steps={spec.name: steps.get(spec.name) for spec in artifact.signature.outputs},
         floor=_figures(artifact.evidence.get("floor")),
     )
     verdict = verify.judge(
         reference,
-        bundle.signature,
+        artifact.signature,
         outputs,
         result["order"],
         result["distinct"],
@@ -305,7 +328,6 @@ def _of_few(check: Check, report: ParityReport) -> Check:
 
 
 def _judge_float(
-    bundle: Bundle,
     artifact: BundleArtifact,
     outputs: Mapping[str, Array],
     wanted: Mapping[str, Array],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,7 @@ _SAFE = 1e-3
 """So far from the middle between two steps, in steps, no runtime's float32 arithmetic errs."""
 
 _ROOM = 0.02
-"""An offset that has to be moved is moved so far beyond the nearest such middle, if there is room."""
+"""An offset that has to be moved is moved so far beyond the nearest such middle, given room."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Prelude:
 
 
 def find_prelude(module: fx.GraphModule) -> Prelude | None:
-    """The picture border of a graph that `with_border` made, also once it is rendered; else None."""
+    """The picture border of a graph that `with_border` made, also once rendered; else None."""
     for node in module.graph.nodes:
         if node.op != "get_attr" or str(node.target) != FACTOR or not node.users:
             continue
@@ -217,9 +218,7 @@ def _integers(values: torch.Tensor, edge: Edge) -> npt.NDArray[np.int64]:
     return found
 
 
-def _moved_offset(
-    factor: float, offset: float, wanted: npt.NDArray[np.int64], edge: Edge
-) -> float:
+def _moved_offset(factor: float, offset: float, wanted: npt.NDArray[np.int64], edge: Edge) -> float:
     """The offset next to ``offset`` that gives most of the integers that are wanted, surely."""
     scale, zero = edge.scale[0], edge.zero_point[0]
     low, high = edge.quant_min - zero, edge.quant_max - zero
@@ -228,7 +227,7 @@ def _moved_offset(
     middles = np.unique(np.floor(steps) + 0.5 - steps)
     ends = np.concatenate([middles[-1:] - 1, middles, middles[:1] + 1])
     best: tuple[tuple[int, bool, float], float] | None = None
-    for start, end in zip(ends[:-1], ends[1:], strict=True):
+    for start, end in itertools.pairwise(ends):
         room = min(_ROOM, (end - start) / 2)
         move = float(np.clip(0.0, start + room, end - room))
         if start + _SAFE <= 0.0 <= end - _SAFE:

@@ -21,6 +21,7 @@ from edgekit.errors import EdgekitError, WorkerCrashed
 from edgekit.export.keys import code, versions
 from edgekit.export.planning import Planned
 from edgekit.export.request import Listener
+from edgekit.names import FLOAT_IO
 from edgekit.signature import Signature
 from edgekit.targets import Target, find, installed, worker
 
@@ -37,16 +38,19 @@ def convert(
     signature: Signature,
     store: Store,
     listener: Listener,
+    *,
+    io: str = FLOAT_IO,
 ) -> dict[Wanted, Artifact | EdgekitError]:
     """Converts for one target, in one worker process for all that is not in the store.
 
     Args:
         target: a target id.
         wanted: pairs of a scheme and a variant of its plan, which may be None.
-        planned: the plans.
-        signature: of the model.
+        planned: the plans, those with a picture border for io ``uint8``.
+        signature: of what is made.
         store: where artifacts are kept.
         listener: hears of progress.
+        io: what the artifacts take.
 
     Returns:
         By pair, the artifact, or the error with which the target refused it.
@@ -60,7 +64,8 @@ def convert(
     refused: dict[Wanted, EdgekitError] = {}
     with tempfile.TemporaryDirectory(prefix="edgekit-convert-") as scratch:
         if missing:
-            listener.note(f"{target}: converting {', '.join(map(_shown, missing))}")
+            taking = "" if io == FLOAT_IO else f", which take {io}"
+            listener.note(f"{target}: converting {', '.join(map(_shown, missing))}{taking}")
             refused = _run_conversions(made, target, missing, planned, signature, Path(scratch))
         result: dict[Wanted, Artifact | EdgekitError] = {}
         for one in wanted:
@@ -73,7 +78,7 @@ def convert(
                 lambda folder, source=source: _copy(source, folder),  # type: ignore[misc]
                 what=f"convert {target} {_shown(one)}",
             )
-            result[one] = _artifact(entry, made, *one)
+            result[one] = _artifact(entry, made, *one, io)
     return result
 
 
@@ -226,7 +231,9 @@ def _convert_key(
     )
 
 
-def _artifact(entry: Path, made: Target, scheme: str, variant: str | None = None) -> Artifact:
+def _artifact(
+    entry: Path, made: Target, scheme: str, variant: str | None = None, io: str = FLOAT_IO
+) -> Artifact:
     names = json.loads((entry / "convert.json").read_text())["files"]
     return Artifact.from_files(
         [entry / name for name in names],
@@ -234,6 +241,7 @@ def _artifact(entry: Path, made: Target, scheme: str, variant: str | None = None
         delegate=made.delegates[0],
         scheme=scheme,
         variant=variant,
+        io=io,
     )
 
 

@@ -95,7 +95,7 @@ class Row:
             "target": self.job.target,
             "delegate": self.job.delegate,
             "scheme": self.job.scheme,
-            "io": None if made is None else made.io,
+            "io": self.job.io,
             "variant": self.job.variant,
             "devices": list(self.job.devices),
             "path": f"artifacts/{made.id}/{made.path.name}" if ok and made else None,

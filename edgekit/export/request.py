@@ -55,6 +55,7 @@ class ExportRequest:
         devices: device ids or profile paths.
         targets: target ids; empty means all that the devices run.
         schemes: schemes; empty means each target's preferred one.
+        ios: what the artifacts take (`edgekit.names.IOS`); empty means the model's own tensors.
         calib: calibration data, as `edgekit.data` takes it; needed for quantized schemes.
         evaluation: labelled evaluation data; without it no accuracy is measured.
         out: where the bundle goes, a directory or a ``.zip``; None packs nothing.
@@ -81,6 +82,7 @@ class ExportRequest:
     devices: tuple[str, ...] = ("host",)
     targets: tuple[str, ...] = ()
     schemes: tuple[str, ...] = ()
+    ios: tuple[str, ...] = ()
     calib: str | Path | Samples | None = None
     evaluation: str | Path | Samples | None = None
     out: Path | None = None

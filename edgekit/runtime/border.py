@@ -127,7 +127,7 @@ class PictureBorder:
         """
         self.spec.check(pixels, what="picture border")
         ordered = pixels[..., ::-1] if self.color == "BGR" else pixels
-        factor, offset = np.float32(self.factor), np.float32(self.offset)
+        factor, offset = (np.array(v, np.float32) for v in (self.factor, self.offset))
         tensor = ordered.astype(np.float32) * factor + offset
         if self.layout == "NCHW":
             tensor = tensor.transpose(0, 3, 1, 2)

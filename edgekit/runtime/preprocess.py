@@ -135,15 +135,39 @@ class ImagePreprocess:
         """
         resized = self._resized(self._in_color(_checked_pixels(pixels)))
         planes = np.empty((1, self.channels, self.height, self.width), dtype=np.float32)
-        for c, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
+        for c in range(self.channels):
             plane = resized[:, :, c]
-            # In double precision and rounded once; 8-bit pixels have only 256 answers.
-            values = np.arange(256.0) if plane.dtype == np.uint8 else plane.astype(np.float64)
-            normal = ((values * self.scale - mean) / std).astype(np.float32)
-            planes[0, c] = normal[plane] if plane.dtype == np.uint8 else normal
+            # 8-bit pixels have only 256 answers.
+            eight = plane.dtype == np.uint8
+            planes[0, c] = self.table[c][plane] if eight else self._normal(plane, c)
         if self.layout == "NCHW":
             return planes
         return np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
+
+    def pixels(self, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Turns one picture into what an artifact of ``io = "uint8"`` takes.
+
+        Where ``antialias`` is False the resized picture is rounded to 8 bits, which `apply` does
+        not do. Arguments and errors are those of `apply`.
+
+        Returns:
+            uint8 ``[1, H, W, C]``: RGB, or grey; `edgekit.runtime.border` has the rest.
+        """
+        resized = self._resized(self._in_color(_checked_pixels(picture)))
+        if resized.dtype != np.uint8:
+            resized = np.rint(resized).clip(0, 255).astype(np.uint8)
+        return np.ascontiguousarray(resized[None, :, :, :: -1 if self.color == "BGR" else 1])
+
+    @cached_property
+    def table(self) -> npt.NDArray[np.float32]:
+        """What each pixel value becomes in each channel: float32 ``[channels, 256]``."""
+        return np.stack([self._normal(np.arange(256.0), c) for c in range(self.channels)])
+
+    def _normal(self, values: npt.NDArray[Any], channel: int) -> npt.NDArray[np.float32]:
+        """In double precision, and rounded once."""
+        scaled = values.astype(np.float64) * self.scale - self.mean[channel]
+        normal: npt.NDArray[np.float32] = (scaled / self.std[channel]).astype(np.float32)
+        return normal
 
     def _in_color(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         if self.channels == 1:

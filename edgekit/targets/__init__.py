@@ -123,7 +123,12 @@ class Stored:
 
 
 class Target(Protocol):
-    """What a target file offers as ``TARGET``."""
+    """What a target file offers as ``TARGET``.
+
+    ``ios`` beside these says what its artifacts can take (`edgekit.names.IOS`); without it, the
+    model's own tensors alone, and ``io_reason`` may say why. `edgekit.compress.picture` has what a
+    program is like whose artifact takes pixels.
+    """
 
     id: str
     suffix: str

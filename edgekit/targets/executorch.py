@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.compress.dynamic import PER_SAMPLE, as_computed
+from edgekit.names import IOS
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
 from edgekit.targets._common import channel_digest, converter_error
@@ -52,6 +53,7 @@ class Executorch:
     packages = ("executorch",)
     schemes = ("w8a8", "fp32", "w8a8-dyn")
     delegates = ("xnnpack",)
+    ios = IOS
     dynamic = PER_SAMPLE
 
     def convert(

@@ -23,6 +23,7 @@ import numpy as np
 
 from edgekit.compress.dynamic import PER_TENSOR, as_computed
 from edgekit.compress.weights import SCHEMES as WEIGHTS
+from edgekit.names import IOS
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
 from edgekit.targets._common import channel_digest, converter_error
@@ -70,6 +71,7 @@ class Onnxruntime:
     packages = ("onnx", "onnxscript", "onnxruntime")
     schemes = ("w8a8", "fp32", "w8a8-dyn", "w8", "w4", "fp16")
     delegates = ("cpu",)
+    ios = IOS
     dynamic = PER_TENSOR
 
     def convert(

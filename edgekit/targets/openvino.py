@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.compress.weights import SCHEMES as WEIGHTS
+from edgekit.names import IOS
 from edgekit.runtime._silence import silence
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
@@ -54,6 +55,7 @@ class Openvino:
     packages = ("openvino",)
     schemes = ("w8a8", "fp32", "w8", "w4", "fp16")
     delegates = ("cpu",)
+    ios = IOS
 
     def convert(
         self,

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.compress.dynamic import PER_TENSOR, as_computed
+from edgekit.names import IOS
 from edgekit.runtime.ptl import STATED, Program, operators_of, read_program
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
@@ -42,6 +43,7 @@ class TorchMobile:
     packages = ("torch",)
     schemes = ("w8a8", "fp32", "w8a8-dyn")
     delegates = ("qnnpack",)
+    ios = IOS
     dynamic = PER_TENSOR
 
     def convert(

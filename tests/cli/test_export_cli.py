@@ -59,7 +59,7 @@ def test_a_dry_run_tells_the_jobs_and_opens_and_writes_nothing(
     assert jobs[0]["devices"] == ["pixel-8", "x86-server"]
     assert jobs[1] == {
         "artifact": "openvino-w8a8", "target": "openvino", "scheme": "w8a8", "delegate": "cpu",
-        "devices": ["x86-server"], "threads": jobs[1]["threads"],
+        "io": "float32", "devices": ["x86-server"], "threads": jobs[1]["threads"],
     }  # fmt: skip
     assert "--calib" in done.err
     assert list(tmp_path.iterdir()) == []

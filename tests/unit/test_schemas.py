@@ -158,7 +158,7 @@ def examples() -> dict[str, dict[str, Any]]:
         },
         "jobs": {"schema": "edgekit.jobs/1", "model": "net.pt2", "jobs": [
             {"artifact": "tflite-w8a8", "target": "tflite", "scheme": "w8a8",
-             "delegate": "xnnpack", "devices": ["pixel-8"], "threads": 4}]},
+             "delegate": "xnnpack", "io": "float32", "devices": ["pixel-8"], "threads": 4}]},
         "inspect": {
             "schema": "edgekit.inspect/1", "kind": "artifact", "path": "a.tflite",
             "target": "tflite", "bytes": 1200,
