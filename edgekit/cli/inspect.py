@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgekit.cli._metadata import metadata_lines, metadata_of
 from edgekit.cli._output import emit, json_option, progress, table, verbosity_options
 from edgekit.cli._sensitivity import sensitivity_lines, sensitivity_of
 from edgekit.errors import BadData, StorageError, UnsupportedError, UsageError
@@ -116,6 +117,7 @@ def _entry(artifact: BundleArtifact) -> dict[str, Any]:
         "files": [{"path": f.path, "bytes": f.bytes, "sha256": f.sha256} for f in artifact.files],
         **({} if artifact.border is None else {"inputs": _tensors(artifact.signature)["inputs"]}),
         "verification": artifact.verification,
+        "metadata": metadata_of(artifact.evidence.get("metadata")),
         "placement": _stated_placement(artifact.evidence.get("placement")),
     }
 
@@ -180,6 +182,7 @@ def _bundle_text(document: Mapping[str, Any]) -> str:
         f"digest {document['digest']}",
         *_tensor_lines(document),
         *_pixel_lines(document["artifacts"]),
+        *_telling_lines(document["artifacts"]),
         f"preprocessing: {document['preprocess'] or 'none'}; "
         f"golden samples: {document['golden_n']}; licence: {document['licence'] or 'not stated'}",
         "",
@@ -196,6 +199,15 @@ def _pixel_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     names = ", ".join(e["id"] for e in taking)
     return [f"{names} take pixels:", *_tensor_lines({"inputs": taking[0]["inputs"], "outputs": []})]
+
+
+def _telling_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which artifacts tell an app what they take, and how; nothing where none does."""
+    kinds: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry["metadata"] is not None:
+            kinds.setdefault(entry["metadata"]["format"], []).append(entry["id"])
+    return [f"{', '.join(ids)}: {kind}" for kind, ids in kinds.items()]
 
 
 # -- an artifact ----------------------------------------------------------------------------------
@@ -226,9 +238,11 @@ def _artifact(path: Path) -> dict[str, Any]:
             # Its shapes are free, say. It can be looked into all the same.
             tensors = {"inputs": [], "outputs": []}
             notes.append(error.message)
-        (seen,) = worker.run(name, [{"op": "inspect", "artifact": str(path.absolute())}])
-    if "error" in seen:
-        raise seen["error"]
+        tasks = [{"op": op, "artifact": str(path.absolute())} for op in ("inspect", "metadata")]
+        seen, told = worker.run(name, tasks)
+    for answer in (seen, told):
+        if "error" in answer:
+            raise answer["error"]
     hashes = [(part.relative_to(path.parent).as_posix(), sha256_of(part)) for part in parts]
     runtime = target.packages[-1]
     return {
@@ -240,6 +254,7 @@ def _artifact(path: Path) -> dict[str, Any]:
         "sha256": hashes[0][1] if len(hashes) == 1 else directory_digest(hashes),
         "runtime": f"{runtime} {installed(target)[runtime]}",
         **tensors,
+        "metadata": told["metadata"],
         "placement": seen["placement"],
         "notes": notes,
     }
@@ -253,6 +268,7 @@ def _artifact_text(document: Mapping[str, Any]) -> str:
         f"{document['path']}: {_kib(document['bytes'])}, read by {document['runtime']}",
         f"sha256 {document['sha256']}",
         *_tensor_lines(document),
+        *metadata_lines(document["metadata"]),
         *(f"note: {note}" for note in document["notes"]),
         "",
         table(["operator", "count", "only moves data"], [[k, ops[k], waste.get(k)] for k in types]),

@@ -14,6 +14,7 @@ from edgekit import engines
 from edgekit.compress.plan import plan_name
 from edgekit.data import Samples, picture_of
 from edgekit.errors import BadData
+from edgekit.export import converting
 from edgekit.export.counting import Source
 from edgekit.export.document import Row, requirements
 from edgekit.export.keys import versions
@@ -116,6 +117,8 @@ def _packed(row: Row, side: Side) -> PackedArtifact:
             # What `edgekit verify` needs to judge the bundle by the figures that it was proven by.
             "steps": facts["steps"],
             "floor": facts["floor"],
+            # What the artifact itself tells an app, beside this manifest.
+            "metadata": converting.metadata(row.artifact),
         },
         border=side.border(_plan_of(row)),
     )

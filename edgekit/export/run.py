@@ -293,13 +293,15 @@ def _make(
 ) -> list[Row]:
     """Converts and proves, target by target; two targets at a time where there are two cores."""
     targets = list(dict.fromkeys(j.target for j in jobs))
+    about = converting.about_of(sides[FLOAT_IO].model)
 
     def one(target: str) -> list[Row]:
         rows: dict[str, Row] = {}
         mine = [j for j in jobs if j.target == target]
         for io in dict.fromkeys(j.io for j in mine):
             some = [j for j in mine if j.io == io]
-            rows |= {r.id: r for r in _make_target(some, sides[io], store, request, calib)}
+            done = _make_target(some, sides[io], store, request, calib, about)
+            rows |= {r.id: r for r in done}
         return [rows[j.id] for j in mine]
 
     made: list[Row] = []
@@ -337,6 +339,7 @@ def _make_target(
     store: Store,
     request: ExportRequest,
     calib: Samples | None,
+    about: converting.About | None,
 ) -> list[Row]:
     """The artifacts of one target and one io."""
     target, io, planned = jobs[0].target, jobs[0].io, side.planned
@@ -345,12 +348,14 @@ def _make_target(
     ours = wanted if request.engine is None else [("fp32", None)]
     signature, listener = side.model.signature, request.listener
     try:
-        made = converting.convert(target, ours, planned, signature, store, listener, io=io)
+        made = converting.convert(
+            target, ours, planned, signature, store, listener, io=io, about=about
+        )
         if request.engine is not None and calib is not None:
             engine = engines.find(request.engine)
             for one in (w for w in wanted if w not in ours):
                 made[one] = converting.convert_by_engine(
-                    engine, target, one[0], planned, calib, signature, store, listener
+                    engine, target, one[0], planned, calib, signature, store, listener, about=about
                 )
     except WorkerCrashed as error:
         if not request.keep_going:
