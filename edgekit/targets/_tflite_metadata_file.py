@@ -58,13 +58,14 @@ def write(path: Path, metadata: Metadata) -> None:
 
 
 def _attach(model: Any, metadata: Metadata) -> None:
-    kept = [m for m in model.metadata or [] if bytes(m.name) != ENTRY]
     api = _tflite_file.schema()
-    entry, buffer = api.MetadataT(), api.BufferT()
-    buffer.data = np.frombuffer(_flatbuffer(metadata), np.uint8)
-    model.buffers.append(buffer)
-    entry.name, entry.buffer = ENTRY, len(model.buffers) - 1
-    model.metadata = [*kept, entry]
+    entry = next((m for m in model.metadata or [] if bytes(m.name) == ENTRY), None)
+    if entry is None:
+        entry = api.MetadataT()
+        entry.name, entry.buffer = ENTRY, len(model.buffers)
+        model.buffers.append(api.BufferT())
+        model.metadata = [*(model.metadata or []), entry]
+    model.buffers[entry.buffer].data = np.frombuffer(_flatbuffer(metadata), np.uint8)
 
 
 def _pack(path: Path, metadata: Metadata) -> None:
@@ -165,11 +166,11 @@ def read(path: Path) -> Metadata | None:
     Raises:
         BadData: it is damaged, or refers to a file that is not there.
     """
-    model = _tflite_file.read(path)
-    entries = [m for m in model.metadata or [] if bytes(m.name) == ENTRY]
-    if not entries:
-        return None
     with _refusing(path):
+        model = _tflite_file.read(path)
+        entries = [m for m in model.metadata or [] if bytes(m.name) == ENTRY]
+        if not entries:
+            return None
         data = bytes(np.asarray(model.buffers[entries[0].buffer].data, np.uint8))
         if data[4:8] != _IDENTIFIER:
             raise BadData(f"{path.name}: its metadata is of no known kind: {data[4:8]!r}")
