@@ -26,7 +26,7 @@ SCHEMA = "edgekit.inspect/1"
 PLAN_FILE = "plan.json"
 
 _FALLBACK = "first left in float"
-_COUNTED_LATER = ("undelegated", "ops_by_dtype", "layers")
+_COUNTED_LATER = ("undelegated", "ops_by_dtype", "layers", "ops_by_unit")
 
 
 @click.command()
@@ -284,6 +284,9 @@ def _artifact_text(document: Mapping[str, Any]) -> str:
         first = placement["first_undelegated"]
         tail = f", the first: {first}" if first else ""
         lines.append(f"outside the delegate: {placement['undelegated_ops']}{tail}")
+    if placement["ops_by_unit"]:
+        said = [f"{count} on {unit}" for unit, count in placement["ops_by_unit"].items()]
+        lines.append(f"the runtime would run {', '.join(said)}")
     lines.append(f"{_FALLBACK}: {placement['first_fallback'] or 'none'}")
     return "\n".join(lines)
 

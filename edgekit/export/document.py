@@ -20,6 +20,7 @@ SCHEMA = "edgekit.export/1"
 _PLACED = (
     "ops_by_dtype",
     "ops_by_delegate",
+    "ops_by_unit",
     "first_undelegated",
     "macs",
     "bytes_by_delegate",

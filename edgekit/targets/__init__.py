@@ -75,6 +75,8 @@ class Placement:
             go from one to the other, ``move`` change no value. Empty where it can't be told.
         layers: of those with weights, how many compute on ``integer`` and how many in ``float``;
             empty where it can't be told.
+        ops_by_unit: operators by the unit of the chip that the runtime prefers for them, where it
+            says so: Core ML does on a Mac.
         first_fallback: the first operator left in float and why, or None.
         bytes_by_dtype: bytes of stored constants by dtype.
         waste: operators that only move or convert data between kernels, by type.
@@ -94,6 +96,7 @@ class Placement:
     first_undelegated: str | None = None
     ops_by_dtype: Mapping[str, int] = field(default_factory=dict)
     layers: Mapping[str, int] = field(default_factory=dict)
+    ops_by_unit: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""

@@ -23,6 +23,7 @@ that evaluates its own operations, and what it proves is called ``emulated``.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -86,10 +87,17 @@ class Coreml:
         return told_otherwise(_program(path), signature, about["preprocess"])
 
     def inspect(self, path: Path) -> Placement:
-        """Operations of the program as it stands in the file; nothing is known of Apple's plans."""
-        from edgekit.targets._coreml_inspect import placement
+        """Operations of the program as it stands in the file; on a Mac, where they would run too.
 
-        return placement(_program(path))
+        Core ML is the delegate itself: what it has a plan for, it runs.
+        """
+        from edgekit.targets._coreml_inspect import placement
+        from edgekit.targets._coreml_plan import units
+
+        found, planned = placement(_program(path)), units(path)
+        if not planned:
+            return found
+        return dataclasses.replace(found, ops_by_unit=planned, undelegated_ops=0)
 
     def stored(self, path: Path) -> list[Stored]:
         """Scales and zero points of the program's operations, and its compressed weights."""

@@ -31,7 +31,7 @@ OPEN = {
     "inspect": {"counts"},
     "manifest": {
         *("model", "preprocess", "reference_statistics", "policy", "lineage", "evidence"),
-        *("verify", "placement", "bench", "accuracy"),
+        *("verify", "placement", "bench", "accuracy", "metadata"),
     },
     "plan": {"overrides", "methods"},
     "run": {"settings"},
