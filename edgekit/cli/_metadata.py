@@ -1,11 +1,16 @@
-"""What an artifact's own metadata tells an app, as `edgekit inspect` shows it."""
+"""What an artifact's own metadata tells an app: shown by `inspect`, checked by `verify`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["metadata_lines", "metadata_of"]
+if TYPE_CHECKING:
+    from edgekit.parity import Check
+    from edgekit.runtime.bundle import Bundle, BundleArtifact
+
+__all__ = ["metadata_check", "metadata_lines", "metadata_of", "metadata_tasks", "told_by_lines"]
 
 _NUMBERS = ("mean", "std", "low", "high")
 
@@ -69,3 +74,42 @@ def _few(values: Sequence[float]) -> str:
 
 def _where(metadata: Mapping[str, Any]) -> str:
     return f" in {', '.join(metadata['files'])}" if metadata["files"] else ""
+
+
+def told_by_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which artifacts tell an app what they take, and how; nothing where none does."""
+    kinds: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry["metadata"] is not None:
+            kinds.setdefault(entry["metadata"]["format"], []).append(entry["id"])
+    return [f"{', '.join(ids)}: {kind}" for kind, ids in kinds.items()]
+
+
+def metadata_tasks(bundle: Bundle, artifact: BundleArtifact, path: Path) -> list[dict[str, Any]]:
+    """The task that holds what an artifact tells of itself against the manifest; none where the
+    bundle does not say that it tells anything."""
+    preprocess = bundle.manifest.get("preprocess")
+    if not artifact.evidence.get("metadata") or not preprocess:
+        return []
+    model = bundle.manifest.get("model") or {}
+    about = {
+        "name": str(model.get("name", "")),
+        "licence": bundle.manifest.get("licence"),
+        "preprocess": preprocess,
+    }
+    return [
+        {
+            "op": "metadata_faults",
+            "artifact": str(path.absolute()),
+            "signature": artifact.signature.to_json(),
+            "about": about,
+        }
+    ]
+
+
+def metadata_check(faults: Sequence[str]) -> Check:
+    from edgekit.parity import Check
+
+    more = f" (and {len(faults) - 1} more)" if faults[1:] else ""
+    detail = f"{faults[0]}{more}" if faults else "what the file tells an app is what the bundle is"
+    return Check("metadata", not faults, len(faults), 0, detail)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekit.cli._metadata import metadata_lines, metadata_of
+from edgekit.cli._metadata import metadata_lines, metadata_of, told_by_lines
 from edgekit.cli._output import emit, json_option, progress, table, verbosity_options
 from edgekit.cli._sensitivity import sensitivity_lines, sensitivity_of
 from edgekit.errors import BadData, StorageError, UnsupportedError, UsageError
@@ -182,7 +182,7 @@ def _bundle_text(document: Mapping[str, Any]) -> str:
         f"digest {document['digest']}",
         *_tensor_lines(document),
         *_pixel_lines(document["artifacts"]),
-        *_telling_lines(document["artifacts"]),
+        *told_by_lines(document["artifacts"]),
         f"preprocessing: {document['preprocess'] or 'none'}; "
         f"golden samples: {document['golden_n']}; licence: {document['licence'] or 'not stated'}",
         "",
@@ -199,15 +199,6 @@ def _pixel_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     names = ", ".join(e["id"] for e in taking)
     return [f"{names} take pixels:", *_tensor_lines({"inputs": taking[0]["inputs"], "outputs": []})]
-
-
-def _telling_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Which artifacts tell an app what they take, and how; nothing where none does."""
-    kinds: dict[str, list[str]] = {}
-    for entry in entries:
-        if entry["metadata"] is not None:
-            kinds.setdefault(entry["metadata"]["format"], []).append(entry["id"])
-    return [f"{', '.join(ids)}: {kind}" for kind, ids in kinds.items()]
 
 
 # -- an artifact ----------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgekit.cli._libraries import subdued
+from edgekit.cli._metadata import metadata_check, metadata_tasks
 from edgekit.cli._output import emit, json_option, progress, table, verbosity_options
 from edgekit.errors import (
     BadData,
@@ -191,7 +192,7 @@ def _verify(bundle: Bundle, artifact: BundleArtifact, scratch: Path, keep_going:
         "outputs": str(scratch / "outputs.npz"),
         "repeats": TOLERANCES[artifact.scheme].repeats,
     }
-    tasks = [task, *_told(bundle, artifact, path)]
+    tasks = [task, *metadata_tasks(bundle, artifact, path)]
     try:
         result, *told = worker.run(artifact.target, tasks)
         for answer in (result, *told):
@@ -211,38 +212,8 @@ def _verify(bundle: Bundle, artifact: BundleArtifact, scratch: Path, keep_going:
         found = _judge_float(artifact, outputs, wanted, result)
     else:
         found = _judge(artifact, feeds, outputs, wanted, result, against)
-    own = tuple(_telling(answer["faults"]) for answer in told)
+    own = tuple(metadata_check(answer["faults"]) for answer in told)
     return dataclasses.replace(found, checks=(*read, *own, *found.checks))
-
-
-def _told(bundle: Bundle, artifact: BundleArtifact, path: Path) -> list[dict[str, Any]]:
-    """The task that holds what an artifact tells of itself against the manifest; none where the
-    bundle does not say that it tells anything."""
-    preprocess = bundle.manifest.get("preprocess")
-    if not artifact.evidence.get("metadata") or not preprocess:
-        return []
-    model = bundle.manifest.get("model") or {}
-    about = {
-        "name": str(model.get("name", "")),
-        "licence": bundle.manifest.get("licence"),
-        "preprocess": preprocess,
-    }
-    return [
-        {
-            "op": "metadata_faults",
-            "artifact": str(path.absolute()),
-            "signature": artifact.signature.to_json(),
-            "about": about,
-        }
-    ]
-
-
-def _telling(faults: Sequence[str]) -> Check:
-    from edgekit.parity import Check
-
-    more = f" (and {len(faults) - 1} more)" if faults[1:] else ""
-    detail = f"{faults[0]}{more}" if faults else "what the file tells an app is what the bundle is"
-    return Check("metadata", not faults, len(faults), 0, detail)
 
 
 def _from_pictures(
