@@ -18,12 +18,21 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
-from edgekit.compress.graph import aten, example_args, graph_module, program_digest, tensor_of
+from edgekit.compress._nodes import weight_of
+from edgekit.compress.graph import (
+    aten,
+    example_args,
+    graph_module,
+    groups,
+    program_digest,
+    set_tensor,
+    tensor_of,
+)
 from edgekit.compress.plan import Edge, QuantPlan
 from edgekit.compress.taps import first_quantized, stable_names
 from edgekit.runtime.border import PictureBorder
 
-__all__ = ["Prelude", "find_prelude", "fitted", "with_border"]
+__all__ = ["Prelude", "by_rows", "find_prelude", "fitted", "with_border"]
 
 FACTOR, OFFSET = "picture_factor", "picture_offset"
 
@@ -40,13 +49,15 @@ class Prelude:
 
     ``pixels`` (uint8 NHWC) -> ``flip`` -> ``permute`` -> ``convert`` (float32) -> ``scaled``
     (times ``factor``) -> ``result`` (plus ``offset``), which stands where the model's own input
-    stood. ``flip`` is there for BGR alone, ``permute`` for NCHW alone.
+    stood. ``permute`` is there for NCHW alone, ``flip`` for those BGR models alone whose first
+    layers could not take their channels in the other order instead.
 
     Attributes:
         pixels: the placeholder.
         flip, permute: None where there is no such node.
         convert, scaled, result: the other nodes.
-        factor, offset: float32 values, one per channel in the model's order of colours.
+        factor, offset: float32 values, one per channel in the order behind ``flip``: the model's,
+            or RGB where its first layers were changed.
     """
 
     pixels: fx.Node
@@ -109,7 +120,8 @@ def with_border(
     old = [n for n in graph.nodes if n.op == "placeholder"][position]
     before = {key: name for name, key in stable_names(module).items()}
     users = list(old.users)
-    last = _insert(module, old, border)
+    flip = border.color == "BGR" and not _reversed(module, old, 1 if border.layout == "NCHW" else 3)
+    last = _insert(module, old, border, flip)
     for user in users:
         user.replace_input_with(old, last)
     graph.lint()
@@ -145,16 +157,49 @@ def _under_new_names(plan: QuantPlan, renamed: dict[str, str], digest: str) -> Q
     )
 
 
-def _insert(module: fx.GraphModule, pixels: fx.Node, border: PictureBorder) -> fx.Node:
+def _reversed(module: fx.GraphModule, node: fx.Node, axis: int) -> bool:
+    """Lets the layers that read a picture take its channels, on ``axis``, in the other order.
+
+    Returns:
+        False, with nothing changed, where something else than a convolution over all channels
+        reads it.
+    """
+    weights: set[fx.Node] = set()
+    todo = [(node, axis)]
+    while todo:
+        source, axis = todo.pop()
+        for user in source.users:
+            if user.target is aten.permute.default:
+                todo.append((user, list(user.args[1]).index(axis)))  # type: ignore[arg-type]
+            elif user.target is aten.constant_pad_nd.default and axis == 1:
+                todo.append((user, axis))
+            elif user.target is aten.conv2d.default and axis == 1 and groups(user) == 1:
+                weights.add(weight_of(user))
+            else:
+                return False
+    constants = [(w, tensor_of(module, w)) for w in weights]
+    if any(value is None or len(w.users) != 1 for w, value in constants):
+        return False
+    for weight, value in constants:
+        assert value is not None
+        set_tensor(module, weight, value.flip(1).contiguous())
+    return True
+
+
+def _insert(
+    module: fx.GraphModule, pixels: fx.Node, border: PictureBorder, flip: bool
+) -> fx.Node:
     """Puts the prelude behind a placeholder and gives its last node."""
     shape = (1, -1, 1, 1) if border.layout == "NCHW" else (1, 1, 1, -1)
-    for name, values in ((FACTOR, border.factor), (OFFSET, border.offset)):
+    turned = border.color == "BGR" and not flip
+    for name, given in ((FACTOR, border.factor), (OFFSET, border.offset)):
+        values = given[::-1] if turned else given
         module.register_buffer(name, torch.tensor(values, dtype=torch.float32).reshape(shape))
     pixels.meta = {k: v for k, v in pixels.meta.items() if k != "val"}
     pixels.type = None
     last = pixels
     steps: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
-    if border.color == "BGR":
+    if flip:
         steps.append((aten.flip.default, ([3],), {}))
     if border.layout == "NCHW":
         steps.append((aten.permute.default, ([0, 3, 1, 2],), {}))
@@ -170,6 +215,50 @@ def _insert(module: fx.GraphModule, pixels: fx.Node, border: PictureBorder) -> f
         with module.graph.inserting_after(constant):
             last = module.graph.call_function(target, (last, constant))
     return last
+
+
+def by_rows(module: fx.GraphModule, *, contiguous: bool = True) -> None:
+    """Changes a picture border so that its arithmetic runs along rows of pixels.
+
+    ``pixels`` -> ``flip`` -> rows ``[1, H, W * C]`` -> float32 -> times and plus one value for each
+    place in a row -> ``[1, H, W, C]`` -> ``permute``: the very same values. Kernels that broadcast
+    three values over the last axis take many times as long. What is left for the end is the change
+    of layout, which runtimes whose kernels take channels last then leave out.
+
+    Args:
+        module: any graph; without a border it stays as it is.
+        contiguous: whether the result lies in memory as its shape says. If not, `torch.export`
+            follows its strides through all that is computed of it.
+    """
+    prelude = find_prelude(module)
+    if prelude is None:
+        return
+    graph, channels = module.graph, len(prelude.factor)
+    first = prelude.flip or prelude.pixels
+    height, width = prelude.pixels.meta["val"].shape[1:3]
+    for name, values in ((FACTOR, prelude.factor), (OFFSET, prelude.offset)):
+        module.register_buffer(f"{name}_row", torch.from_numpy(np.tile(values, width)))
+    last = first
+    with graph.inserting_after(prelude.result):
+        anchor = graph.call_function(aten.alias.default, (prelude.result,))
+    with graph.inserting_before(anchor):
+        factor, offset = (graph.get_attr(f"{name}_row") for name in (FACTOR, OFFSET))
+        last = graph.call_function(aten.reshape.default, (first, [1, height, width * channels]))
+        last = graph.call_function(aten._to_copy.default, (last,), {"dtype": torch.float32})
+        last = graph.call_function(aten.mul.Tensor, (last, factor))
+        last = graph.call_function(aten.add.Tensor, (last, offset))
+        last = graph.call_function(aten.reshape.default, (last, [1, height, width, channels]))
+        if prelude.permute is not None:
+            last = graph.call_function(aten.permute.default, (last, [0, 3, 1, 2]))
+            if contiguous:
+                kept = {"memory_format": torch.contiguous_format}
+                last = graph.call_function(aten.clone.default, (last,), kept)
+    last.meta, name = dict(prelude.result.meta), prelude.result.name
+    graph.erase_node(anchor)
+    prelude.result.replace_all_uses_with(last)
+    graph.eliminate_dead_code()
+    last.name = name  # which the plan's edge has
+    module.recompile()
 
 
 def fitted(

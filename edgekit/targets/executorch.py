@@ -74,7 +74,7 @@ class Executorch:
         from edgekit.targets._executorch_tables import look_up_integers
 
         plan = as_computed(graph_module(program), plan, self)
-        module = render(program, plan, "qdq-folded", bare_pads=True)
+        module = render(program, plan, "qdq-folded", bare_pads=True, pixel_rows=True)
         quantize_inputs(module, plan)
         look_up_integers(module)
         _dequantize_for_each(module)

@@ -94,7 +94,9 @@ class Onnxruntime:
         weights_alone = plan.scheme in WEIGHTS
         form: Form = "fake" if weights_alone else "qdq-folded"
         still = dataclasses.replace(plan, dynamic=())
-        rendered = render_program(program, still, form, bare_pads=True)
+        # Its integer convolutions take channels last, its float ones take them first.
+        rows = bool(plan.activations())
+        rendered = render_program(program, still, form, bare_pads=True, pixel_rows=rows)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
