@@ -55,8 +55,8 @@ __all__ = ["command"]
     multiple=True,
     type=click.Choice(IOS),
     help="What the artifacts take; may be repeated. float32, the default: the model's own tensors. "
-    "uint8: the picture itself, [1, H, W, C] in RGB or grey; scale, mean, std, the model's order of "
-    "colours and its layout are then in the artifact.",
+    "uint8: the picture itself, [1, H, W, C] in RGB or grey, with scale, mean, std, the model's "
+    "order of colours and its layout in the artifact.",
 )
 @click.option(
     "--calib",

@@ -186,9 +186,7 @@ def _reversed(module: fx.GraphModule, node: fx.Node, axis: int) -> bool:
     return True
 
 
-def _insert(
-    module: fx.GraphModule, pixels: fx.Node, border: PictureBorder, flip: bool
-) -> fx.Node:
+def _insert(module: fx.GraphModule, pixels: fx.Node, border: PictureBorder, flip: bool) -> fx.Node:
     """Puts the prelude behind a placeholder and gives its last node."""
     shape = (1, -1, 1, 1) if border.layout == "NCHW" else (1, 1, 1, -1)
     turned = border.color == "BGR" and not flip
@@ -220,7 +218,7 @@ def _insert(
 def by_rows(module: fx.GraphModule, *, contiguous: bool = True) -> None:
     """Changes a picture border so that its arithmetic runs along rows of pixels.
 
-    ``pixels`` -> ``flip`` -> rows ``[1, H, W * C]`` -> float32 -> times and plus one value for each
+    ``pixels`` -> ``flip`` -> float32 -> rows ``[1, H, W * C]`` -> times and plus one value for each
     place in a row -> ``[1, H, W, C]`` -> ``permute``: the very same values. Kernels that broadcast
     three values over the last axis take many times as long. What is left for the end is the change
     of layout, which runtimes whose kernels take channels last then leave out.
@@ -243,15 +241,15 @@ def by_rows(module: fx.GraphModule, *, contiguous: bool = True) -> None:
         anchor = graph.call_function(aten.alias.default, (prelude.result,))
     with graph.inserting_before(anchor):
         factor, offset = (graph.get_attr(f"{name}_row") for name in (FACTOR, OFFSET))
-        last = graph.call_function(aten.reshape.default, (first, [1, height, width * channels]))
-        last = graph.call_function(aten._to_copy.default, (last,), {"dtype": torch.float32})
+        last = graph.call_function(aten._to_copy.default, (first,), {"dtype": torch.float32})
+        last = graph.call_function(aten.reshape.default, (last, [1, height, width * channels]))
         last = graph.call_function(aten.mul.Tensor, (last, factor))
         last = graph.call_function(aten.add.Tensor, (last, offset))
         last = graph.call_function(aten.reshape.default, (last, [1, height, width, channels]))
         if prelude.permute is not None:
             last = graph.call_function(aten.permute.default, (last, [0, 3, 1, 2]))
             if contiguous:
-                kept = {"memory_format": torch.contiguous_format}
+                kept: dict[str, Any] = {"memory_format": torch.contiguous_format}
                 last = graph.call_function(aten.clone.default, (last,), kept)
     last.meta, name = dict(prelude.result.meta), prelude.result.name
     graph.erase_node(anchor)

@@ -230,6 +230,21 @@ def _role(node: Any, integers: set[str]) -> Role:
     return "integer" if node.output[0] in integers else "float"
 
 
+def _border(optimized: Any) -> tuple[set[int], set[int]]:
+    """The places of the nodes of a picture border, and of those that quantize behind it."""
+    from onnx import TensorProto
+
+    from edgekit.targets._border import with_border_roles
+    from edgekit.targets._reasons import Op
+
+    pixels = {i.name for i in optimized.input if i.type.tensor_type.elem_type == TensorProto.UINT8}
+    nodes = [
+        Op(n.op_type, tuple(n.input), tuple(n.output), _role(n, set())) for n in optimized.node
+    ]
+    made, ends = with_border_roles(nodes, pixels, (*_CONVOLUTIONS, *_MATRICES))
+    return {i for i, op in enumerate(made) if op.role == "border"}, ends
+
+
 def _placement(optimized: Any, written: Any) -> Placement:
     from edgekit.targets._reasons import Op, by_dtype, reasons
 
@@ -255,18 +270,24 @@ def _placement(optimized: Any, written: Any) -> Placement:
     made: list[Op] = []
     layers: list[Op] = []
     constants = {i.name for i in optimized.initializer}
-    for node in optimized.node:
+    border, quantizing = _border(optimized)
+    for place, node in enumerate(optimized.node):
         integer = "QLinear" in node.op_type or node.op_type in ("QuantizeLinear", "QGemm")
         if integer or (node.op_type in _ANY_TYPE and node.input[0] in integers):
             integers.update(node.output)
-        made.append(Op(node.op_type, tuple(node.input), tuple(node.output), _role(node, integers)))
+        role = "border" if place in border else _role(node, integers)
+        made.append(Op(node.op_type, tuple(node.input), tuple(node.output), role))
+        if place in border:
+            boundary += 1
+            continue
         if node.op_type == "DequantizeLinear" and node.input[0] in constants:
             constants.add(node.output[0])
         weight = _MATRICES.get(node.op_type)
         if node.op_type in _CONVOLUTIONS or (weight and node.input[weight] in constants):
             layers.append(made[-1])
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            boundary += bool(starts & set(node.input)) or bool(results & set(node.output))
+            at_border = bool(starts & set(node.input)) or bool(results & set(node.output))
+            boundary += at_border or place in quantizing
             continue
         if "QLinear" in node.op_type or node.op_type in (
             "QGemm",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from edgekit.compress.plan import QuantPlan
     from edgekit.compress.unrounded import Unrounded
-    from edgekit.targets._reasons import Role
+    from edgekit.targets._reasons import Op, Role
 
 silence()
 
@@ -115,7 +116,9 @@ class Openvino:
         float_ops = boundary = 0
         first: str | None = None
         made: list[Op] = []
+        facts: list[tuple[str, str]] = []
         border: set[str] = set()
+        pixels: set[str] = set()
         for node in compiled.get_runtime_model().get_ordered_ops():
             info = node.get_rt_info()
             kind = str(info["layerType"].astype(str))
@@ -124,17 +127,22 @@ class Openvino:
             sources = tuple(str(v.get_node().get_friendly_name()) for v in node.input_values())
             if kind in _NOT_COMPUTE:
                 border |= {name} if kind == "Input" else set()
+                pixels |= {name} if kind == "Input" and precision == "u8" else set()
                 border |= set(sources) if kind in ("Output", "Result") else set()
                 continue
             made.append(Op(kind, sources, (name,), _role(kind, precision)))
+            facts.append((precision, name))
+        made = _with_border(made, pixels)
+        for op, (precision, name) in zip(made, facts, strict=True):
+            kind = op.kind
             ops[kind] += 1
             if kind in _MOVES:
                 waste[kind] += 1
-            if kind == "FakeQuantize":
+            if kind == "FakeQuantize" or op.role == "border":
                 boundary += 1
             elif kind not in ("Reorder", "Convert", "Reshape") and precision in ("f32", "f16"):
                 float_ops += 1
-                first = first or f"{kind} computes in {precision} ({node.get_friendly_name()})"
+                first = first or f"{kind} computes in {precision} ({name})"
         return Placement(
             ops=dict(sorted(ops.items())),
             float_ops=float_ops,
@@ -198,6 +206,19 @@ def _role(kind: str, precision: str) -> Role:
     if kind in ("Reorder", "Transpose", "Pad", "Convert", "Reshape"):
         return "move"
     return "float" if precision in ("f32", "f16") else "integer"
+
+
+def _with_border(ops: Sequence[Op], pixels: set[str]) -> list[Op]:
+    """The operators with the role ``border`` for those of a picture border: what moves the pixels,
+    and the one kernel (a ``Subgraph``) that all its arithmetic is joined in."""
+    reached, found = set(pixels), []
+    for op in ops:
+        if reached & set(op.inputs) and op.kind in (*_MOVES, "Subgraph", "StridedSlice", "Reshape"):
+            if op.kind != "Subgraph":
+                reached |= set(op.outputs)
+            op = dataclasses.replace(op, role="border")
+        found.append(op)
+    return found
 
 
 def _keep_ranges_per_tensor(model: Any) -> None:
