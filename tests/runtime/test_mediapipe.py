@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,8 @@ from torch import nn
 
 from edgekit import Bundle, ExportRequest, ImagePreprocess, Model, export_bundle
 from edgekit.artifact import Store
-from edgekit.runtime.preprocess import ImagePreprocess as Preprocess
+from edgekit.targets import _tflite_metadata_file
+from edgekit.targets._tflite_metadata import describe
 
 pytestmark = [pytest.mark.runtime, pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -61,7 +63,7 @@ def digits() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     return np.rint(colours).astype(np.uint8), data.target
 
 
-def trained(preprocess: Preprocess) -> Model:
+def trained(preprocess: ImagePreprocess) -> Model:
     """A small network that knows the digits; the last 400 are not shown to it."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -163,12 +165,19 @@ def test_it_takes_the_file_of_pixels_and_gives_our_label(
     ids = ("tflite-w8a8-uint8", "tflite-fp32-uint8", "tflite-w8a8")
     with Bundle.open(uneven) as bundle:
         files = [bundle.place(bundle.artifact(id=id)) for id in ids]
-        *taken, refused = ask(mediapipe_python, files, pictures, tmp_path)
+        planted = tmp_path / "channels-first.tflite"
+        shutil.copyfile(files[-1], planted)
+        told = dataclasses.replace(UNEVEN, color="RGB")
+        signature = bundle.artifact(id="tflite-w8a8").signature
+        _tflite_metadata_file.write(planted, describe(signature, told, name="digits"))
+        *taken, blue, first = ask(mediapipe_python, [*files, planted], pictures, tmp_path)
         for id, found in zip(ids, taken, strict=False):
             assert "answers" in found, found
             assert same(bundle, id, found["answers"], pictures) > 0.8 * SHOWN
-    # The model's own tensor has its channels first, which MediaPipe knows no pictures of.
-    assert "refused" in refused and "1 x 3 x 16 x 16" in refused["refused"]
+    # The model's own tensor has blue first and its channels first. The file tells of the one, and
+    # MediaPipe sees the other for itself.
+    assert "Only RGB" in blue["refused"]
+    assert "1 x 3 x 16 x 16" in first["refused"]
 
 
 def test_another_order_of_colours_is_seen(
