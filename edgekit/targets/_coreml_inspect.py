@@ -56,6 +56,10 @@ _WEIGHTS = {
 
 _U8_OFFSET = 128
 
+_COLORS = {"RGB": ("RGB",), "BGR": ("RGB", "BGR"), "GRAY": ("GRAY",)}
+"""Orders of colours that a program may ask Core ML for, by that of the model. The first layer of one
+that takes blue first may have its weights in the other order."""
+
 
 def placement(program: MilProgram) -> Placement:
     """Operations by type, and the type that they compute in.
@@ -133,10 +137,10 @@ def told_otherwise(
     wrong = []
     taken = {s.name for s in signature.inputs if s.dtype == "uint8"}
     for name in sorted(taken | set(program.images)):
-        color, wanted = program.images.get(name), str(preprocess["color"])
-        wanted = wanted if name in taken else "no image"
-        if (color or "no image") != wanted:
-            wrong.append(f"{name!r}: its image is {color or 'no image'}, not {wanted}")
+        color = program.images.get(name, "no image")
+        wanted = _COLORS[str(preprocess["color"])] if name in taken else ("no image",)
+        if color not in wanted:
+            wrong.append(f"{name!r}: its image is {color}, not {' or '.join(wanted)}")
     scores = labelled(signature) if taken else None
     labels = None if program.classifier is None else program.classifier.labels
     right = None if scores is None else unique(scores.labels)
