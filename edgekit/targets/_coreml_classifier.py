@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgekit.errors import BadData
+from edgekit.errors import BadData, UnsupportedError
 from edgekit.signature import Signature, TensorSpec
 
 __all__ = ["LABEL", "PROBABILITIES", "Classifier", "add", "labelled", "read", "unique"]
 
 LABEL, PROBABILITIES = "classLabel", "classLabelProbs"
-_SOFTMAX = "class_probabilities"
+_SOFTMAX, _AXIS = "class_probabilities", "class_probabilities_axis"
 _STRING, _FLOAT64, _INT32 = 2, 12, 23
 """``DataType`` of ``MIL.proto``."""
 
@@ -57,9 +57,19 @@ def add(spec: Any, output: TensorSpec) -> None:
     Args:
         spec: the ``Model`` message.
         output: see `labelled`; an output of the program of float32.
+
+    Raises:
+        UnsupportedError: the program has a value of a name that a classifier needs.
     """
     function = spec.mlProgram.functions["main"]
     block = function.block_specializations[function.opset]
+    names = {o.name for op in block.operations for o in op.outputs}
+    for name in (LABEL, PROBABILITIES, _SOFTMAX, _AXIS):
+        if name in names:
+            raise UnsupportedError(
+                f"coreml: the model has a value called {name!r}, which is the classifier's own",
+                hint="rename that output of the model",
+            )
     scores = output.name
     if _maker(block, scores) != "softmax":
         _add_softmax(block, scores)
@@ -115,16 +125,15 @@ def _maker(block: Any, name: str) -> str:
 
 def _add_softmax(block: Any, scores: str) -> None:
     made = next(o for op in block.operations for o in op.outputs if o.name == scores)
-    axis = f"{_SOFTMAX}_axis"
     constant = block.operations.add(type="const")
-    constant.outputs.add(name=axis).type.tensorType.dataType = _INT32
-    _name(constant, axis)
+    constant.outputs.add(name=_AXIS).type.tensorType.dataType = _INT32
+    _name(constant, _AXIS)
     value = constant.attributes["val"]
     value.type.tensorType.dataType = _INT32
     value.immediateValue.tensor.ints.values.append(-1)
     softmax = block.operations.add(type="softmax")
     softmax.inputs["x"].arguments.add(name=scores)
-    softmax.inputs["axis"].arguments.add(name=axis)
+    softmax.inputs["axis"].arguments.add(name=_AXIS)
     softmax.outputs.add(name=_SOFTMAX).type.CopyFrom(made.type)
     _name(softmax, _SOFTMAX)
 

@@ -57,8 +57,8 @@ _WEIGHTS = {
 _U8_OFFSET = 128
 
 _COLORS = {"RGB": ("RGB",), "BGR": ("RGB", "BGR"), "GRAY": ("GRAY",)}
-"""Orders of colours that a program may ask Core ML for, by that of the model. The first layer of one
-that takes blue first may have its weights in the other order."""
+"""Orders of colours that a program may ask Core ML for, by that of the model. One that takes blue
+first may have the weights of its first layer in the other order."""
 
 
 def placement(program: MilProgram) -> Placement:

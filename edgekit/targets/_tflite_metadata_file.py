@@ -29,6 +29,9 @@ _IDENTIFIER = b"M001"
 _PARSER = "1.0.0"
 """The oldest version of the schema that has every field written here."""
 
+_MAX_FILE = 2**24
+"""Bytes of the largest list of labels that is read."""
+
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 # Places of fields in their tables, and numbers of unions and enumerations, as the schema has them.
@@ -75,7 +78,7 @@ def _pack(path: Path, metadata: Metadata) -> None:
     with zipfile.ZipFile(path, "a", zipfile.ZIP_STORED) as archive:
         for name, tensor in zip(_file_names(metadata), labelled, strict=True):
             info = zipfile.ZipInfo(name, _EPOCH)
-            info.external_attr = 0o644 << 16
+            info.create_system, info.external_attr = 3, 0o644 << 16  # on any system
             archive.writestr(info, "".join(f"{label}\n" for label in tensor.labels).encode())
 
 
@@ -207,8 +210,8 @@ def _members(path: Path) -> dict[str, bytes]:
     if not zipfile.is_zipfile(io.BytesIO(data)):
         return {}
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        stored = [i for i in archive.infolist() if i.compress_type == zipfile.ZIP_STORED]
-        return {info.filename: archive.read(info) for info in stored}
+        small = [i for i in archive.infolist() if i.file_size <= _MAX_FILE]
+        return {info.filename: archive.read(info) for info in small}
 
 
 def _described(table: _Table, members: dict[str, bytes], files: list[str]) -> Described:
@@ -218,7 +221,7 @@ def _described(table: _Table, members: dict[str, bytes], files: list[str]) -> De
     if content is not None and image:
         properties = content.table(1)
         number = 0 if properties is None else properties.small(0)
-        color = next(name for name, n in _COLORS.items() if n == number)
+        color = {n: name for name, n in _COLORS.items()}.get(number, "")
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     for unit in table.tables(_TENSOR["units"]):
