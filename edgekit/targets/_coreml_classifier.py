@@ -1,8 +1,8 @@
 """Core ML classifiers: a package whose answer is a label, as Xcode and Vision know it.
 
 Beside the model's own outputs stand ``classLabel``, the label of the largest, and
-``classLabelProbs``, a dictionary of all. Where the model gives logits, a ``softmax`` that nothing
-else reads makes probabilities of them.
+``classLabelProbs``, a dictionary of all. Unless the model ends in a softmax or a sigmoid, a
+``softmax`` that nothing else reads makes probabilities of its logits.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ __all__ = ["LABEL", "PROBABILITIES", "Classifier", "add", "labelled", "read", "u
 
 LABEL, PROBABILITIES = "classLabel", "classLabelProbs"
 _SOFTMAX, _AXIS = "class_probabilities", "class_probabilities_axis"
+_PROBABLE = ("softmax", "sigmoid")
+"""What gives numbers that are probabilities already: of one class, or of each by itself."""
+
+_PASSED = ("cast", "dequantize", "expand_dims", "identity", "quantize", "reshape", "squeeze")
 _STRING, _FLOAT64, _INT32 = 2, 12, 23
 """``DataType`` of ``MIL.proto``."""
 
@@ -71,7 +75,7 @@ def add(spec: Any, output: TensorSpec) -> None:
                 hint="rename that output of the model",
             )
     scores = output.name
-    if _maker(block, scores) != "softmax":
+    if _maker(block, scores) not in _PROBABLE:
         _add_softmax(block, scores)
         scores = _SOFTMAX
     _add_classify(block, scores, unique(output.labels))
@@ -114,12 +118,14 @@ def read(spec: Any, what: str) -> Classifier | None:
 
 
 def _maker(block: Any, name: str) -> str:
-    """The kind of the operation that makes a value, behind casts."""
+    """The kind of the operation that makes a value, behind what only stores or moves it."""
     for operation in block.operations:
-        if name in [o.name for o in operation.outputs]:
-            if operation.type in ("cast", "identity"):
-                return _maker(block, str(operation.inputs["x"].arguments[0].name))
+        if name not in [o.name for o in operation.outputs]:
+            continue
+        if operation.type not in _PASSED:
             return str(operation.type)
+        parameter = "x" if "x" in operation.inputs else "input"
+        return _maker(block, str(operation.inputs[parameter].arguments[0].name))
     return ""
 
 
