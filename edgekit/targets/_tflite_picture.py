@@ -1,11 +1,15 @@
 """A picture's pixels at the border of a ``.tflite`` file: uint8 ``[1, H, W, C]``.
 
 ``DEQUANTIZE`` takes pixels to float, a ``CONV_2D`` of one weight per channel multiplies and adds,
-and in an integer graph ``QUANTIZE`` rounds to the plan's integers. The transpose that a model with
-its channels first begins with falls away. XNNPACK takes all three: on one thread of an x86-64 with
-AVX-512, MobileNetV2 at 224 x 224 pixels takes 3.42 ms of processor time so, and 3.41 ms with its
-own tensor and the transpose (float: 7.26 and 7.21). ``MUL`` and ``ADD`` in place of the convolution
-took 1.0 ms more, and a ``QUANTIZE`` from uint8 to int8 is one that XNNPACK (LiteRT 2.3) leaves out.
+and in an integer graph ``QUANTIZE`` rounds, in int8 to the plan's integers (`fitted` of
+`edgekit.compress.picture` sees to it); a step of int16 is no larger than what float32 arithmetic
+errs by, so there a pixel may be one off. The transpose that a model with its channels first begins
+with falls away.
+
+XNNPACK takes all three: on one thread of an x86-64 with AVX-512, MobileNetV2 at 224 x 224 pixels
+takes 3.42 ms of processor time so, and 3.41 ms with its own tensor and the transpose (float: 7.26
+and 7.21). ``MUL`` and ``ADD`` in place of the convolution took 1.0 ms more, and a ``QUANTIZE`` from
+uint8 to int8 is one that XNNPACK (LiteRT 2.3) leaves out.
 """
 
 from __future__ import annotations
