@@ -44,6 +44,7 @@ _KNOWN = {
     "MVN": "a norm over a token or picture is computed in float",
 }
 _JOINED = ("FakeQuantize", "Relu", "Clamp", "Add", "Subtract", "Multiply")
+_BORDER = ("Convert", "Multiply", "Add", "Transpose", "Reshape", "StridedSlice", "Reverse")
 _NEXT_TO_ZERO = 1e-30
 
 
@@ -87,6 +88,7 @@ class Openvino:
             _openvino_weights.place(model, program, plan)
         else:
             _keep_ranges_per_tensor(model)
+            _round_pixels(model)
         for port, spec in zip(model.inputs, signature.inputs, strict=True):
             port.get_tensor().set_names({spec.name})
             port.get_node().set_friendly_name(spec.name)
@@ -241,6 +243,26 @@ def _keep_ranges_per_tensor(model: Any) -> None:
         follows = _has_vector(node) and _follows_product(node)
         if follows and node.get_friendly_name() not in biases:
             _insert_identity(node)
+
+
+def _round_pixels(model: Any) -> None:
+    """Keeps the rounding of a picture that comes as pixels.
+
+    The plug-in moves one factor and one offset for all channels into the FakeQuantize, and leaves
+    that out where its step is a pixel's: the picture is then not rounded as the plan has it. An
+    identity that it does not know is put between.
+    """
+    for parameter in model.get_parameters():
+        if str(parameter.get_element_type().get_type_name()) != "u8":
+            continue
+        node = parameter
+        while len(users := list(node.output(0).get_target_inputs())) == 1:
+            node = users[0].get_node()
+            if node.get_type_name() == "FakeQuantize":
+                _insert_identity(node)
+                break
+            if node.get_type_name() not in _BORDER:
+                break
 
 
 def _bias(product: Any) -> Any:
