@@ -15,6 +15,7 @@ import click
 from edgekit.cli._libraries import subdued
 from edgekit.cli._metadata import metadata_check, metadata_tasks
 from edgekit.cli._output import emit, json_option, progress, table, verbosity_options
+from edgekit.cli._pictures import from_pictures_check
 from edgekit.errors import (
     BadData,
     EdgekitError,
@@ -176,7 +177,7 @@ def _verify(bundle: Bundle, artifact: BundleArtifact, scratch: Path, keep_going:
     from edgekit.targets import worker
 
     feeds, wanted, against = _golden(bundle, artifact)
-    feeds, read = _from_pictures(bundle, artifact, feeds)
+    feeds, read = from_pictures_check(bundle, artifact, feeds)
     try:
         path = bundle.place(artifact)
     except UnsupportedError as error:  # a runtime older than the artifact requires
@@ -214,26 +215,6 @@ def _verify(bundle: Bundle, artifact: BundleArtifact, scratch: Path, keep_going:
         found = _judge(artifact, feeds, outputs, wanted, result, against)
     own = tuple(metadata_check(answer["faults"]) for answer in told)
     return dataclasses.replace(found, checks=(*read, *own, *found.checks))
-
-
-def _from_pictures(
-    bundle: Bundle, artifact: BundleArtifact, feeds: Mapping[str, Array]
-) -> tuple[dict[str, Array], tuple[Check, ...]]:
-    """The feeds, made anew of the bundle's pictures, and whether they are what they were."""
-    from edgekit.parity import Check
-    from edgekit.runtime.golden import from_pictures, picture_input
-    from edgekit.runtime.preprocess import ImagePreprocess
-
-    pictures, preprocess = bundle.golden_pictures(), bundle.preprocess()
-    if not pictures or not isinstance(preprocess, ImagePreprocess):
-        return dict(feeds), ()
-    spec = picture_input(artifact.signature, preprocess)
-    flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in feeds.items()}
-    made, misread = from_pictures(flat, pictures, preprocess, spec)
-    detail = "golden pictures that the preprocessing makes the same inputs of as it did"
-    fine = len(pictures) - len(misread)
-    check = Check(f"pictures:{spec.name}", not misread, fine, len(pictures), detail)
-    return {name: made[name].reshape(value.shape) for name, value in feeds.items()}, (check,)
 
 
 def _golden(

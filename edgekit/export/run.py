@@ -30,9 +30,9 @@ from edgekit.export.packing import pack_result
 from edgekit.export.planning import Planned, make_plan
 from edgekit.export.proving import Proof
 from edgekit.export.reference import Referenced, refer
-from edgekit.export.request import MIN_CALIB, ExportRequest, Listener
+from edgekit.export.request import MIN_CALIB, ExportRequest
 from edgekit.export.scoring import reference_score, scored
-from edgekit.export.sides import Side, bordered, check_io, pixel_model, pixel_samples
+from edgekit.export.sides import Side, check_io, pixel_samples, taking_pixels
 from edgekit.model import Model
 from edgekit.names import (
     CALIBRATED,
@@ -161,6 +161,10 @@ def _export(
     listener = request.listener
     source = source_of(request.pruned_from, store)
     calib, evaluation = samples_of(model, request, [j.scheme for j in jobs])
+    held = evaluation if evaluation is not None else calib
+    takes_pixels = any(job.io == PICTURE_IO for job in jobs)
+    if takes_pixels:
+        pixel_samples(model, held)  # refuses data without pictures before a plan is made
     # The float twin of every artifact is made too: it is what latency is compared with.
     schemes = list(dict.fromkeys([*(j.scheme for j in jobs), "fp32"]))
     # An engine needs no plan: what it makes is held against the float model.
@@ -177,17 +181,16 @@ def _export(
         variants=[n.partition("@")[2] for n in own],
     )
     plans = [*planned_for, *own]
-    held = evaluation if evaluation is not None else calib
     with tempfile.TemporaryDirectory(prefix="edgekit-feeds-") as folder:
         feeds = Feeds(model, held, Path(folder) / "feeds.npz")
-        pixels = _pixels(model, held, jobs, Path(folder))
+        pixels = taking_pixels(model, held, Path(folder)) if takes_pixels else None
         sides: dict[str, Side] = {}
 
         def prove(planned: Planned) -> tuple[Referenced, list[Row]]:
             reference = refer(model, planned, held, plans, store, listener)
             sides[FLOAT_IO] = Side(model, planned, reference, feeds)
             if pixels is not None:
-                sides[PICTURE_IO] = _pixel_side(model, planned, pixels, plans, store, listener)
+                sides[PICTURE_IO] = pixels.side(model, planned, plans, store, listener)
             rows = _make(jobs, sides, store, request, calib)
             return reference, scored(model, rows, reference, evaluation)
 
@@ -213,32 +216,6 @@ def _export(
     wall = time.perf_counter() - start
     document = build(model, request, rows, gates, bundle, score, wall) | accuracy.about(planned)
     return ExportResult(document, tuple(failed), conversions)
-
-
-_Pixels = tuple[Model, Samples | None, Feeds]
-
-
-def _pixels(
-    model: Model, held: Samples | None, jobs: Sequence[Job], folder: Path
-) -> _Pixels | None:
-    """The model, samples and feeds of the artifacts that take pixels; None where none do."""
-    if all(job.io != PICTURE_IO for job in jobs):
-        return None
-    taking, samples = pixel_model(model), pixel_samples(model, held)
-    return taking, samples, Feeds(taking, samples, folder / "pixels.npz")
-
-
-def _pixel_side(
-    model: Model,
-    planned: Planned,
-    pixels: _Pixels,
-    plans: Sequence[str],
-    store: Store,
-    listener: Listener,
-) -> Side:
-    taking, samples, feeds = pixels
-    planned = bordered(model, planned, plans, store)
-    return Side(taking, planned, refer(taking, planned, samples, plans, store, listener), feeds)
 
 
 def samples_of(

@@ -12,26 +12,33 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 
 from edgekit.artifact import Store, fingerprint
 from edgekit.data import Samples, picture_of
 from edgekit.errors import BadData, UnsupportedError
+from edgekit.export.feeds import Feeds
 from edgekit.export.keys import code, versions
 from edgekit.export.planning import Planned
-from edgekit.export.reference import Referenced
+from edgekit.export.reference import Referenced, refer
+from edgekit.export.request import Listener
 from edgekit.model import Model
 from edgekit.names import FLOAT_IO, PICTURE_IO
 from edgekit.runtime.border import PictureBorder
 from edgekit.runtime.preprocess import ImagePreprocess
 from edgekit.targets import find
 
-if TYPE_CHECKING:
-    from edgekit.export.feeds import Feeds
-
-__all__ = ["Pixels", "Side", "bordered", "check_io", "pixel_model", "pixel_samples"]
+__all__ = [
+    "Pixels",
+    "Side",
+    "bordered",
+    "check_io",
+    "pixel_model",
+    "pixel_samples",
+    "taking_pixels",
+]
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,34 @@ class Side:
         """The picture border that belongs to a plan; None on the side of the model's tensors."""
         file = self.planned.path / f"border-{name}.json"
         return PictureBorder.from_json(json.loads(file.read_text())) if file.exists() else None
+
+
+@dataclass(frozen=True)
+class Taking:
+    """What artifacts of io ``uint8`` are made for, whatever their plans.
+
+    Attributes:
+        model: takes pixels.
+        samples: their pixels; None where there are no samples.
+        feeds: what artifacts are run on.
+    """
+
+    model: Model
+    samples: Samples | None
+    feeds: Feeds
+
+    def side(
+        self,
+        model: Model,
+        planned: Planned,
+        names: Sequence[str],
+        store: Store,
+        listener: Listener,
+    ) -> Side:
+        """The side of some plans, given those of the model's own tensors."""
+        mine = bordered(model, planned, names, store)
+        reference = refer(self.model, mine, self.samples, names, store, listener)
+        return Side(self.model, mine, reference, self.feeds)
 
 
 class Pixels:
@@ -157,6 +192,21 @@ def pixel_model(model: Model) -> Model:
         signature=border.signature(model.signature),
         preprocess=None,
     )
+
+
+def taking_pixels(model: Model, samples: Samples | None, folder: Path) -> Taking:
+    """What artifacts that take pixels are made for.
+
+    Args:
+        model: the model.
+        samples: those that the other artifacts are proven on.
+        folder: where files are written.
+
+    Raises:
+        BadData: they are no pictures.
+    """
+    taking, pixels = pixel_model(model), pixel_samples(model, samples)
+    return Taking(taking, pixels, Feeds(taking, pixels, folder / "pixels.npz"))
 
 
 def bordered(model: Model, planned: Planned, names: Sequence[str], store: Store) -> Planned:

@@ -8,7 +8,7 @@ from typing import Final
 
 from edgekit.targets._reasons import Op
 
-__all__ = ["with_border_roles"]
+__all__ = ["with_border_roles", "with_joined_border"]
 
 _ARITHMETIC: Final = 3
 
@@ -51,3 +51,21 @@ def with_border_roles(
         dataclasses.replace(op, role="border") if i in inside else op for i, op in enumerate(ops)
     ]
     return made, ends
+
+
+def with_joined_border(
+    ops: Sequence[Op], pixels: Container[str], moves: Container[str], joined: str
+) -> list[Op]:
+    """The same for a runtime that joins a border's arithmetic in one kernel, of type ``joined``.
+
+    The border is then what moves the pixels (types ``moves``) and the first such kernel after it.
+    """
+    reached = {name for op in ops for name in op.inputs if name in pixels}
+    found = []
+    for op in ops:
+        if reached & set(op.inputs) and (op.kind in moves or op.kind == joined):
+            if op.kind != joined:
+                reached |= set(op.outputs)
+            op = dataclasses.replace(op, role="border")
+        found.append(op)
+    return found

@@ -12,7 +12,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
     from edgekit.compress.plan import QuantPlan
     from edgekit.compress.unrounded import Unrounded
-    from edgekit.targets._reasons import Op, Role
+    from edgekit.targets._reasons import Role
 
 silence()
 
@@ -107,6 +106,7 @@ class Openvino:
         """Operators of the compiled CPU graph by type, and the type they compute in."""
         import openvino
 
+        from edgekit.targets._border import with_joined_border
         from edgekit.targets._reasons import Op, by_dtype, reasons
 
         core = openvino.Core()
@@ -134,7 +134,7 @@ class Openvino:
                 continue
             made.append(Op(kind, sources, (name,), _role(kind, precision)))
             facts.append((precision, name))
-        made = _with_border(made, pixels)
+        made = with_joined_border(made, pixels, (*_MOVES, "StridedSlice", "Reshape"), "Subgraph")
         for op, (precision, name) in zip(made, facts, strict=True):
             kind = op.kind
             ops[kind] += 1
@@ -208,19 +208,6 @@ def _role(kind: str, precision: str) -> Role:
     if kind in ("Reorder", "Transpose", "Pad", "Convert", "Reshape"):
         return "move"
     return "float" if precision in ("f32", "f16") else "integer"
-
-
-def _with_border(ops: Sequence[Op], pixels: set[str]) -> list[Op]:
-    """The operators with the role ``border`` for those of a picture border: what moves the pixels,
-    and the one kernel (a ``Subgraph``) that all its arithmetic is joined in."""
-    reached, found = set(pixels), []
-    for op in ops:
-        if reached & set(op.inputs) and op.kind in (*_MOVES, "Subgraph", "StridedSlice", "Reshape"):
-            if op.kind != "Subgraph":
-                reached |= set(op.outputs)
-            op = dataclasses.replace(op, role="border")
-        found.append(op)
-    return found
 
 
 def _keep_ranges_per_tensor(model: Any) -> None:
