@@ -33,6 +33,7 @@ from edgekit.targets import find
 __all__ = [
     "Pixels",
     "Side",
+    "Taking",
     "bordered",
     "check_io",
     "pixel_model",

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from edgekit.bench.measure import BenchRequest, _default_pairs
 from edgekit.compress.borders import input_ranges
 from edgekit.compress.evaluate import evaluate
 from edgekit.compress.graph import canonical, graph_module, program_digest
@@ -330,7 +331,23 @@ def test_only_what_a_border_needs_is_counted_as_one() -> None:
     assert with_border_roles(chain, set(), {"Conv"})[0] == chain
 
 
-def test_a_border_is_written_and_read(tmp_path: Path) -> None:
+def test_artifacts_are_measured_beside_what_takes_the_same_and_with_their_border() -> None:
+    tensor = Signature((TensorSpec("x", KINDS["rgb"].shape),))
+    pixels = PictureBorder.of(tensor, KINDS["rgb"]).signature(tensor)
+    asked = [
+        BenchRequest(f"{scheme}{suffix}", "tflite", Path("x"), signature, scheme=scheme)
+        for suffix, signature in (("", tensor), ("-uint8", pixels))
+        for scheme in ("fp32", "w8a8")
+    ]
+    assert set(_default_pairs(asked)) == {
+        ("fp32", "w8a8"),
+        ("fp32-uint8", "w8a8-uint8"),
+        ("fp32", "fp32-uint8"),
+        ("w8a8", "w8a8-uint8"),
+    }
+
+
+def test_a_border_is_written_and_read() -> None:
     border = make("bgr").border
     assert PictureBorder.from_json(border.to_json()) == border
     with pytest.raises(BadData, match="picture border"):
