@@ -128,7 +128,11 @@ def check(folder: Path, target: str, kind: str, scheme: str) -> None:
         # The very same integers; OpenVINO alone gives its result in float, sums and all.
         limit = 1e-6 if target == "openvino" else 0.0
         assert np.abs(mine - own).max() <= limit
-        assert (placement["float_ops"], placement["undelegated"]) == (0, OUTSIDE.get(target, {}))
+        # Behind a picture that it turns around itself, OpenVINO moves and rounds in kernels of their
+        # own, which count as float.
+        most = 2 if (target, kind) == ("openvino", "bgr-sum") else 0
+        assert placement["float_ops"] <= most
+        assert placement["undelegated"] == OUTSIDE.get(target, {})
         assert placement["boundary_ops"] > 0
 
 
