@@ -128,8 +128,8 @@ def check(folder: Path, target: str, kind: str, scheme: str) -> None:
         # The very same integers; OpenVINO alone gives its result in float, sums and all.
         limit = 1e-6 if target == "openvino" else 0.0
         assert np.abs(mine - own).max() <= limit
-        # Behind a picture that it turns around itself, OpenVINO moves and rounds in kernels of their
-        # own, which count as float.
+        # Behind a picture that it turns around itself, OpenVINO moves and rounds in kernels of
+        # their own, which count as float.
         most = 2 if (target, kind) == ("openvino", "bgr-sum") else 0
         assert placement["float_ops"] <= most
         assert placement["undelegated"] == OUTSIDE.get(target, {})
