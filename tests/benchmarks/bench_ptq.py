@@ -138,7 +138,7 @@ class Run:
             "calib": str(folder / "calib.npz"),
         }
         # Only what has a part in it: a change of edgekit's quantizer leaves the vendors' rows.
-        parts = ["compress/render.py", "targets/_*.py", f"targets/{runtime.replace('-', '_')}.py"]
+        parts = ["compress/render.py", *_target_files(runtime)]
         versions = {**_versions(*find(runtime).packages), **_versions("torch", "torchao")}
         made: Document = {"seconds": 0.0, "peak_memory_mib": 0.0}
         plan_digest = None
@@ -410,6 +410,15 @@ def _checkpoint_digest(name: str) -> str | None:
 
 def _tree(folder: Path) -> list[str]:
     return [sha256_of(f) for f in sorted(folder.rglob("*")) if f.is_file()]
+
+
+def _target_files(runtime: str) -> list[str]:
+    """A target's own file, its private ones, and those that no target has for itself."""
+    stems = {name: name.replace("-", "_").removesuffix("runtime") for name in TARGETS}
+    others = tuple(f"_{stem}" for name, stem in stems.items() if name != runtime)
+    private = sorted(Path(edgekit.__file__).parent.glob("targets/_*.py"))
+    own = [f"targets/{f.name}" for f in private if not f.name.startswith(others)]
+    return [*own, f"targets/{runtime.replace('-', '_')}.py"]
 
 
 def _code(*parts: str) -> str:
