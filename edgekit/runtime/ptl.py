@@ -20,7 +20,16 @@ from typing import Any
 from edgekit.errors import BadData, UnsupportedError
 from edgekit.runtime.ptl_pickle import Packed, Reader, Tensor, tensors_in
 
-__all__ = ["STATED", "Attribute", "Call", "Packed", "Program", "Tensor", "operators_of", "read_program"]
+__all__ = [
+    "STATED",
+    "Attribute",
+    "Call",
+    "Packed",
+    "Program",
+    "Tensor",
+    "operators_of",
+    "read_program",
+]
 
 STATED = "signature.json"
 """edgekit's own statement of what a file takes and gives, which the format has no place for."""
