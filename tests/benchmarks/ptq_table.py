@@ -75,6 +75,12 @@ def _runtime(row: Row) -> str:
     return f"{row['runtime']} (emulated" + (f", n {row['n']})" if "n" in row else ")")
 
 
+def _quantizer(row: Row) -> str:
+    """A row's quantizer, and what its runtime had to do without to load the file."""
+    _, without, what = str(row.get("runtime_version", "")).partition(" without ")
+    return f"{row['engine']} (loaded{without}{what})" if without else str(row["engine"])
+
+
 def _model_table(document: Mapping[str, Any], model: str, rows: list[Row]) -> str:
     cosine = document["metrics"][model] == "cosine"
     n = max((row["n"] for row in rows if "n" in row), default=0)
@@ -119,7 +125,7 @@ def _cells(row: Row, cosine: bool) -> tuple[str, ...]:
     latency = row.get("latency_ms")
     return (
         _runtime(row),
-        row["engine"],
+        _quantizer(row),
         value,
         _difference(row.get("vs_float"), cosine),
         beside,

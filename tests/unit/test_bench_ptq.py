@@ -111,6 +111,7 @@ def test_the_table_shows_intervals_failures_and_what_was_left_out(
     ptq: Any, judged: list[dict[str, Any]]
 ) -> None:
     failed = {"model": "minilm", "runtime": "openvino", "engine": "ort", "status": "failed"}
+    judged[-1]["runtime_version"] = "onnxruntime 1.32.0 without Fusion"
     document = {
         "rows": [*judged, {**failed, "reason": "it gave up"}],
         "skipped": [{"model": "mobilenet-v2", "reason": "no --cifar10"}],
@@ -127,6 +128,7 @@ def test_the_table_shows_intervals_failures_and_what_was_left_out(
     assert "| 90.00 | -10.00 [" in ours
     assert "+20.00 [" in ours and "(inc)" in ours
     assert "failed: it gave up" in text
+    assert "| nncf (loaded without Fusion) | 60.00 |" in text
     assert "mobilenet-v2 was left out: no --cifar10." in text
     assert "openvino: one call on one thread, a processor;" in text
 
