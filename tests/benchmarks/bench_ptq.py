@@ -389,7 +389,7 @@ def main() -> int:
     pooled: list[Document] = []
     skipped: list[Document] = []
     groups: dict[tuple[str, str], dict[str, Any]] = {}
-    for name in options.models:
+    for name in (name for name in MODELS if name in options.models):
         spec: Spec = MODELS[name]
         data = getattr(options, spec.data)
         ready = None if data is None else run.model(name, data.resolve())
