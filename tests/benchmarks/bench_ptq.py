@@ -349,7 +349,7 @@ def _options() -> argparse.Namespace:
         "--emulated-limit",
         type=int,
         default=200,
-        help="the same where a runtime is emulated (Core ML off macOS, seconds a picture)",
+        help="the same where a runtime is emulated (Core ML off macOS)",
     )
     parser.add_argument(
         "--merge",
