@@ -8,8 +8,8 @@ is not.
 
 One thing is mended in what it makes. QNNPACK's kernel for clamps (torch 2.13) mixes up pictures
 whose channels lie last, as its convolutions give them, and this quantizer leaves every ReLU6 to it:
-EfficientNet-Lite1 would be at 0.3 % on ImageNet. A clamp is given the same numbers with their axes
-moved.
+two convolutions with one each answered at 12 dB of the float network, and at 41 dB by torch's
+kernels for x86. A clamp is given the same numbers with their axes moved.
 """
 
 from __future__ import annotations
