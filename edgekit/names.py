@@ -23,6 +23,7 @@ ENGINES: Final = (
     "litert-torch",
     "nncf",
     "onnxruntime",
+    "torch-ao",
 )
 """Vendors' quantizers that `edgekit export --engine` can call; one file each in edgekit/engines."""
 

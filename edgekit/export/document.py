@@ -259,7 +259,7 @@ def requirements(row: Row, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """
     target = find(row.job.target)
     runtime = {"tflite": "ai-edge-litert"}.get(target.id, target.id)
-    proven = None if row.proof is None else row.proof.runtime.rpartition(" ")[2]
+    proven = None if row.proof is None else _version(row.proof.runtime)
     needs: dict[str, Any] = {"runtime": runtime, "min_version": proven}
     systems = getattr(target, "systems", {}).get(row.job.scheme)
     if systems is not None:
@@ -273,6 +273,11 @@ def requirements(row: Row, overrides: Mapping[str, Any]) -> dict[str, Any]:
             # edgekit's own session sees to it (`edgekit.runtime.session_onnxruntime`).
             needs["without_vnni"] = {"session.x64quantprecision": "1"}
     return needs
+
+
+def _version(runtime: str) -> str:
+    """Of ``NAME VERSION``, which may be followed by what was done without."""
+    return runtime.partition(" without ")[0].rpartition(" ")[2]
 
 
 def _latency(result: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.runtime.ptl import Call, Packed, Program, Tensor
+from edgekit.runtime.ptl import Attribute, Call, Packed, Program, Tensor
 from edgekit.targets import Placement, Stored
 from edgekit.targets._border import with_border_roles
 from edgekit.targets._common import channel_digest
@@ -131,8 +131,15 @@ def _grid(call: Call) -> tuple[float, int] | None:
     )
     if not stated:
         return None
-    scale, zero = numbers
+    scale, zero = (_number(n) for n in numbers)
     return float(np.float32(scale)), int(zero)
+
+
+def _number(value: Any) -> float:
+    """A number, or a constant of one number, in which torch's own quantizer states its scales."""
+    if isinstance(value, Attribute):
+        value = value.value.values.item()
+    return float(value)
 
 
 def _roles(program: Program) -> list[Role]:

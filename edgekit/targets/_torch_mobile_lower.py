@@ -186,7 +186,7 @@ class _Lowering:
             return value
         if limits == (0.0, float("inf")):
             return self._out.emit(aten.relu.default, value)
-        return self._out.emit(aten.hardtanh.default, value, *limits)
+        return self._out.clamp(value, *limits, clamp.meta["val"].dim())
 
     # -- layers -----------------------------------------------------------------------------------
 

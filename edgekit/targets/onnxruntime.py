@@ -16,6 +16,7 @@ import collections
 import dataclasses
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ import numpy as np
 from edgekit.compress.dynamic import PER_TENSOR, as_computed
 from edgekit.compress.weights import SCHEMES as WEIGHTS
 from edgekit.names import IOS
+from edgekit.runtime.session_onnxruntime import without_propagation
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
 from edgekit.targets._common import channel_digest, converter_error
@@ -54,6 +56,7 @@ _MATRICES = {
 }
 """Matrix products, and the position of the weight where they are a layer."""
 _PROVIDER = "CPUExecutionProvider"
+_ASSIGNMENT = "session.record_ep_graph_assignment_info"
 _ANY_TYPE = (
     *_FLOAT_FREE,
     *("Slice", "Split", "Pad", "Clip", "Concat", "Gather", "Resize"),
@@ -137,13 +140,20 @@ class Onnxruntime:
         import onnx
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        def optimize(into: Path, settings: Mapping[str, str]) -> Any:
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 3
+            options.optimized_model_filepath = str(into)
+            for name, value in {_ASSIGNMENT: "1", **settings}.items():
+                options.add_session_config_entry(name, value)
+            return onnxruntime.InferenceSession(str(path), options, providers=[_PROVIDER])
+
         with tempfile.TemporaryDirectory() as folder:
             optimized = Path(folder) / "optimized.onnx"
-            options.optimized_model_filepath = str(optimized)
-            session = onnxruntime.InferenceSession(str(path), options, providers=[_PROVIDER])
+            try:
+                session = optimize(optimized, {})
+            except Exception as error:  # as the session takes it
+                session = optimize(optimized, without_propagation(error))
             graph = onnx.load(str(optimized)).graph
         parts = session.get_provider_graph_assignment_info()
         others = [n.op_type for p in parts if p.ep_name != _PROVIDER for n in p.get_nodes()]
