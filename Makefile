@@ -11,7 +11,7 @@ SOAKS := $(patsubst tests/benchmarks/soak_%.py,out/soak/%.json,$(wildcard tests/
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install lint demo check test test-full qemu bench soak clean $(BENCHES) $(SOAKS)
+.PHONY: help install lint demo check test test-full qemu compiler bench soak clean $(BENCHES) $(SOAKS)
 
 help:
 	@echo "make demo        export a model for every target: a bundle and a report in out/demo"
@@ -47,13 +47,18 @@ check: lint
 test: lint
 	$(BIN)/pytest -m "not slow"
 
-test-full: lint qemu
+test-full: lint qemu compiler
 	$(BIN)/pytest
 
 # Tests of x86 processors that this machine is not.
 qemu:
 	@test "$$(uname -m)" != x86_64 || command -v qemu-x86_64 >/dev/null || \
 	  { echo "make test-full runs on an emulated processor: apt-get install -y qemu-user" >&2; exit 1; }
+
+# The C++ clients of a bundle are compiled.
+compiler:
+	@command -v c++ >/dev/null || \
+	  { echo "make test-full compiles C++: apt-get install -y g++" >&2; exit 1; }
 
 bench: $(BENCHES)
 	@test -n "$(BENCHES)" || { echo "no tests/benchmarks/bench_*.py" >&2; exit 1; }

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.errors import StorageError
+from edgekit.names import FLOAT_IO, artifact_id
 
 __all__ = ["Artifact", "FileRecord", "Store", "files_of", "fingerprint", "sha256_of"]
 
@@ -33,11 +34,11 @@ class Artifact:
     """One converted model on disk.
 
     Attributes:
-        id: ``<target>-<scheme>``, with the variant appended where there is one.
+        id: see `edgekit.names.artifact_id`.
         target: target id.
         delegate: the delegate it was made for.
         scheme: quantization scheme.
-        io: dtype at the boundary, ``float32`` for the model's own.
+        io: what it takes: ``float32`` for the model's own tensors, ``uint8`` for pixels.
         variant: name of the plan's override it was made with, or None.
         path: the main file, or the directory that the artifact is.
         files: all files, the main one first; those of a directory by name, the directory included.
@@ -51,7 +52,7 @@ class Artifact:
     path: Path
     files: tuple[FileRecord, ...]
     digest: str
-    io: str = "float32"
+    io: str = FLOAT_IO
     variant: str | None = None
 
     @property
@@ -68,6 +69,7 @@ class Artifact:
         delegate: str,
         scheme: str,
         variant: str | None = None,
+        io: str = FLOAT_IO,
     ) -> Artifact:
         """The record of files that lie in one directory, the main one first.
 
@@ -81,7 +83,7 @@ class Artifact:
         )
         digest = hashlib.sha256("".join(f"{r.path}\0{r.sha256}\n" for r in records).encode())
         return cls(
-            id="-".join(filter(None, (target, scheme, variant))),
+            id=artifact_id(target, scheme, variant, io),
             target=target,
             delegate=delegate,
             scheme=scheme,
@@ -89,6 +91,7 @@ class Artifact:
             files=records,
             digest=digest.hexdigest(),
             variant=variant,
+            io=io,
         )
 
 

@@ -232,6 +232,10 @@ def _artifact(
     for key in ("delegate", "scheme", "io", "variant"):
         if getattr(old, key) != getattr(new, key):
             yield _change(key, (getattr(old, key), getattr(new, key)))
+    borders = [{} if a.border is None else a.border.to_json() for a in (old, new)]
+    for key in sorted({*borders[0], *borders[1]}):
+        if borders[0].get(key) != borders[1].get(key):
+            yield _change(f"border {key}", [b.get(key) for b in borders])
     if old.devices != new.devices:
         yield _change("devices", (" ".join(old.devices), " ".join(new.devices)))
     for key in sorted({*old.requires, *new.requires}):

@@ -23,6 +23,7 @@ ENGINES: Final = (
     "litert-torch",
     "nncf",
     "onnxruntime",
+    "torch-ao",
 )
 """Vendors' quantizers that `edgekit export --engine` can call; one file each in edgekit/engines."""
 
@@ -50,6 +51,12 @@ METHODS: Final = {
     "rounding": "round the weights of a layer together, not each by itself",
 }
 """Methods of the plan maker, each of which can be left out."""
+
+FLOAT_IO: Final = "float32"
+PICTURE_IO: Final = "uint8"
+IOS: Final = (FLOAT_IO, PICTURE_IO)
+"""What an artifact takes at its border: the model's own tensors, or pixels (uint8, NHWC) from which
+it makes the picture's tensor itself (`edgekit.runtime.border`)."""
 
 NO_VNNI: Final = "x86-no-vnni"
 OVERRIDES: Final = {NO_VNNI: ("openvino", "onnxruntime")}
@@ -116,6 +123,11 @@ def scheme_id(name: str) -> str:
     if canonical not in SCHEMES:
         raise ValueError(unknown("scheme", name, [*SCHEMES, *SCHEME_ALIASES]))
     return canonical
+
+
+def artifact_id(target: str, scheme: str, variant: str | None = None, io: str = FLOAT_IO) -> str:
+    """``<target>-<scheme>``, then the variant and the io where they are not the usual ones."""
+    return "-".join(filter(None, (target, scheme, variant, None if io == FLOAT_IO else io)))
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str]) -> str:

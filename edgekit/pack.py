@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 import tempfile
 import zipfile
@@ -12,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import edgekit
+from edgekit import clients
 from edgekit.artifact import Artifact, sha256_of, storage_error
 from edgekit.errors import UsageError
+from edgekit.names import PICTURE_IO
+from edgekit.runtime.border import PictureBorder
 from edgekit.runtime.manifest import MANIFEST, SCHEMA, canonical_json, directory_digest
 from edgekit.signature import Signature
 
-__all__ = ["BundleContent", "PackedArtifact", "check_destination", "pack"]
+__all__ = ["BundleContent", "PackedArtifact", "check_destination", "pack", "write_clients"]
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -32,6 +36,7 @@ class PackedArtifact:
         requires: run-time requirements, as the manifest's schema has them.
         verification: how it was verified.
         evidence: what verify, placement and bench found.
+        border: the picture border of one that takes pixels.
     """
 
     artifact: Artifact
@@ -39,6 +44,7 @@ class PackedArtifact:
     requires: Mapping[str, Any]
     verification: str
     evidence: Mapping[str, Any]
+    border: PictureBorder | None = None
 
 
 @dataclass(frozen=True)
@@ -54,10 +60,13 @@ class BundleContent:
         preprocess: as `Model.preprocess.to_json()` gives it, or None.
         documents: further files by name; ``golden.npz`` becomes the manifest's golden entry and
             ``plan.json`` its plan.
-        golden_n: number of golden samples.
+        golden: what is to be said of the golden vectors: ``n`` samples, ``source`` of the inputs
+            (``pictures``, ``arrays`` or ``made-up``), and by ``pictures`` and ``uint8`` the number
+            of samples in ``golden-pictures.npz`` and ``golden-uint8.npz``, where there are any.
         statistics: reference statistics of inputs and predictions.
         lineage: where it all comes from.
         licence: SPDX id, or None.
+        clients: languages (`edgekit.clients.LANGUAGES`) to write client code in; none without.
     """
 
     name: str
@@ -67,10 +76,11 @@ class BundleContent:
     artifacts: Sequence[PackedArtifact]
     preprocess: Mapping[str, Any] | None = None
     documents: Mapping[str, bytes] = field(default_factory=dict)
-    golden_n: int = 0
+    golden: Mapping[str, Any] = field(default_factory=dict)
     statistics: Mapping[str, Any] | None = None
     lineage: Mapping[str, Any] | None = None
     licence: str | None = None
+    clients: Sequence[str] = ()
 
 
 def check_destination(out: Path) -> None:
@@ -132,8 +142,60 @@ def pack(content: BundleContent, out: Path) -> Path:
     return out
 
 
+def write_clients(manifest: Mapping[str, Any], out: Path, languages: Sequence[str]) -> list[str]:
+    """Writes the clients of a bundle that is there already into a folder of their own.
+
+    Args:
+        manifest: the bundle's.
+        out: a directory that is empty or not there yet.
+        languages: of `edgekit.clients.LANGUAGES`.
+
+    Returns:
+        The files' names within ``out``.
+
+    Raises:
+        UsageError: ``out`` holds something, or there is no such language.
+        StorageError: no space or no permission.
+    """
+    out = out.absolute()
+    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
+        raise UsageError(f"{out} is there already", hint="choose an empty or a new directory")
+    found = clients.render(manifest, languages)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with _aside(out.parent) as folder:
+            built = folder / "clients"
+            _write(found, built)
+            _swap(built, out, folder / "previous")
+    except OSError as error:
+        raise storage_error(out.parent, error) from error
+    return list(found)
+
+
+def _write(found: Mapping[str, bytes], root: Path) -> None:
+    for name, data in found.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+
+
+def _clients(
+    manifest: Mapping[str, Any], languages: Sequence[str], root: Path
+) -> list[dict[str, Any]]:
+    """Writes the clients into a bundle, and gives their entries in the manifest's list of files."""
+    found = clients.render(manifest, languages)
+    _write(found, root / clients.FOLDER)
+    return [
+        {
+            "path": f"{clients.FOLDER}/{name}",
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        for name, data in found.items()
+    ]
+
+
 def _fill(content: BundleContent, root: Path) -> None:
-    artifacts = [_place(item, root) for item in content.artifacts]
+    artifacts = [_place(item, root, content.signature) for item in content.artifacts]
     for name, data in content.documents.items():
         (root / name).write_bytes(data)
     files = [
@@ -141,10 +203,8 @@ def _fill(content: BundleContent, root: Path) -> None:
         for p in sorted(root.rglob("*"))
         if p.is_file()
     ]
-    hashes = {f["path"]: f["sha256"] for f in files}
-    golden = None
-    if "golden.npz" in content.documents:
-        golden = {"path": "golden.npz", "sha256": hashes["golden.npz"], "n": content.golden_n}
+    hashes = {str(f["path"]): str(f["sha256"]) for f in files}
+    golden = _golden(content.golden, hashes) if "golden.npz" in content.documents else None
     labels = next((list(s.labels) for s in content.signature.outputs if s.labels), None)
     manifest = {
         "schema": SCHEMA,
@@ -164,10 +224,23 @@ def _fill(content: BundleContent, root: Path) -> None:
         "lineage": None if content.lineage is None else dict(content.lineage),
         "licence": content.licence,
     }
+    if content.clients:
+        manifest["files"] = [*files, *_clients(manifest, content.clients, root)]
     (root / MANIFEST).write_bytes(canonical_json(manifest))
 
 
-def _place(item: PackedArtifact, root: Path) -> dict[str, Any]:
+def _golden(about: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
+    def entry(name: str, n: int) -> dict[str, Any]:
+        return {"path": name, "sha256": hashes[name], "n": n}
+
+    parts: dict[str, Any] = {k: v for k, v in about.items() if k == "source"}
+    for kind in ("pictures", PICTURE_IO):
+        if kind in about:
+            parts[kind] = entry(f"golden-{kind}.npz", about[kind]) if about[kind] else None
+    return {**entry("golden.npz", about["n"]), **parts}
+
+
+def _place(item: PackedArtifact, root: Path, model: Signature) -> dict[str, Any]:
     artifact = item.artifact
     folder = root / "artifacts" / artifact.id
     folder.mkdir(parents=True)
@@ -194,7 +267,14 @@ def _place(item: PackedArtifact, root: Path) -> dict[str, Any]:
         "requires": dict(item.requires),
         "verification": item.verification,
         "evidence": dict(item.evidence),
+        **_border(item.border, model),
     }
+
+
+def _border(border: PictureBorder | None, model: Signature) -> dict[str, Any]:
+    if border is None:
+        return {}
+    return {"border": border.to_json(), "signature": border.signature(model).to_json()}
 
 
 def _zip(root: Path, out: Path) -> None:

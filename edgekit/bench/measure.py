@@ -47,6 +47,7 @@ ROUNDS = 10
 WORKER = (sys.executable, "-m", "edgekit.bench.worker")
 
 _MIB = 2**20
+_BORDER = ("float32", "uint8")
 _WARMUP_RUNS = 200
 _LOAD_SECONDS = 120.0  # for importing, loading and the first call of one block
 _DRIFT = 1.10  # later rounds slower than earlier ones by this factor: heat, or other load
@@ -116,7 +117,8 @@ def bench(
         rounds: fresh processes per artifact; under `edgekit.paired.MIN_RATIO_PAIRS` nothing can
             be compared, and comparisons say so.
         compare: pairs of ids (a, b) to compare; by default each target's ``fp32`` artifact with
-            each other artifact of that target.
+            each other artifact of that target that takes the same, and each artifact that takes the
+            model's tensors with that of its scheme that takes pixels.
         worker: the command that measures one request.
         timeout: seconds for one block; by default 120 for loading, plus ten times its share of
             ``max_seconds``.
@@ -280,13 +282,26 @@ def _as_error(error: Mapping[str, Any], what: str) -> EdgekitError:
 
 
 def _default_pairs(requests: Sequence[BenchRequest]) -> list[tuple[str, str]]:
+    """Float beside the other schemes, and the model's tensors beside pixels."""
     return [
         (base.artifact, other.artifact)
         for base in requests
-        if base.scheme == "fp32"
         for other in requests
-        if other.target == base.target and other.scheme not in (None, "fp32")
+        if other.target == base.target
+        and (_is_float_twin(base, other) or _adds_border(base, other))
     ]
+
+
+def _is_float_twin(base: BenchRequest, other: BenchRequest) -> bool:
+    same = base.signature.inputs == other.signature.inputs
+    return same and base.scheme == "fp32" and other.scheme not in (None, "fp32")
+
+
+def _adds_border(base: BenchRequest, other: BenchRequest) -> bool:
+    """Whether two artifacts of one scheme differ in that the second takes pixels."""
+    pairs = zip(base.signature.inputs, other.signature.inputs, strict=False)
+    types = {(a.dtype, b.dtype) for a, b in pairs if a != b}
+    return base.scheme is not None and base.scheme == other.scheme and types == {_BORDER}
 
 
 def _result(block: _Blocks, threads: int, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from edgekit.artifact import files_of
 from edgekit.bench.measure import BenchRequest, stated_signature
 from edgekit.errors import BadData, UnsupportedError, UsageError
 from edgekit.names import unknown
-from edgekit.runtime.bundle import Bundle
+from edgekit.runtime.bundle import Bundle, BundleArtifact
 from edgekit.runtime.session import Array, unavailable
 
 __all__ = ["SUFFIXES", "artifact_parts", "bundle_requests", "file_request"]
@@ -48,17 +48,16 @@ def bundle_requests(bundle: Bundle, ids: tuple[str, ...] = ()) -> list[BenchRequ
     for artifact in chosen:
         others = [a.id for a in chosen if unavailable(a.target) is None]
         _check_measurable(artifact.target, artifact.id, others)
-    feeds = _golden_feeds(bundle)
     return [
         BenchRequest(
             artifact=artifact.id,
             target=artifact.target,
             path=bundle.place(artifact),
-            signature=bundle.signature,
+            signature=artifact.signature,
             scheme=artifact.scheme,
             delegate=artifact.delegate,
             bytes=artifact.bytes,
-            feeds=feeds,
+            feeds=_golden_feeds(bundle, artifact),
         )
         for artifact in chosen
     ]
@@ -76,16 +75,17 @@ def _check_measurable(target: str, name: str, others: Sequence[str] = ()) -> Non
         )
 
 
-def _golden_feeds(bundle: Bundle) -> Mapping[str, Array] | None:
+def _golden_feeds(bundle: Bundle, artifact: BundleArtifact) -> Mapping[str, Array] | None:
     if bundle.manifest.get("golden") is None:
         return None
-    feeds, _ = bundle.golden()
+    feeds, _ = bundle.golden(artifact.io)
+    inputs = artifact.signature.inputs
     first = {
         spec.name: feeds[spec.name][: spec.shape[0]]
-        for spec in bundle.signature.inputs
+        for spec in inputs
         if spec.name in feeds and spec.shape
     }
-    full = all(s.name in first and first[s.name].shape == s.shape for s in bundle.signature.inputs)
+    full = all(s.name in first and first[s.name].shape == s.shape for s in inputs)
     return first if full else None  # fewer golden vectors than one batch
 
 

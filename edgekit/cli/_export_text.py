@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.cli._output import table
+from edgekit.names import FLOAT_IO
 
 __all__ = ["text"]
 
@@ -113,7 +114,7 @@ def _row(artifact: Mapping[str, Any]) -> list[object]:
     size, latency, beside = artifact["bytes"], artifact["latency_ms"], artifact["float"]
     return [
         artifact["target"],
-        "@".join(filter(None, (artifact["scheme"], artifact["variant"]))),
+        _scheme(artifact),
         None if size is None else round(size / 1024),
         _rounded(artifact["value"]),
         _drop(artifact),
@@ -124,6 +125,12 @@ def _row(artifact: Mapping[str, Any]) -> list[object]:
         artifact["verification"],
         artifact["status"],
     ]
+
+
+def _scheme(artifact: Mapping[str, Any]) -> str:
+    """With the variant, and with what it takes where that is not the model's tensors."""
+    name = "@".join(filter(None, (artifact["scheme"], artifact["variant"])))
+    return name if artifact["io"] in (None, FLOAT_IO) else f"{name} {artifact['io']}"
 
 
 def _drop(artifact: Mapping[str, Any]) -> str | None:

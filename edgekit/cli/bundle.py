@@ -1,4 +1,4 @@
-"""`edgekit bundle`: what changed from one bundle to another."""
+"""`edgekit bundle`: what changed from one bundle to another, and client code for one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _REASONS = ("regressed", "removed", "contract")
 
 @click.group()
 def command() -> None:
-    """Compare bundles."""
+    """Compare bundles, and write client code for one."""
 
 
 @command.command()
@@ -54,6 +54,57 @@ def diff(old: Path, new: Path, fail_on: tuple[str, ...], as_json: bool) -> int:
         document = compare(before, after)
     emit(document, as_json, lambda: _text(document, fail_on))
     return int(any(document[reason] for reason in fail_on))
+
+
+@command.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--lang",
+    "languages",
+    multiple=True,
+    metavar="LANGUAGE",
+    help="Only this language; may be repeated: python, cpp, kotlin, swift.",
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Where they go: an empty or a new directory.",
+)
+@json_option
+@verbosity_options
+def client(bundle: Path, languages: tuple[str, ...], out: Path, as_json: bool) -> int:
+    """Write client code for every artifact of BUNDLE, and a README.
+
+    Each client loads one artifact with its runtime's own API and prepares the input as the manifest
+    tells; none needs edgekit. An export puts them into the bundle by itself.
+
+    \b
+    Exit codes: 0 written; 2 DIR holds something, or there is no such language; 6 the bundle is not
+    what its manifest says, 7 there is no bundle.
+
+    \b
+    edgekit bundle client released.zip -o clients
+    edgekit bundle client released -o clients --lang kotlin --lang swift
+    """
+    from edgekit.clients import LANGUAGES
+    from edgekit.pack import write_clients
+    from edgekit.runtime.bundle import Bundle
+
+    with Bundle.open(bundle) as opened:
+        names = write_clients(opened.manifest, out, languages or LANGUAGES)
+        document = {
+            "schema": "edgekit.clients/1",
+            "bundle": {
+                "name": opened.name, "version": opened.version, "digest": opened.digest,
+            },
+            "out": str(out),
+            "files": names,
+        }  # fmt: skip
+    emit(document, as_json, lambda: "\n".join(str(out / name) for name in names))
+    return 0
 
 
 def _text(document: Mapping[str, Any], fail_on: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from edgekit.cli._export_text import text
 from edgekit.cli._libraries import subdued
 from edgekit.cli._output import emit, json_option, note, table, verbosity_options
 from edgekit.errors import EdgekitError, UsageError
-from edgekit.names import CALIBRATED, ENGINES, METHODS, TARGETS, WAIVABLE, unknown
+from edgekit.names import CALIBRATED, ENGINES, IOS, METHODS, TARGETS, WAIVABLE, unknown
 
 if TYPE_CHECKING:
     from edgekit.device import Job
@@ -48,6 +48,15 @@ __all__ = ["command"]
     multiple=True,
     metavar="ID",
     help="Quantization scheme; may be repeated. Without it: each target's preferred one.",
+)
+@click.option(
+    "--io",
+    "ios",
+    multiple=True,
+    type=click.Choice(IOS),
+    help="What the artifacts take; may be repeated. float32, the default: the model's own tensors. "
+    "uint8: the picture itself, [1, H, W, C] in RGB or grey, with scale, mean, std, the model's "
+    "order of colours and its layout in the artifact.",
 )
 @click.option(
     "--calib",
@@ -112,6 +121,7 @@ __all__ = ["command"]
 @click.option(
     "--keep-going", is_flag=True, help="Pack what passes; what fails makes the exit code 1."
 )
+@click.option("--no-clients", is_flag=True, help="Leave the client code out of the bundle.")
 @click.option("--no-bench", is_flag=True, help="Do not measure latency and memory.")
 @click.option(
     "--threads",
@@ -156,6 +166,7 @@ def command(
     devices: tuple[str, ...],
     targets: tuple[str, ...],
     schemes: tuple[str, ...],
+    ios: tuple[str, ...],
     calib: str | None,
     engine: str | None,
     without: tuple[str, ...],
@@ -168,6 +179,7 @@ def command(
     pruned_from: str | None,
     waive: tuple[str, ...],
     keep_going: bool,
+    no_clients: bool,
     no_bench: bool,
     threads: int | None,
     junit: Path | None,
@@ -215,19 +227,21 @@ def command(
         raise UsageError("--without is for edgekit's own quantizer, not for an --engine")
     devices = devices or ("host",)
     # Before the model is opened, which may take long: most mistakes are in these names.
-    jobs = plan_targets([load_device(d) for d in devices], targets, schemes)
+    jobs = plan_targets([load_device(d) for d in devices], targets, schemes, ios)
     if dry_run:
         _tell_plan(model, jobs, calib, as_json)
         return 0
     if out is None:
         raise UsageError("nothing says where the bundle goes", hint="give -o OUT")
 
+    from edgekit.clients import LANGUAGES
     from edgekit.export import ExportRequest
 
     request = ExportRequest(
         devices=devices,
         targets=targets,
         schemes=schemes,
+        ios=tuple(dict.fromkeys(ios)),
         calib=calib,
         engine=engine,
         without=without,
@@ -241,6 +255,7 @@ def command(
         waive=waive,
         keep_going=keep_going,
         bench=not no_bench,
+        clients=() if no_clients else LANGUAGES,
         calib_limit=calib_limit,
         eval_limit=eval_limit,
         threads=threads,
@@ -327,6 +342,7 @@ def _tell_plan(model: str, jobs: Sequence[Job], calib: str | None, as_json: bool
             "target": job.target,
             "scheme": job.scheme,
             "delegate": job.delegate,
+            "io": job.io,
             "devices": list(job.devices),
             "threads": job.threads,
         }

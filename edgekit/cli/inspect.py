@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgekit.cli._metadata import metadata_lines, metadata_of, told_by_lines
 from edgekit.cli._output import emit, json_option, progress, table, verbosity_options
 from edgekit.cli._sensitivity import sensitivity_lines, sensitivity_of
 from edgekit.errors import BadData, StorageError, UnsupportedError, UsageError
@@ -25,7 +26,7 @@ SCHEMA = "edgekit.inspect/1"
 PLAN_FILE = "plan.json"
 
 _FALLBACK = "first left in float"
-_COUNTED_LATER = ("undelegated", "ops_by_dtype", "layers")
+_COUNTED_LATER = ("undelegated", "ops_by_dtype", "layers", "ops_by_unit")
 
 
 @click.command()
@@ -114,7 +115,9 @@ def _entry(artifact: BundleArtifact) -> dict[str, Any]:
         "bytes": artifact.bytes,
         "sha256": artifact.sha256,
         "files": [{"path": f.path, "bytes": f.bytes, "sha256": f.sha256} for f in artifact.files],
+        **({} if artifact.border is None else {"inputs": _tensors(artifact.signature)["inputs"]}),
         "verification": artifact.verification,
+        "metadata": metadata_of(artifact.evidence.get("metadata")),
         "placement": _stated_placement(artifact.evidence.get("placement")),
     }
 
@@ -178,6 +181,8 @@ def _bundle_text(document: Mapping[str, Any]) -> str:
         f"{_kib(document['bytes'])}, each as its manifest states",
         f"digest {document['digest']}",
         *_tensor_lines(document),
+        *_pixel_lines(document["artifacts"]),
+        *told_by_lines(document["artifacts"]),
         f"preprocessing: {document['preprocess'] or 'none'}; "
         f"golden samples: {document['golden_n']}; licence: {document['licence'] or 'not stated'}",
         "",
@@ -185,6 +190,15 @@ def _bundle_text(document: Mapping[str, Any]) -> str:
         *sensitivity_lines(document.get("sensitivity")),
     ]
     return "\n".join(lines)
+
+
+def _pixel_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What artifacts take that take pixels; nothing where there is none."""
+    taking = [e for e in entries if "inputs" in e]
+    if not taking:
+        return []
+    names = ", ".join(e["id"] for e in taking)
+    return [f"{names} take pixels:", *_tensor_lines({"inputs": taking[0]["inputs"], "outputs": []})]
 
 
 # -- an artifact ----------------------------------------------------------------------------------
@@ -215,9 +229,11 @@ def _artifact(path: Path) -> dict[str, Any]:
             # Its shapes are free, say. It can be looked into all the same.
             tensors = {"inputs": [], "outputs": []}
             notes.append(error.message)
-        (seen,) = worker.run(name, [{"op": "inspect", "artifact": str(path.absolute())}])
-    if "error" in seen:
-        raise seen["error"]
+        tasks = [{"op": op, "artifact": str(path.absolute())} for op in ("inspect", "metadata")]
+        seen, told = worker.run(name, tasks)
+    for answer in (seen, told):
+        if "error" in answer:
+            raise answer["error"]
     hashes = [(part.relative_to(path.parent).as_posix(), sha256_of(part)) for part in parts]
     runtime = target.packages[-1]
     return {
@@ -229,6 +245,7 @@ def _artifact(path: Path) -> dict[str, Any]:
         "sha256": hashes[0][1] if len(hashes) == 1 else directory_digest(hashes),
         "runtime": f"{runtime} {installed(target)[runtime]}",
         **tensors,
+        "metadata": told["metadata"],
         "placement": seen["placement"],
         "notes": notes,
     }
@@ -242,6 +259,7 @@ def _artifact_text(document: Mapping[str, Any]) -> str:
         f"{document['path']}: {_kib(document['bytes'])}, read by {document['runtime']}",
         f"sha256 {document['sha256']}",
         *_tensor_lines(document),
+        *metadata_lines(document["metadata"]),
         *(f"note: {note}" for note in document["notes"]),
         "",
         table(["operator", "count", "only moves data"], [[k, ops[k], waste.get(k)] for k in types]),
@@ -257,6 +275,9 @@ def _artifact_text(document: Mapping[str, Any]) -> str:
         first = placement["first_undelegated"]
         tail = f", the first: {first}" if first else ""
         lines.append(f"outside the delegate: {placement['undelegated_ops']}{tail}")
+    if placement["ops_by_unit"]:
+        said = [f"{count} on {unit}" for unit, count in placement["ops_by_unit"].items()]
+        lines.append(f"the runtime would run {', '.join(said)}")
     lines.append(f"{_FALLBACK}: {placement['first_fallback'] or 'none'}")
     return "\n".join(lines)
 

@@ -40,7 +40,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "edgekit.cli.inspect:command",
         "Show what is in a bundle or a model file, and where it would run.",
     ),
-    "bundle": ("edgekit.cli.bundle:command", "Compare two bundles, and fail on what got worse."),
+    "bundle": ("edgekit.cli.bundle:command", "Compare two bundles; write client code for one."),
     "devices": ("edgekit.cli.devices:command", "List, show and check device profiles."),
     "targets": ("edgekit.cli.targets:command", "List targets, their schemes and delegates."),
     "doctor": (

@@ -20,7 +20,12 @@ __all__ = ["command"]
 
 @click.command()
 @click.argument("model", metavar="MODEL")
-@click.option("--calib", metavar="DATA", required=True, help="Calibration data; see export.")
+@click.option(
+    "--calib",
+    metavar="DATA",
+    help="Calibration data; see export. Schemes of weights alone do without, but not --sensitivity "
+    "and --max-drop.",
+)
 @click.option("--eval", "evaluation", metavar="DATA", help="Labelled data that accuracy is from.")
 @click.option("--scheme", default="w8a8", show_default=True, metavar="ID", help="What to make.")
 @click.option(
@@ -57,7 +62,7 @@ __all__ = ["command"]
 @verbosity_options
 def command(
     model: str,
-    calib: str,
+    calib: str | None,
     evaluation: str | None,
     scheme: str,
     weights: Path | None,

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgekit.cli._libraries import subdued
+from edgekit.cli._metadata import metadata_check, metadata_tasks
 from edgekit.cli._output import emit, json_option, progress, table, verbosity_options
+from edgekit.cli._pictures import from_pictures_check
 from edgekit.errors import (
     BadData,
     EdgekitError,
@@ -175,6 +177,7 @@ def _verify(bundle: Bundle, artifact: BundleArtifact, scratch: Path, keep_going:
     from edgekit.targets import worker
 
     feeds, wanted, against = _golden(bundle, artifact)
+    feeds, read = from_pictures_check(bundle, artifact, feeds)
     try:
         path = bundle.place(artifact)
     except UnsupportedError as error:  # a runtime older than the artifact requires
@@ -185,15 +188,17 @@ def _verify(bundle: Bundle, artifact: BundleArtifact, scratch: Path, keep_going:
     task = {
         "op": "infer",
         "artifact": str(path.absolute()),
-        "signature": bundle.signature.to_json(),
+        "signature": artifact.signature.to_json(),
         "feeds": str(scratch / "feeds.npz"),
         "outputs": str(scratch / "outputs.npz"),
         "repeats": TOLERANCES[artifact.scheme].repeats,
     }
+    tasks = [task, *metadata_tasks(bundle, artifact, path)]
     try:
-        (result,) = worker.run(artifact.target, [task])
-        if "error" in result:
-            raise result["error"]
+        result, *told = worker.run(artifact.target, tasks)
+        for answer in (result, *told):
+            if "error" in answer:
+                raise answer["error"]
     except _SETTLED:
         raise
     except MissingDependency as error:  # installed, but it does not load
@@ -205,8 +210,11 @@ def _verify(bundle: Bundle, artifact: BundleArtifact, scratch: Path, keep_going:
     with np.load(scratch / "outputs.npz", allow_pickle=False) as data:
         outputs = {name: data[name] for name in data.files}
     if against == "float":
-        return _judge_float(bundle, artifact, outputs, wanted, result)
-    return _judge(bundle, artifact, feeds, outputs, wanted, result, against)
+        found = _judge_float(artifact, outputs, wanted, result)
+    else:
+        found = _judge(artifact, feeds, outputs, wanted, result, against)
+    own = tuple(metadata_check(answer["faults"]) for answer in told)
+    return dataclasses.replace(found, checks=(*read, *own, *found.checks))
 
 
 def _golden(
@@ -218,16 +226,17 @@ def _golden(
 
     listed = {entry["path"] for entry in bundle.manifest["files"]}
     plan = plan_name(artifact.target, artifact.scheme, artifact.variant)
-    own, shared = f"golden-{artifact.id}.npz", f"golden-{plan}.npz"
+    suffix = "" if artifact.border is None else f"-{artifact.io}"
+    own, shared = f"golden-{artifact.id}.npz", f"golden-{plan}{suffix}.npz"
     if own in listed:
         (feeds, outputs), against = unpack_golden(bundle.read(own)), "itself when it was proven"
     elif shared in listed:
         (feeds, outputs), against = unpack_golden(bundle.read(shared)), "plan"
     else:
         # The float model is what a plan of fp32 says; of other schemes it tells only the gist.
-        feeds, outputs = bundle.golden()
+        feeds, outputs = bundle.golden(artifact.io)
         against = "plan" if artifact.scheme == "fp32" else "float"
-    signature = bundle.signature
+    signature = artifact.signature
     try:
         feeds = {s.name: feeds[s.name].reshape(-1, *s.shape) for s in signature.inputs}
         outputs = {s.name: outputs[s.name].reshape(-1, *s.shape) for s in signature.outputs}
@@ -240,7 +249,6 @@ def _golden(
 
 
 def _judge(
-    bundle: Bundle,
     artifact: BundleArtifact,
     feeds: Mapping[str, Array],
     outputs: Mapping[str, Array],
@@ -256,12 +264,12 @@ def _judge(
         scheme=artifact.scheme,
         feeds=feeds,
         outputs=wanted,
-        steps={spec.name: steps.get(spec.name) for spec in bundle.signature.outputs},
+        steps={spec.name: steps.get(spec.name) for spec in artifact.signature.outputs},
         floor=_figures(artifact.evidence.get("floor")),
     )
     verdict = verify.judge(
         reference,
-        bundle.signature,
+        artifact.signature,
         outputs,
         result["order"],
         result["distinct"],
@@ -305,7 +313,6 @@ def _of_few(check: Check, report: ParityReport) -> Check:
 
 
 def _judge_float(
-    bundle: Bundle,
     artifact: BundleArtifact,
     outputs: Mapping[str, Array],
     wanted: Mapping[str, Array],

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from edgekit.compress.graph import graph_module
+from edgekit.compress.picture import find_prelude
 from edgekit.compress.plan import QuantPlan
 from edgekit.compress.taps import first_quantized
 
@@ -40,13 +42,22 @@ def input_ranges(
 
     Returns:
         ``(low, high)`` by input name, in the input's units; inputs that stay in float are left out.
+        Of pixels, the range in which any channel of them is held.
     """
     edges = plan.activations()
-    nodes = [n for n in graph_module(program).graph.nodes if n.op == "placeholder"]
+    module = graph_module(program)
+    nodes = [n for n in module.graph.nodes if n.op == "placeholder"]
+    prelude = find_prelude(module)
     found = {}
     for name, node in zip(names, nodes, strict=True):
-        edge = edges.get(first_quantized(node, edges) or "")
-        if edge is not None:
-            zero, step = edge.zero_point[0], edge.scale[0]
-            found[name] = ((edge.quant_min - zero) * step, (edge.quant_max - zero) * step)
+        pixels = prelude is not None and prelude.pixels is node
+        source = prelude.result if prelude is not None and pixels else node
+        edge = edges.get(first_quantized(source, edges) or "")
+        if edge is None:
+            continue
+        zero, step = edge.zero_point[0], edge.scale[0]
+        ends = np.array([edge.quant_min - zero, edge.quant_max - zero]) * step
+        if prelude is not None and pixels:
+            ends = (ends[:, None] - prelude.offset) / prelude.factor
+        found[name] = (float(ends.min()), float(ends.max()))
     return found

@@ -69,6 +69,9 @@ PER_TENSOR = Arithmetic("tensor", None, None)
 """ONNX: ``DynamicQuantizeLinear`` before ``MatMulInteger``, which are for linear layers."""
 
 
+_LEAST_REACH = 1e-36
+
+
 def dynamic_layers(module: fx.GraphModule, weights: set[str]) -> tuple[Dynamic, ...]:
     """The layers whose input is to be quantized at run time, in execution order.
 
@@ -140,7 +143,9 @@ def fake_dynamic(x: torch.Tensor, per: str) -> torch.Tensor:
     axes = {"row": [-1], "pixel": [1], "sample": every[1:], "tensor": every}[per]
     low = x.amin(axes, keepdim=True).clamp_max(0.0)
     high = x.amax(axes, keepdim=True).clamp_min(0.0)
-    reach = torch.where(high > low, high - low, torch.full_like(low, 255.0))
+    # Of a range under _LEAST_REACH 255 / range is no float32: the values count as the zeros that
+    # they are to any sum that they go into.
+    reach = torch.where(high - low > _LEAST_REACH, high - low, torch.full_like(low, 255.0))
     if per == "tensor":
         scale = reach / 255.0
         zero, steps = torch.round((-low / scale).clamp(0, 255)) - 128, torch.round(x / scale)

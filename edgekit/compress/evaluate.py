@@ -33,6 +33,7 @@ _BATCHED = (
     aten.avg_pool2d.default,
     aten.adaptive_avg_pool2d.default,
     aten.fake_quantize_per_tensor_affine.default,
+    aten._to_copy.default,
 )
 _POINTWISE = (aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor, aten.div.Tensor)
 _NOISES, _GOLDEN = 1 << 16, -0x61C88647  # 2**32 over the golden ratio (Fibonacci hashing), as int32
@@ -141,6 +142,12 @@ def _widened(module: fx.GraphModule, size: int) -> fx.GraphModule | None:
             node.args = (node.args[0], [size, *shape[1:]])
         elif node.target in _POINTWISE:
             if len({n.meta["val"].dim() for n in sources if "val" in n.meta}) > 1:
+                return None
+        elif node.target is aten.flip.default:
+            if 0 in node.args[1]:
+                return None
+        elif node.target is aten.permute.default:
+            if node.args[1][0] != 0:
                 return None
         elif node.target is aten.cat.default:
             if node.args[1:] in ((), (0,)):

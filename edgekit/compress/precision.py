@@ -22,6 +22,7 @@ import torch
 from torch import fx
 
 from edgekit.compress._nodes import INTEGER_KERNELS, TABLES, weight_of
+from edgekit.compress._weight_units import grown_weights, keep_weights
 from edgekit.compress.annotate import is_fused_activation
 from edgekit.compress.graph import (
     COMPUTE,
@@ -143,6 +144,14 @@ def keep_float(
         A plan with fewer edges, under the same program digest; see `float_constants`.
     """
     chosen = list(units)
+    if not plan.activations():
+        return keep_weights(
+            module,
+            plan,
+            {edge for unit in chosen for edge in unit.edges},
+            {node for unit in chosen for node in unit.nodes},
+            reason,
+        )
     dropped = {edge for unit in chosen for edge in unit.edges}
     edges = {e.node: e for e in plan.edges if e.node not in dropped}
     before = _supported(module, {e.node: e for e in plan.edges})
@@ -194,8 +203,11 @@ def with_float_constants(
 
 def cost_of(module: fx.GraphModule, plan: QuantPlan, kept: QuantPlan) -> Cost:
     """What ``kept`` costs beside ``plan``; see `Cost`."""
-    before = {e.node: e for e in plan.edges}
-    after = {e.node: e for e in kept.edges}
+    if not plan.activations():
+        slower = integer_nodes(module, plan) - integer_nodes(module, kept)
+        macs = sum(macs_of(module, n) for n in _layers(module) if n.name in slower)
+        return Cost(macs, grown_weights(module, plan, kept), 0)
+    before, after = ({e.node: e for e in p.edges} for p in (plan, kept))
     was, now = (_supported(module, edges)[0] for edges in (before, after))
     gone = [n for n in _layers(module) if n.name in was - now]
     weights = {str(weight_of(n).target): tensor_of(module, weight_of(n)) for n in gone}
@@ -205,7 +217,9 @@ def cost_of(module: fx.GraphModule, plan: QuantPlan, kept: QuantPlan) -> Cost:
 
 
 def integer_nodes(module: fx.GraphModule, plan: QuantPlan) -> set[str]:
-    """Names of the operators that compute on integers under a plan with ranges."""
+    """Names of the operators that compute on integers."""
+    if not plan.activations():
+        return {layer.node for layer in plan.dynamic}
     return _supported(module, {e.node: e for e in plan.edges})[0]
 
 

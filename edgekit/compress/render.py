@@ -30,6 +30,7 @@ from edgekit.compress.graph import (
     set_tensor,
     tensor_of,
 )
+from edgekit.compress.picture import by_rows
 from edgekit.compress.plan import Edge, QuantPlan
 from edgekit.errors import UsageError
 
@@ -46,6 +47,7 @@ def render(
     bias: bool = True,
     bare_pads: bool = False,
     bare_moves: bool = False,
+    pixel_rows: bool = False,
 ) -> fx.GraphModule:
     """Renders ``plan`` onto ``program``.
 
@@ -57,6 +59,7 @@ def render(
         bare_pads: whether zeros around a quantized tensor go into their convolutions without being
             quantized again, which changes no value and lets converters make the two one operator.
         bare_moves: the same for data that is moved.
+        pixel_rows: whether a picture border computes along rows (`edgekit.compress.picture`).
 
     Raises:
         UsageError: the plan was made from another program.
@@ -88,6 +91,8 @@ def render(
             _render_constant(module, node, edge, form)
     if form == "fake":
         _render_dynamic(module, plan)
+    if pixel_rows:
+        by_rows(module)
     module.graph.lint()
     module.recompile()
     return module
@@ -101,9 +106,18 @@ def render_program(
     bias: bool = True,
     bare_pads: bool = False,
     bare_moves: bool = False,
+    pixel_rows: bool = False,
 ) -> torch.export.ExportedProgram:
     """`render`, exported again as a program (what converters take)."""
-    module = render(program, plan, form, bias=bias, bare_pads=bare_pads, bare_moves=bare_moves)
+    module = render(
+        program,
+        plan,
+        form,
+        bias=bias,
+        bare_pads=bare_pads,
+        bare_moves=bare_moves,
+        pixel_rows=pixel_rows,
+    )
     with torch.no_grad():
         return torch.export.export(module, example_args(program), strict=False)
 

@@ -14,7 +14,7 @@ what a unit changes is computed again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
+from edgekit.compress.dynamic import fake_dynamic
 from edgekit.compress.graph import graph_module, tensor_of
 from edgekit.compress.plan import Edge, QuantPlan
 from edgekit.compress.precision import Cost, Unit, all_macs, cost_of, find_units, keep_float
@@ -156,9 +157,9 @@ def measure(
     units = find_units(module, plan)
     kept = [keep_float(module, plan, [unit]) for unit in units]
     runs = _Runs(module, graph_module(base), plan)
-    alone = [_Setting(runs.of_float({e: runs.edges[e] for e in u.edges})) for u in units]
+    alone = [_Setting(runs.of_units([u])) for u in units]
     spared = [_Setting(runs.of_plan(k)) for k in kept]
-    exact, whole = _Setting(runs.of_float({})), _Setting(runs.of_plan(plan))
+    exact, whole = _Setting(runs.of_units([])), _Setting(runs.of_plan(plan))
     with torch.no_grad():
         for feed in feeds:
             values = runs.all_values(feed, exact.change)
@@ -205,11 +206,13 @@ class _Change:
         edges: tensors that are quantized, by node name.
         constants: values of weights and biases, by node name.
         source: per constant, which of its values that is.
+        dynamic: layers that quantize their input as they run, with what shares a scale.
     """
 
     edges: Mapping[str, Edge]
     constants: Mapping[str, torch.Tensor]
     source: Mapping[str, str]
+    dynamic: Mapping[str, str]
 
 
 class _Setting:
@@ -250,7 +253,8 @@ class _Runs:
     """Runs a graph node by node under one setting or another."""
 
     def __init__(self, module: fx.GraphModule, base: fx.GraphModule, plan: QuantPlan) -> None:
-        self.edges = {e.node: e for e in plan.edges}
+        self._edges = {e.node: e for e in plan.edges}
+        self._dynamic = {layer.node: str(layer.per) for layer in plan.dynamic}
         self._nodes = [n for n in module.graph.nodes if n.op != "output"]
         results: Any = module.graph.output_node().args[0]
         self._outputs = list(results) if isinstance(results, list | tuple) else [results]
@@ -264,28 +268,30 @@ class _Runs:
             exact = tensor_of(base, held[node.name])
             assert exact is not None
             self._float[node.name] = exact
-            edge = self.edges.get(node.name)
+            edge = self._edges.get(node.name)
             if edge is not None:
                 stored = edge.dequantize(edge.quantize(value.numpy()))
                 self._integer[node.name] = torch.from_numpy(stored)
 
-    def of_float(self, quantized: Mapping[str, Edge]) -> _Change:
-        """The float model, with some edges quantized."""
-        return self._change(quantized, set(quantized))
+    def of_units(self, units: Sequence[Unit]) -> _Change:
+        """The float model with some units quantized."""
+        edges = {name: self._edges[name] for unit in units for name in unit.edges}
+        nodes = {name for unit in units for name in unit.nodes}
+        return self._change(edges, {n: per for n, per in self._dynamic.items() if n in nodes})
 
     def of_plan(self, plan: QuantPlan) -> _Change:
         """A plan; its constants are integers where it has an edge for them."""
-        edges = {e.node: e for e in plan.edges}
-        return self._change(edges, set(edges))
+        dynamic = {layer.node: str(layer.per) for layer in plan.dynamic}
+        return self._change({e.node: e for e in plan.edges}, dynamic)
 
-    def _change(self, edges: Mapping[str, Edge], integer: Collection[str]) -> _Change:
-        source = {n: "integer" if n in integer else "float" for n in self._float}
+    def _change(self, edges: Mapping[str, Edge], dynamic: Mapping[str, str]) -> _Change:
+        source = {n: "integer" if n in edges else "float" for n in self._float}
         values = {
             n: (self._integer if kind == "integer" else self._float)[n]
             for n, kind in source.items()
         }
         acts = {n: e for n, e in edges.items() if e.kind == "activation"}
-        return _Change(acts, values, source)
+        return _Change(acts, values, source, dynamic)
 
     def all_values(self, feed: tuple[torch.Tensor, ...], change: _Change) -> dict[fx.Node, Any]:
         """The values of all nodes for one sample."""
@@ -308,6 +314,7 @@ class _Runs:
         for node in self._nodes:
             edge = change.edges.get(node.name)
             same = edge is before.edges.get(node.name)
+            same &= change.dynamic.get(node.name) == before.dynamic.get(node.name)
             if node.op == "placeholder":
                 value = next(given)
                 if not same:
@@ -327,6 +334,9 @@ class _Runs:
         if node.op == "get_attr":
             return change.constants[node.name]
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
+        if (per := change.dynamic.get(node.name)) is not None:
+            source: Any = args[0]
+            args = (fake_dynamic(source, per), *args[1:])
         return _edged(node.target(*args, **kwargs), change.edges.get(node.name))  # type: ignore[operator]
 
 

@@ -18,7 +18,7 @@ from edgekit.compress.graph import COMPUTE, example_args, graph_module, layer_of
 from edgekit.compress.plan import Edge, QuantPlan
 from edgekit.signature import Signature, TensorSpec
 
-__all__ = ["Tap", "Tapped", "first_quantized", "results_of", "tap"]
+__all__ = ["Tap", "Tapped", "first_quantized", "results_of", "stable_names", "tap"]
 
 aten = torch.ops.aten
 
@@ -79,10 +79,10 @@ def tap(program: torch.export.ExportedProgram, plan: QuantPlan, *, sparing: bool
     module.graph.set_codegen(fx.graph.CodeGen())
     module.graph.eliminate_dead_code()
     module.recompile()
-    before = _stable_names(module)
+    before = stable_names(module)
     with torch.no_grad():
         tapped = torch.export.export(module, example_args(program), strict=False)
-    after = {key: name for name, key in _stable_names(graph_module(tapped)).items()}
+    after = {key: name for name, key in stable_names(graph_module(tapped)).items()}
     renamed = {name: after.get(key) for name, key in before.items()}
     moved = tuple(
         dataclasses.replace(e, node=str(renamed[e.node])) for e in plan.edges if renamed.get(e.node)
@@ -164,7 +164,7 @@ def _culprit(node: fx.Node, tapped: set[fx.Node]) -> str:
     return f"{layer_of(made)} ({made.name})"
 
 
-def _stable_names(module: fx.GraphModule) -> dict[str, str]:
+def stable_names(module: fx.GraphModule) -> dict[str, str]:
     """Node name to something that exporting again keeps: a constant's path, an operator's place."""
     keys: dict[str, str] = {}
     for place, node in enumerate(n for n in module.graph.nodes if n.op == "call_function"):

@@ -34,10 +34,14 @@ _PIECE: Final = 1 << 22
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """An array of samples and how sample ``i`` of it becomes an input: ``pick(array, i)``."""
+    """An array of samples and how sample ``i`` of it becomes an input: ``pick(array, i)``.
+
+    ``pictures`` says that the samples are uint8 pictures, which the preprocessing makes inputs of.
+    """
 
     array: npt.NDArray[Any]
     pick: Callable[[npt.NDArray[Any], int], npt.NDArray[Any]]
+    pictures: bool = False
 
 
 def fit_array(
@@ -93,7 +97,7 @@ def _fit_pictures(
             f"{source}: {spec.name!r} has pictures of {array.shape[1:3]} (height, width); the "
             f"preprocessing takes {(image.height, image.width)} and does not resize"
         )
-    return Fitted(array, partial(_applied, image))
+    return Fitted(array, partial(_applied, image), pictures=True)
 
 
 def _applied(image: ImagePreprocess, array: npt.NDArray[Any], i: int) -> npt.NDArray[Any]:

@@ -18,9 +18,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from edgekit.data.checks import class_count
-from edgekit.data.samples import ArraySamples, Feeds, Role, Samples, SampleSet
+from edgekit.data.samples import ArraySamples, Feeds, Role, Samples, SampleSet, picture_of
 from edgekit.errors import BadData, EdgekitError
 from edgekit.names import unknown
 from edgekit.runtime.preprocess import ImagePreprocess, TextPreprocess
@@ -175,6 +176,10 @@ class FunctionSamples(SampleSet):
         feeds = self._inner.feed(self._indices[i])
         self._signature.check_inputs(feeds, what=f"{self.source}: sample {self._indices[i]}")
         return feeds
+
+    def picture(self, i: int) -> npt.NDArray[np.uint8] | None:
+        """See `edgekit.data.samples.picture_of`."""
+        return picture_of(self._inner, self._indices[i])
 
     def label(self, i: int) -> int | None:
         """See `Samples.label`.

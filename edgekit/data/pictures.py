@@ -12,9 +12,13 @@ import stat
 import threading
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
 
 from edgekit.data.checks import class_indices, class_names
 from edgekit.data.samples import Feeds, Role, SampleSet
@@ -152,11 +156,23 @@ class PictureSamples(SampleSet):
             BadData: the picture is unreadable; names it.
             MissingDependency: Pillow is not installed.
         """
-        name = self._items[i].name
+        with self._naming(i):
+            return {self._input: self._preprocess.apply(self._decoded(i))}
+
+    def picture(self, i: int) -> npt.NDArray[np.uint8]:
+        """See `edgekit.data.samples.picture_of`; raises as `feed`."""
+        with self._naming(i):
+            return self._decoded(i)
+
+    def _decoded(self, i: int) -> npt.NDArray[np.uint8]:
+        return self._preprocess.decode(self._files.read(self._items[i].name))
+
+    @contextmanager
+    def _naming(self, i: int) -> Iterator[None]:
         try:
-            pixels = self._preprocess.decode(self._files.read(name))
-            return {self._input: self._preprocess.apply(pixels)}
+            yield
         except BadData as error:
+            name = self._items[i].name
             raise BadData(f"{self.source}: {name}: {error.message}", hint=error.hint) from error
 
     def label(self, i: int) -> int | None:

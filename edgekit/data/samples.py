@@ -16,7 +16,7 @@ from edgekit.errors import BadData, UsageError
 from edgekit.runtime.preprocess import ImagePreprocess, TextPreprocess
 from edgekit.signature import Signature
 
-__all__ = ["ArraySamples", "Feeds", "Role", "SampleSet", "Samples", "draw", "portion"]
+__all__ = ["ArraySamples", "Feeds", "Role", "SampleSet", "Samples", "draw", "picture_of", "portion"]
 
 Role = Literal["calib", "eval"]
 Feeds = dict[str, npt.NDArray[Any]]
@@ -49,6 +49,19 @@ class Samples(Protocol):
         """The class index of sample ``i``, or None where there are no labels."""
 
 
+def picture_of(samples: Samples, i: int) -> npt.NDArray[np.uint8] | None:
+    """The picture that sample ``i`` was made of: uint8 ``[H, W]`` or ``[H, W, C]``, as decoded.
+
+    Samples may offer it as a method ``picture``. None where only the model's tensors are known.
+
+    Raises:
+        BadData: the picture cannot be read.
+    """
+    ask = getattr(samples, "picture", None)
+    found: npt.NDArray[np.uint8] | None = None if ask is None else ask(i)
+    return found
+
+
 class SampleSet(ABC):
     """Base of our own sets: they can name their samples, and give a subset of themselves."""
 
@@ -65,6 +78,10 @@ class SampleSet(ABC):
     @abstractmethod
     def label(self, i: int) -> int | None:
         """See `Samples.label`."""
+
+    def picture(self, i: int) -> npt.NDArray[np.uint8] | None:
+        """See `picture_of`."""
+        return None
 
     @abstractmethod
     def key(self, i: int) -> bytes:
@@ -173,6 +190,11 @@ class ArraySamples(SampleSet):
     def label(self, i: int) -> int | None:
         """See `Samples.label`."""
         return None if self._labels is None else int(self._labels[self._rows[i]])
+
+    def picture(self, i: int) -> npt.NDArray[np.uint8] | None:
+        """See `picture_of`; there is one where pictures were given for an input."""
+        found = [f for f in self._inputs.values() if f.pictures]
+        return np.array(found[0].array[int(self._rows[i])]) if found else None
 
     def key(self, i: int) -> bytes:
         """The row's bytes: a row that occurs twice is one sample to a division."""

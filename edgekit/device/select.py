@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from edgekit.device.profile import Device
 from edgekit.errors import UnsupportedError, UsageError
 from edgekit.names import (
+    FLOAT_IO,
+    IOS,
     NO_VNNI,
     OVERRIDES,
     TARGETS,
     TEST_TARGET,
+    artifact_id,
     scheme_id,
     unknown,
 )
@@ -30,6 +33,7 @@ class Job:
         devices: ids of the devices it serves, in the order they were asked for.
         threads: CPU threads to measure with: the fewest that any of its devices asks for.
         variant: the plan's override that its devices need (`edgekit.names.OVERRIDES`), or None.
+        io: what it takes: the model's own tensors, or pixels (`edgekit.names.IOS`).
     """
 
     target: str
@@ -38,11 +42,12 @@ class Job:
     devices: tuple[str, ...]
     threads: int
     variant: str | None = None
+    io: str = FLOAT_IO
 
     @property
     def id(self) -> str:
-        """The artifact's id: ``<target>-<scheme>``, with the variant behind where there is one."""
-        return "-".join(filter(None, (self.target, self.scheme, self.variant)))
+        """The artifact's id, see `edgekit.names.artifact_id`."""
+        return artifact_id(self.target, self.scheme, self.variant, self.io)
 
 
 _Key = tuple[str, str, str, str | None]
@@ -50,7 +55,10 @@ _Key = tuple[str, str, str, str | None]
 
 
 def plan_targets(
-    devices: Sequence[Device], targets: Sequence[str] = (), schemes: Sequence[str] = ()
+    devices: Sequence[Device],
+    targets: Sequence[str] = (),
+    schemes: Sequence[str] = (),
+    ios: Sequence[str] = (),
 ) -> tuple[Job, ...]:
     """Decides what to make; devices that need the same artifact share one job.
 
@@ -59,12 +67,13 @@ def plan_targets(
         targets: target ids the user named; empty means all that each device runs.
         schemes: scheme ids or aliases the user named; empty means the first, preferred, scheme of
             each target on each device.
+        ios: what the artifacts take (`edgekit.names.IOS`); empty means the model's own tensors.
 
     Returns:
-        Jobs in the order of `edgekit.names.TARGETS`, then in the order of ``schemes``.
+        Jobs in the order of `edgekit.names.TARGETS`, then in the order of ``schemes`` and ``ios``.
 
     Raises:
-        UsageError: no device, or an id that is no target or scheme.
+        UsageError: no device, or an id that is no target, scheme or io.
         UnsupportedError: a named target or scheme runs on none of the devices, or a device runs
             none of what was named; the message says what it can run.
     """
@@ -72,6 +81,9 @@ def plan_targets(
         raise UsageError("no device to make artifacts for", hint="Name one with --device.")
     wanted = _known_targets(targets)
     wanted_schemes = _known_schemes(schemes)
+    for io in ios:
+        if io not in IOS:
+            raise UsageError(unknown("io", io, IOS))
     jobs: dict[_Key, list[Device]] = {}
     for device in _unique(devices):
         chosen = _choose(device, wanted, wanted_schemes)
@@ -89,8 +101,10 @@ def plan_targets(
             devices=tuple(d.id for d in jobs[key]),
             threads=min(d.threads for d in jobs[key]),
             variant=key[3],
+            io=io,
         )
         for key in keys
+        for io in dict.fromkeys(ios or (FLOAT_IO,))
     )
 
 

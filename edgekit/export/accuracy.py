@@ -31,7 +31,6 @@ from edgekit.export.reference import Arrays, Referenced, gather, load_arrays, re
 from edgekit.export.request import ExportRequest, Listener
 from edgekit.metrics import top1_correct
 from edgekit.model import Model
-from edgekit.names import CALIBRATED
 
 if TYPE_CHECKING:
     import torch
@@ -104,7 +103,7 @@ def _tighter(
         return None
     worst = max(lost, key=lambda id: lost[id][0])
     drop, scheme = lost[worst]
-    if drop <= request.max_drop or scheme.partition("@")[0] not in CALIBRATED or labels is None:
+    if drop <= request.max_drop or scheme == "fp32" or labels is None:
         return None
     judge = _Judge(model, labels, load_arrays(reference.path / "outputs-fp32.npz"))
     own = judge.drop(load_arrays(reference.path / f"outputs-{scheme}.npz"))
@@ -133,12 +132,10 @@ def steer(
 
     ``limit`` is taken instead, where it is given.
 
-    Where the plans hold it as they are, or nothing can be judged (no limit, no labels), they are
-    given back as they are.
-
-    Only plans with ranges are changed: those of weights alone are for the gate to judge. A limit
-    that only a model without integers holds, or not even that, leaves the plans as they
-    are too, for the gate to judge.
+    Where the plans hold it as they are, or nothing can be judged (no limit, no labels, no
+    calibration samples to measure layers on), they are given back as they are. A limit that only a
+    model without integers holds, or not even that, leaves the plans as they are too, for the gate
+    to judge.
 
     Raises:
         GateFailed: the same, where ``strict``.
@@ -154,7 +151,7 @@ def steer(
     drops = {
         scheme: judge.drop(load_arrays(reference.path / f"outputs-{scheme}.npz"))
         for scheme in schemes
-        if load_plan(planned, scheme).activations()
+        if load_plan(planned, scheme).edges
     }
     over = {scheme: drop for scheme, drop in drops.items() if not drop <= limit}
     if not over:
@@ -346,9 +343,10 @@ def _sensitivity(
 
     plan, program = load_plan(planned, scheme), _program(planned, scheme)
     samples = list(tensors(calib, model.signature))
-    methods = Methods(**plan.calibration["methods"])
     base = program
-    if methods.rounding or methods.bias_correction:
+    if not plan.activations():  # its weights may be rounded, and nothing else is changed
+        base = _program(planned, "fp32")
+    elif (methods := Methods(**plan.calibration["methods"])).rounding or methods.bias_correction:
         base, _ = scaled(_program(planned, "fp32"), samples, methods)
     # Evenly spread, as samples may be sorted by class.
     count = min(SAMPLES, len(samples))

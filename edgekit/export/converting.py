@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,39 @@ from edgekit.errors import EdgekitError, WorkerCrashed
 from edgekit.export.keys import code, versions
 from edgekit.export.planning import Planned
 from edgekit.export.request import Listener
+from edgekit.model import Model
+from edgekit.names import FLOAT_IO
+from edgekit.runtime.preprocess import ImagePreprocess
 from edgekit.signature import Signature
 from edgekit.targets import Target, find, installed, worker
 
-__all__ = ["Wanted", "convert", "convert_by_engine", "placement", "stored"]
+__all__ = [
+    "About",
+    "Wanted",
+    "about_of",
+    "convert",
+    "convert_by_engine",
+    "metadata",
+    "placement",
+    "stored",
+]
 
 Wanted = tuple[str, str | None]
 """A scheme, and the variant of its plan or None."""
+
+About = Mapping[str, Any]
+"""What an artifact can tell an app of its model: ``name``, ``licence`` and ``preprocess``."""
+
+
+def about_of(model: Model) -> About | None:
+    """What artifacts of a model of pictures tell; None for other models."""
+    if not isinstance(model.preprocess, ImagePreprocess):
+        return None
+    return {
+        "name": model.name,
+        "licence": model.license,
+        "preprocess": model.preprocess.to_json(),
+    }
 
 
 def convert(
@@ -37,16 +63,21 @@ def convert(
     signature: Signature,
     store: Store,
     listener: Listener,
+    *,
+    io: str = FLOAT_IO,
+    about: About | None = None,
 ) -> dict[Wanted, Artifact | EdgekitError]:
     """Converts for one target, in one worker process for all that is not in the store.
 
     Args:
         target: a target id.
         wanted: pairs of a scheme and a variant of its plan, which may be None.
-        planned: the plans.
-        signature: of the model.
+        planned: the plans, those with a picture border for io ``uint8``.
+        signature: of what is made.
         store: where artifacts are kept.
         listener: hears of progress.
+        io: what the artifacts take.
+        about: what they tell of the model, see `about_of`.
 
     Returns:
         By pair, the artifact, or the error with which the target refused it.
@@ -55,13 +86,16 @@ def convert(
         WorkerCrashed: the converter died.
     """
     made = find(target)
-    keys = {w: _convert_key(made, target, w, planned, signature) for w in wanted}
+    keys = {w: _convert_key(made, target, w, planned, signature, about) for w in wanted}
     missing = [w for w in wanted if store.get(keys[w]) is None]
     refused: dict[Wanted, EdgekitError] = {}
     with tempfile.TemporaryDirectory(prefix="edgekit-convert-") as scratch:
         if missing:
-            listener.note(f"{target}: converting {', '.join(map(_shown, missing))}")
-            refused = _run_conversions(made, target, missing, planned, signature, Path(scratch))
+            taking = "" if io == FLOAT_IO else f", which take {io}"
+            listener.note(f"{target}: converting {', '.join(map(_shown, missing))}{taking}")
+            refused = _run_conversions(
+                made, target, missing, planned, signature, about, Path(scratch)
+            )
         result: dict[Wanted, Artifact | EdgekitError] = {}
         for one in wanted:
             if one in refused:
@@ -73,7 +107,7 @@ def convert(
                 lambda folder, source=source: _copy(source, folder),  # type: ignore[misc]
                 what=f"convert {target} {_shown(one)}",
             )
-            result[one] = _artifact(entry, made, *one)
+            result[one] = _artifact(entry, made, *one, io)
     return result
 
 
@@ -86,6 +120,8 @@ def convert_by_engine(
     signature: Signature,
     store: Store,
     listener: Listener,
+    *,
+    about: About | None = None,
 ) -> Artifact | EdgekitError:
     """What an engine quantizes for one target, in the target's worker process.
 
@@ -105,6 +141,7 @@ def convert_by_engine(
         program=planned.key,
         calib=[calib.digest, len(calib)],
         signature=signature.to_json(),
+        **_told(made, about),
         code=code("compress", "engines", "targets"),
         versions={
             **installed(made),
@@ -132,12 +169,14 @@ def convert_by_engine(
                 "signature": signature.to_json(),
                 "out": str(out),
             }
-            done, seen = worker.run(target, [task, {"op": "inspect", "artifact": str(out)}])
-            for answer in (done, seen):
+            after = [_describe(out, signature, about), {"op": "inspect", "artifact": str(out)}]
+            done, told, seen = worker.run(target, [task, *after])
+            for answer in (done, told, seen):
                 if "error" in answer:
                     raise answer["error"]
             files = [Path(f).name for f in done["files"]]
             facts = {"files": files, "placement": seen["placement"], "stored": []}
+            facts["metadata"] = told["metadata"]
             (folder / "convert.json").write_text(json.dumps(facts))
             _copy(folder, entry)
 
@@ -162,6 +201,12 @@ def stored(artifact: Artifact) -> list[dict[str, Any]]:
     return found
 
 
+def metadata(artifact: Artifact) -> dict[str, Any] | None:
+    """What it tells an app of itself, or None."""
+    found: dict[str, Any] | None = _facts(artifact)["metadata"]
+    return found
+
+
 def _facts(artifact: Artifact) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((artifact.path.parent / "convert.json").read_text())
     return loaded
@@ -173,6 +218,7 @@ def _run_conversions(
     wanted: Sequence[Wanted],
     planned: Planned,
     signature: Signature,
+    about: About | None,
     scratch: Path,
 ) -> dict[Wanted, EdgekitError]:
     tasks: list[worker.Task] = []
@@ -191,14 +237,15 @@ def _run_conversions(
                 "out": str(out),
             }
         )
+        tasks.append(_describe(out, signature, about))
         tasks.append({"op": "inspect", "artifact": str(out)})
         tasks.append({"op": "stored", "artifact": str(out)})
     results = worker.run(target, tasks)
     refused: dict[Wanted, EdgekitError] = {}
-    for one, (done, seen, stored) in zip(
-        wanted, zip(results[0::3], results[1::3], results[2::3], strict=True), strict=True
-    ):
-        failed = next((r["error"] for r in (done, seen, stored) if "error" in r), None)
+    for i, one in enumerate(wanted):
+        answers = results[4 * i : 4 * i + 4]
+        done, told, seen, stored = answers
+        failed = next((r["error"] for r in answers if "error" in r), None)
         if failed is not None:
             refused[one] = failed
             continue
@@ -206,13 +253,32 @@ def _run_conversions(
             "files": [Path(f).name for f in done["files"]],
             "placement": seen["placement"],
             "stored": stored["stored"],
+            "metadata": told["metadata"],
         }
         (scratch / _shown(one) / "convert.json").write_text(json.dumps(facts))
     return refused
 
 
+def _describe(out: Path, signature: Signature, about: About | None) -> worker.Task:
+    """The task that makes an artifact tell of itself, or only asks what it tells."""
+    if about is None:
+        return {"op": "metadata", "artifact": str(out)}
+    told = {"signature": signature.to_json(), "about": dict(about)}
+    return {"op": "describe", "artifact": str(out), **told}
+
+
+def _told(made: Target, about: About | None) -> dict[str, Any]:
+    """The part of a key that an artifact's own description depends on."""
+    return {} if about is None or not hasattr(made, "describe") else {"about": dict(about)}
+
+
 def _convert_key(
-    made: Target, target: str, wanted: Wanted, planned: Planned, signature: Signature
+    made: Target,
+    target: str,
+    wanted: Wanted,
+    planned: Planned,
+    signature: Signature,
+    about: About | None,
 ) -> str:
     return fingerprint(
         stage="convert",
@@ -221,12 +287,15 @@ def _convert_key(
         plan=sha256_of(planned.plan(plan_name(target, *wanted))),
         program=planned.key,
         signature=signature.to_json(),
+        **_told(made, about),
         code=code("compress", "targets"),
         versions={**installed(made), **versions("torch", "torchao", "edgekit")},
     )
 
 
-def _artifact(entry: Path, made: Target, scheme: str, variant: str | None = None) -> Artifact:
+def _artifact(
+    entry: Path, made: Target, scheme: str, variant: str | None = None, io: str = FLOAT_IO
+) -> Artifact:
     names = json.loads((entry / "convert.json").read_text())["files"]
     return Artifact.from_files(
         [entry / name for name in names],
@@ -234,6 +303,7 @@ def _artifact(entry: Path, made: Target, scheme: str, variant: str | None = None
         delegate=made.delegates[0],
         scheme=scheme,
         variant=variant,
+        io=io,
     )
 
 

@@ -20,6 +20,7 @@ SCHEMA = "edgekit.export/1"
 _PLACED = (
     "ops_by_dtype",
     "ops_by_delegate",
+    "ops_by_unit",
     "first_undelegated",
     "macs",
     "bytes_by_delegate",
@@ -95,7 +96,7 @@ class Row:
             "target": self.job.target,
             "delegate": self.job.delegate,
             "scheme": self.job.scheme,
-            "io": None if made is None else made.io,
+            "io": self.job.io,
             "variant": self.job.variant,
             "devices": list(self.job.devices),
             "path": f"artifacts/{made.id}/{made.path.name}" if ok and made else None,
@@ -258,7 +259,7 @@ def requirements(row: Row, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """
     target = find(row.job.target)
     runtime = {"tflite": "ai-edge-litert"}.get(target.id, target.id)
-    proven = None if row.proof is None else row.proof.runtime.rpartition(" ")[2]
+    proven = None if row.proof is None else _version(row.proof.runtime)
     needs: dict[str, Any] = {"runtime": runtime, "min_version": proven}
     systems = getattr(target, "systems", {}).get(row.job.scheme)
     if systems is not None:
@@ -272,6 +273,11 @@ def requirements(row: Row, overrides: Mapping[str, Any]) -> dict[str, Any]:
             # edgekit's own session sees to it (`edgekit.runtime.session_onnxruntime`).
             needs["without_vnni"] = {"session.x64quantprecision": "1"}
     return needs
+
+
+def _version(runtime: str) -> str:
+    """Of ``NAME VERSION``, which may be followed by what was done without."""
+    return runtime.partition(" without ")[0].rpartition(" ")[2]
 
 
 def _latency(result: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,22 +14,18 @@ from edgekit.bench.measure import BenchRequest, bench
 from edgekit.export.document import Row
 from edgekit.export.keys import code, isa
 from edgekit.export.request import ExportRequest
-from edgekit.model import Model
+from edgekit.export.sides import Side
 from edgekit.runtime.session import unavailable
 
 __all__ = ["measure"]
 
 
 def measure(
-    model: Model,
-    rows: Sequence[Row],
-    feed: Callable[[], Mapping[str, Any]],
-    store: Store,
-    request: ExportRequest,
+    rows: Sequence[Row], sides: Mapping[str, Side], store: Store, request: ExportRequest
 ) -> list[Row]:
     """Latency and memory of every artifact beside its float twin, one target after the other.
 
-    ``feed`` gives the sample that they are measured with.
+    ``sides`` gives, by what an artifact takes, the sample that it is measured with.
     """
     measured = list(rows)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
@@ -43,10 +39,10 @@ def measure(
             continue
         threads = request.threads or min(usable, min(rows[i].job.threads for i in mine))
         subjects = {a.id: a for i in mine if (a := rows[i].artifact) is not None}
-        twin = rows[mine[0]].twin
-        if twin is not None:
-            subjects.setdefault(twin.id, twin)
-        document = _bench(target, list(subjects.values()), model, feed, threads, store, request)
+        for twin in (rows[i].twin for i in mine):
+            if twin is not None:
+                subjects.setdefault(twin.id, twin)
+        document = _bench(target, list(subjects.values()), sides, threads, store, request)
         for i in mine:
             measured[i] = replace(rows[i], bench=document)
     return measured
@@ -55,8 +51,7 @@ def measure(
 def _bench(
     target: str,
     artifacts: Sequence[Artifact | None],
-    model: Model,
-    feed: Callable[[], Mapping[str, Any]],
+    sides: Mapping[str, Side],
     threads: int,
     store: Store,
     request: ExportRequest,
@@ -81,11 +76,11 @@ def _bench(
                         artifact=a.id,
                         target=target,
                         path=a.path,
-                        signature=model.signature,
+                        signature=sides[a.io].model.signature,
                         scheme=a.scheme,
                         delegate=a.delegate,
                         bytes=a.bytes,
-                        feeds=feed(),
+                        feeds=sides[a.io].feeds.first(),
                     )
                     for a in known
                 ],

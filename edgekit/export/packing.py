@@ -3,40 +3,65 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from edgekit import engines
 from edgekit.compress.plan import plan_name
-from edgekit.data import Samples
+from edgekit.data import Samples, picture_of
+from edgekit.errors import BadData
+from edgekit.export import converting
 from edgekit.export.counting import Source
 from edgekit.export.document import Row, requirements
 from edgekit.export.keys import versions
 from edgekit.export.planning import Planned
 from edgekit.export.reference import GOLDEN_SAMPLES, Referenced, gather, load_arrays
 from edgekit.export.request import ExportRequest
+from edgekit.export.sides import Side
 from edgekit.model import Model
+from edgekit.names import FLOAT_IO
 from edgekit.pack import BundleContent, PackedArtifact, pack
-from edgekit.runtime.golden import pack_golden
+from edgekit.runtime.golden import pack_golden, pack_pictures, picture_input
+from edgekit.runtime.preprocess import ImagePreprocess
+
+GOLDEN_PICTURES: Final = 4
+PICTURE_BYTES: Final = 8 * 2**20
+"""All golden pictures together take so much at most, uncompressed."""
 
 
 def pack_result(
-    model: Model,
     request: ExportRequest,
     rows: Sequence[Row],
-    planned: Planned,
-    reference: Referenced,
+    sides: Mapping[str, Side],
     evaluation: Samples | None,
     calib: Samples | None,
+    held: Samples | None,
     out: Path,
     source: Source | None = None,
 ) -> Path:
-    """Packs the proven artifacts with everything a device or a reader needs beside them."""
+    """Packs the proven artifacts with everything a device or a reader needs beside them.
+
+    ``held`` are the samples that they were proven on.
+    """
     names = list(dict.fromkeys(_plan_of(r) for r in rows))
-    documents, count = _documents(model, planned, reference, rows, names)
+    side = sides[FLOAT_IO]
+    model, planned, reference = side.model, side.planned, side.reference
+    ios = [io for io in sides if io == FLOAT_IO or any(r.job.io == io for r in rows)]
+    documents = {k: v for io in ios for k, v in _goldens(io, sides[io], rows, names).items()}
+    documents |= _plans(planned, names)
+    count = _golden_count(side)
+    about: dict[str, Any] = {"n": count, "source": "made-up"}
+    if held is not None:
+        pictures = _pictures(held, model, count)
+        about["source"] = "arrays" if pictures is None else "pictures"
+        about["pictures"] = len(pictures or ())
+        if pictures:
+            documents["golden-pictures.npz"] = pack_pictures(pictures)
+    about |= {io: count for io in ios if io != FLOAT_IO}
     content = BundleContent(
         name=request.name or model.name,
         version=request.version,
@@ -47,13 +72,14 @@ def pack_result(
             "notes": list(model.notes),
         },
         signature=model.signature,
-        artifacts=[_packed(r, planned, reference) for r in rows if r.artifact is not None],
+        artifacts=[_packed(r, sides[r.job.io]) for r in rows if r.artifact is not None],
         preprocess=None if model.preprocess is None else model.preprocess.to_json(),
         documents=documents,
-        golden_n=count,
+        golden=about,
         statistics=_statistics(model, reference),
         lineage=_lineage(calib, evaluation, planned, names, request.engine, source),
         licence=model.license,
+        clients=request.clients,
     )
     return pack(content, out)
 
@@ -62,9 +88,9 @@ def _plan_of(row: Row) -> str:
     return plan_name(row.job.target, row.job.scheme, row.job.variant)
 
 
-def _packed(row: Row, planned: Planned, reference: Referenced) -> PackedArtifact:
+def _packed(row: Row, side: Side) -> PackedArtifact:
     assert row.artifact is not None
-    known, plan = reference.facts(), planned.plan(_plan_of(row))
+    known, plan = side.reference.facts(), side.planned.plan(_plan_of(row))
     overrides = json.loads(plan.read_text())["overrides"] if plan.exists() else {}
     # An engine's artifact has no plan, so no steps and no floor; neither has the float model.
     bench, facts = row.measured(), known.get(_plan_of(row), known["fp32"])
@@ -91,18 +117,28 @@ def _packed(row: Row, planned: Planned, reference: Referenced) -> PackedArtifact
             # What `edgekit verify` needs to judge the bundle by the figures that it was proven by.
             "steps": facts["steps"],
             "floor": facts["floor"],
+            # What the artifact itself tells an app, beside this manifest.
+            "metadata": converting.metadata(row.artifact),
         },
+        border=side.border(_plan_of(row)),
     )
 
 
-def _documents(
-    model: Model,
-    planned: Planned,
-    reference: Referenced,
-    rows: Sequence[Row],
-    names: Sequence[str],
-) -> tuple[dict[str, bytes], int]:
-    count = min(GOLDEN_SAMPLES, reference.n)
+def _golden_count(side: Side) -> int:
+    """How many golden samples there are, all of a batch counted."""
+    return min(GOLDEN_SAMPLES, side.reference.n) * side.model.signature.inputs[0].shape[0]
+
+
+def _plans(planned: Planned, names: Sequence[str]) -> dict[str, bytes]:
+    quantized = [n for n in names if n != "fp32" and planned.plan(n).exists()]
+    files = {n: "plan.json" if n == quantized[0] else f"plan-{n}.json" for n in quantized}
+    return {file: planned.plan(n).read_bytes() for n, file in files.items()}
+
+
+def _goldens(io: str, side: Side, rows: Sequence[Row], names: Sequence[str]) -> dict[str, bytes]:
+    """The golden vectors of artifacts of one io, by the name of their file."""
+    model, planned, reference = side.model, side.planned, side.reference
+    count, suffix = min(GOLDEN_SAMPLES, reference.n), "" if io == FLOAT_IO else f"-{io}"
     batch = model.signature.inputs[0].shape[0]
     feeds, _ = gather(model, _First(reference.samples, count) if reference.samples else None)
     flat = {k: v[:count].reshape(count * batch, *v.shape[2:]) for k, v in feeds.items()}
@@ -114,21 +150,44 @@ def _documents(
         }
         return pack_golden(flat, outputs)
 
-    documents = {"golden.npz": answers(reference.path / "outputs-fp32.npz")}
-    quantized = [n for n in names if n != "fp32" and planned.plan(n).exists()]
-    for name in quantized:
+    documents = {f"golden{suffix}.npz": answers(reference.path / "outputs-fp32.npz")}
+    for name in (n for n in names if n != "fp32" and planned.plan(n).exists()):
         # What the plan itself answers: a device can tell a wrong kernel from quantization.
-        documents[f"golden-{name}.npz"] = answers(reference.path / f"outputs-{name}.npz")
-        file = "plan.json" if name == quantized[0] else f"plan-{name}.json"
-        documents[file] = planned.plan(name).read_bytes()
+        documents[f"golden-{name}{suffix}.npz"] = answers(reference.path / f"outputs-{name}.npz")
     for row in rows:
+        if row.job.io != io:
+            continue
         if row.against == "float":
             continue  # `edgekit verify` holds it against the float model's answers again
         if row.artifact and row.proof and row.proof.document["against"] != "plan":
             # Its runtime rounds otherwise than the plan does, and was proven right in that: what
             # it answered then is what it has to answer again.
             documents[f"golden-{row.artifact.id}.npz"] = answers(row.proof.path / "outputs.npz")
-    return documents, count * batch
+    return documents
+
+
+def _pictures(samples: Samples, model: Model, count: int) -> dict[int, npt.NDArray[Any]] | None:
+    """The pictures behind the first samples, a few that are not too large; None for no pictures.
+
+    Raises:
+        BadData: a picture is not what its sample was made of.
+    """
+    preprocess = model.preprocess
+    if not isinstance(preprocess, ImagePreprocess) or picture_of(samples, 0) is None:
+        return None
+    spec, left = picture_input(model.signature, preprocess), PICTURE_BYTES
+    found: dict[int, npt.NDArray[Any]] = {}
+    for i in range(min(count, GOLDEN_PICTURES) if spec.shape[0] == 1 else 0):
+        picture = picture_of(samples, i)
+        if picture is None or picture.nbytes > left:
+            continue
+        if not np.array_equal(preprocess.apply(picture), samples.feed(i)[spec.name]):
+            raise BadData(
+                f"{samples.source}: the picture of sample {i} does not give its tensor by the "
+                "model's preprocessing"
+            )
+        found[i], left = picture, left - picture.nbytes
+    return found
 
 
 class _First:

@@ -20,7 +20,6 @@ from edgekit.export.request import ExportRequest
 from edgekit.export.run import samples_of
 from edgekit.metrics import top1_correct
 from edgekit.model import Model
-from edgekit.names import CALIBRATED
 from edgekit.paired import paired_difference
 
 __all__ = ["SCHEMA", "quantize_model"]
@@ -45,7 +44,8 @@ def quantize_model(
         The ``edgekit.quantize/1`` document.
 
     Raises:
-        UsageError: several schemes, or ``out`` is something else.
+        UsageError: several schemes, ``out`` is something else, or there is no calibration data
+            that the scheme or what was asked for needs.
         UnsupportedError: the scheme quantizes nothing by a plan.
         GateFailed: ``max_drop`` can't be held; nothing is written.
         BadData: the data do not fit.
@@ -56,13 +56,14 @@ def quantize_model(
     if request.out is None:
         raise UsageError("nothing says where the plan goes", hint="give -o FOLDER")
     _check(request.out)
+    if request.calib is None and (sensitivity or request.max_drop is not None):
+        raise UsageError("layers are measured on calibration data", hint="give --calib DATA")
     calib, evaluation = samples_of(model, request, [scheme])
-    assert calib is not None
     planned = make_plan(model, calib, [scheme], store, listener, without=request.without)
     planned = accuracy.steer(
         model, planned, calib, evaluation, [scheme], request, store, strict=True
     )
-    if sensitivity:
+    if sensitivity and calib is not None:
         planned = accuracy.measured(model, planned, scheme, calib, store, listener)
     figures = _figures(model, planned, scheme, evaluation, store, request)
     _write(planned, scheme, request.out)
@@ -91,9 +92,6 @@ def _scheme(request: ExportRequest) -> str:
         raise UsageError("a plan is of one scheme", hint="quantize once for each")
     if scheme == "fp32":
         raise UnsupportedError("fp32 quantizes nothing", hint="give another --scheme")
-    if scheme not in CALIBRATED:
-        known = " or ".join(CALIBRATED)
-        raise UnsupportedError(f"edgekit makes no plan for {scheme} yet", hint=f"--scheme {known}")
     return scheme
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from edgekit.clients import LANGUAGES
 from edgekit.data import Samples
 from edgekit.model import Model
 
@@ -54,6 +55,7 @@ class ExportRequest:
         devices: device ids or profile paths.
         targets: target ids; empty means all that the devices run.
         schemes: schemes; empty means each target's preferred one.
+        ios: what the artifacts take (`edgekit.names.IOS`); empty means the model's own tensors.
         calib: calibration data, as `edgekit.data` takes it; needed for quantized schemes.
         evaluation: labelled evaluation data; without it no accuracy is measured.
         out: where the bundle goes, a directory or a ``.zip``; None packs nothing.
@@ -71,6 +73,7 @@ class ExportRequest:
         without: methods of the plan maker to leave out (`edgekit.names.METHODS`).
         keep_going: a target that fails does not end the export.
         bench: whether latency and memory are measured.
+        clients: languages (`edgekit.clients.LANGUAGES`) that the bundle gets client code in.
         calib_limit: calibration samples at most.
         eval_limit: evaluation samples at most.
         threads: CPU threads to measure with; None takes the device's figure, within this machine.
@@ -79,6 +82,7 @@ class ExportRequest:
     devices: tuple[str, ...] = ("host",)
     targets: tuple[str, ...] = ()
     schemes: tuple[str, ...] = ()
+    ios: tuple[str, ...] = ()
     calib: str | Path | Samples | None = None
     evaluation: str | Path | Samples | None = None
     out: Path | None = None
@@ -94,6 +98,7 @@ class ExportRequest:
     without: tuple[str, ...] = ()
     keep_going: bool = False
     bench: bool = True
+    clients: tuple[str, ...] = LANGUAGES
     calib_limit: int = CALIB_LIMIT
     eval_limit: int = EVAL_LIMIT
     threads: int | None = None

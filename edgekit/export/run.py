@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgekit import device as devices_
 from edgekit import engines
 from edgekit.artifact import Artifact, Store, fingerprint
@@ -25,16 +23,26 @@ from edgekit.errors import EdgekitError, Locked, UnsupportedError, UsageError, W
 from edgekit.export import accuracy, converting, proving
 from edgekit.export.counting import count, placed, source_of
 from edgekit.export.document import Row, broken, build, gates_of, judged
+from edgekit.export.feeds import Feeds
 from edgekit.export.gates import Context, truth
 from edgekit.export.measuring import measure
 from edgekit.export.packing import pack_result
 from edgekit.export.planning import Planned, make_plan
 from edgekit.export.proving import Proof
-from edgekit.export.reference import Referenced, gather, refer
+from edgekit.export.reference import Referenced, refer
 from edgekit.export.request import MIN_CALIB, ExportRequest
 from edgekit.export.scoring import reference_score, scored
+from edgekit.export.sides import Side, check_io, pixel_samples, taking_pixels
 from edgekit.model import Model
-from edgekit.names import CALIBRATED, NO_VNNI, OVERRIDES, WAIVABLE, unknown
+from edgekit.names import (
+    CALIBRATED,
+    FLOAT_IO,
+    NO_VNNI,
+    OVERRIDES,
+    PICTURE_IO,
+    WAIVABLE,
+    unknown,
+)
 from edgekit.pack import check_destination
 from edgekit.runtime.cpu import lacks_vnni
 from edgekit.targets import find, require_installed, worker
@@ -84,13 +92,14 @@ def export_bundle(
     for name in request.waive:
         if name not in WAIVABLE:
             raise UsageError(unknown("gate to waive", name, WAIVABLE))
-    jobs = plan_targets(profiles, request.targets, request.schemes)
+    jobs = plan_targets(profiles, request.targets, request.schemes, request.ios)
     if request.engine is not None:
         jobs = _without_variants(jobs, request)
     for job in jobs:
         require_installed(find(job.target))
     if request.engine is not None:
         _check_engine(request.engine, jobs)
+    check_io(model, request.ios, [j.target for j in jobs], request.engine)
     if request.out is not None:
         check_destination(request.out)
     try:
@@ -152,6 +161,10 @@ def _export(
     listener = request.listener
     source = source_of(request.pruned_from, store)
     calib, evaluation = samples_of(model, request, [j.scheme for j in jobs])
+    held = evaluation if evaluation is not None else calib
+    takes_pixels = any(job.io == PICTURE_IO for job in jobs)
+    if takes_pixels:
+        pixel_samples(model, held)  # refuses data without pictures before a plan is made
     # The float twin of every artifact is made too: it is what latency is compared with.
     schemes = list(dict.fromkeys([*(j.scheme for j in jobs), "fp32"]))
     # An engine needs no plan: what it makes is held against the float model.
@@ -168,20 +181,24 @@ def _export(
         variants=[n.partition("@")[2] for n in own],
     )
     plans = [*planned_for, *own]
-    held = evaluation if evaluation is not None else calib
     with tempfile.TemporaryDirectory(prefix="edgekit-feeds-") as folder:
-        feeds = _Feeds(model, held, Path(folder))
+        feeds = Feeds(model, held, Path(folder) / "feeds.npz")
+        pixels = taking_pixels(model, held, Path(folder)) if takes_pixels else None
+        sides: dict[str, Side] = {}
 
         def prove(planned: Planned) -> tuple[Referenced, list[Row]]:
             reference = refer(model, planned, held, plans, store, listener)
-            rows = _make(model, jobs, planned, reference, feeds, store, request, calib)
+            sides[FLOAT_IO] = Side(model, planned, reference, feeds)
+            if pixels is not None:
+                sides[PICTURE_IO] = pixels.side(model, planned, plans, store, listener)
+            rows = _make(jobs, sides, store, request, calib)
             return reference, scored(model, rows, reference, evaluation)
 
         planned, reference, rows = accuracy.until_held(
             model, planned, calib, evaluation, plans, request, store, prove
         )
         if request.bench:
-            rows = measure(model, rows, feeds.first, store, request)
+            rows = measure(rows, sides, store, request)
     counted = count(rows, planned, store)
     rows = [replace(r, placement=placed(r, counted[r.id])) if r.placement else r for r in rows]
     parameters = sum(p.numel() for p in model.module.parameters())
@@ -194,37 +211,11 @@ def _export(
     packable = [r for r in rows if r.status == "ok" and r.artifact is not None]
     bundle = None
     if request.out is not None and packable and (not failed or request.keep_going):
-        bundle = pack_result(
-            model, request, packable, planned, reference, evaluation, calib, request.out, source
-        )
+        bundle = pack_result(request, packable, sides, evaluation, calib, held, request.out, source)
     score = reference_score(model, reference, evaluation)
     wall = time.perf_counter() - start
     document = build(model, request, rows, gates, bundle, score, wall) | accuracy.about(planned)
     return ExportResult(document, tuple(failed), conversions)
-
-
-class _Feeds:
-    """The inputs of all samples and probes as a file, written when first asked for."""
-
-    def __init__(self, model: Model, samples: Samples | None, folder: Path) -> None:
-        self._model, self._samples, self._path = model, samples, folder / "feeds.npz"
-
-    def file(self) -> Path:
-        if not self._path.exists():
-            feeds, _ = gather(self._model, self._samples)
-            aside = self._path.with_name(f"aside-{os.getpid()}-{id(feeds)}.npz")
-            np.savez(aside, **feeds)  # type: ignore[arg-type]
-            aside.replace(self._path)
-        return self._path
-
-    def first(self) -> dict[str, Any]:
-        """The first sample, as one call takes it."""
-        if self._samples is not None:
-            return self._samples.feed(0)
-        inputs = self._model.example_inputs()
-        return {
-            s.name: t.numpy() for s, t in zip(self._model.signature.inputs, inputs, strict=True)
-        }
 
 
 def samples_of(
@@ -271,21 +262,24 @@ def _is_samples(value: object) -> bool:
 
 
 def _make(
-    model: Model,
     jobs: Sequence[Job],
-    planned: Planned,
-    reference: Referenced,
-    feeds: _Feeds,
+    sides: Mapping[str, Side],
     store: Store,
     request: ExportRequest,
     calib: Samples | None,
 ) -> list[Row]:
     """Converts and proves, target by target; two targets at a time where there are two cores."""
     targets = list(dict.fromkeys(j.target for j in jobs))
+    about = converting.about_of(sides[FLOAT_IO].model)
 
     def one(target: str) -> list[Row]:
+        rows: dict[str, Row] = {}
         mine = [j for j in jobs if j.target == target]
-        return _make_target(model, mine, planned, reference, feeds, store, request, calib)
+        for io in dict.fromkeys(j.io for j in mine):
+            some = [j for j in mine if j.io == io]
+            done = _make_target(some, sides[io], store, request, calib, about)
+            rows |= {r.id: r for r in done}
+        return [rows[j.id] for j in mine]
 
     made: list[Row] = []
     with (
@@ -317,27 +311,28 @@ def _abandon(running: Sequence[Future[Any]]) -> None:
 
 
 def _make_target(
-    model: Model,
     jobs: Sequence[Job],
-    planned: Planned,
-    reference: Referenced,
-    feeds: _Feeds,
+    side: Side,
     store: Store,
     request: ExportRequest,
     calib: Samples | None,
+    about: converting.About | None,
 ) -> list[Row]:
-    target = jobs[0].target
+    """The artifacts of one target and one io."""
+    target, io, planned = jobs[0].target, jobs[0].io, side.planned
     wanted: list[converting.Wanted] = [(j.scheme, j.variant) for j in jobs]
     wanted = list(dict.fromkeys([*wanted, ("fp32", None)]))
     ours = wanted if request.engine is None else [("fp32", None)]
-    signature, listener = model.signature, request.listener
+    signature, listener = side.model.signature, request.listener
     try:
-        made = converting.convert(target, ours, planned, signature, store, listener)
+        made = converting.convert(
+            target, ours, planned, signature, store, listener, io=io, about=about
+        )
         if request.engine is not None and calib is not None:
             engine = engines.find(request.engine)
             for one in (w for w in wanted if w not in ours):
                 made[one] = converting.convert_by_engine(
-                    engine, target, one[0], planned, calib, signature, store, listener
+                    engine, target, one[0], planned, calib, signature, store, listener, about=about
                 )
     except WorkerCrashed as error:
         if not request.keep_going:
@@ -357,24 +352,28 @@ def _make_target(
                 raise artifact
             rows.append(replace(row, status="failed", reason=artifact.message))
             continue
-        rows.append(_prove(row, artifact, planned, reference, model, feeds, store, request))
+        rows.append(_prove(row, artifact, side, store, request))
     return rows
 
 
 def _prove(
     row: Row,
     artifact: Artifact,
-    planned: Planned,
-    reference: Referenced,
-    model: Model,
-    feeds: _Feeds,
+    side: Side,
     store: Store,
     request: ExportRequest,
 ) -> Row:
     row = replace(row, placement=converting.placement(artifact))
     try:
         proof: Proof = proving.prove(
-            row.job.target, artifact, planned, reference, model, feeds.file, store, request.listener
+            row.job.target,
+            artifact,
+            side.planned,
+            side.reference,
+            side.model,
+            side.feeds.file,
+            store,
+            request.listener,
         )
     except EdgekitError as error:
         if not request.keep_going and not isinstance(error, WorkerCrashed):

@@ -15,10 +15,15 @@ from types import TracebackType
 from typing import Any
 
 from edgekit.errors import BadData, UnsupportedError, UsageError
-from edgekit.names import NO_VNNI, scheme_id
+from edgekit.names import NO_VNNI, PICTURE_IO, scheme_id
 from edgekit.runtime.container import Container, open_container
 from edgekit.runtime.cpu import lacks_vnni, unmet
-from edgekit.runtime.golden import GoldenCheck, check_golden, unpack_golden
+from edgekit.runtime.golden import (
+    GoldenCheck,
+    check_golden,
+    unpack_golden,
+    unpack_pictures,
+)
 from edgekit.runtime.manifest import (
     MANIFEST,
     BundleArtifact,
@@ -28,7 +33,7 @@ from edgekit.runtime.manifest import (
     directory_digest,
     parse_manifest,
 )
-from edgekit.runtime.preprocess import Preprocess, preprocess_from_json
+from edgekit.runtime.preprocess import ImagePreprocess, Preprocess, preprocess_from_json
 from edgekit.runtime.session import Array, Session, open_session
 from edgekit.signature import Signature
 
@@ -47,7 +52,7 @@ class Bundle:
     Attributes:
         path: where it lies.
         manifest: the whole manifest, as JSON gives it.
-        signature: the model's inputs and outputs, the same for all artifacts.
+        signature: the model's inputs and outputs; an artifact that takes pixels has its own.
         artifacts: all of them, in the manifest's order.
         digest: one hash for the whole bundle, the manifest included (`directory_digest`).
     """
@@ -60,8 +65,9 @@ class Bundle:
         self.artifacts = manifest.artifacts
         self._files = manifest.files
         self._container = container
-        # A session knows nothing of schemes; check_golden needs the one it was opened with.
-        self._schemes: weakref.WeakKeyDictionary[Session, str] = weakref.WeakKeyDictionary()
+        # A session knows nothing of artifacts; check_golden needs the one it was opened with.
+        self._opened: weakref.WeakKeyDictionary[Session, BundleArtifact]
+        self._opened = weakref.WeakKeyDictionary()
         pairs = [(entry.path, entry.sha256) for entry in manifest.files.values()]
         self.digest = directory_digest([*pairs, (MANIFEST, manifest.sha256)])
 
@@ -106,6 +112,7 @@ class Bundle:
         target: str | None = None,
         scheme: str | None = None,
         device: str | None = None,
+        io: str | None = None,
     ) -> BundleArtifact:
         """The one artifact that fits all that is given, and this processor.
 
@@ -118,6 +125,8 @@ class Bundle:
             target: a target id.
             scheme: a scheme or its alias.
             device: a device id; artifacts made for no device in particular fit too.
+            io: what it takes: ``float32`` for the model's tensors, ``uint8`` for pixels. Without
+                it, where all else is equal, the one that takes the model's tensors.
 
         Raises:
             UsageError: none fits, or more than one does; the message lists them.
@@ -134,12 +143,15 @@ class Bundle:
             and target in (None, artifact.target)
             and canonical in (None, artifact.scheme)
             and (device is None or not artifact.devices or device in artifact.devices)
+            and io in (None, artifact.io)
         ]
+        if id is None and io is None:
+            found = _of_tensors(found)
         if id is None and device is None:
             found = _runnable(found)
         if len(found) == 1:
             return found[0]
-        asked = {"id": id, "target": target, "scheme": scheme, "device": device}
+        asked = {"id": id, "target": target, "scheme": scheme, "device": device, "io": io}
         what = ", ".join(f"{k} {v}" for k, v in asked.items() if v is not None) or "no condition"
         listed = ", ".join(a.id for a in (found or self.artifacts)) or "none"
         raise UsageError(
@@ -159,8 +171,8 @@ class Bundle:
             MissingDependency, BadData, UsageError: as `edgekit.runtime.session.open_session`.
         """
         path = self.place(artifact)
-        session = open_session(artifact.target, path, self.signature, threads=threads)
-        self._schemes[session] = artifact.scheme
+        session = open_session(artifact.target, path, artifact.signature, threads=threads)
+        self._opened[session] = artifact
         return session
 
     def place(self, artifact: BundleArtifact) -> Path:
@@ -192,28 +204,52 @@ class Bundle:
             raise BadData(f"bundle {self.name!r}: its preprocessing is not an object")
         return preprocess_from_json(data)
 
-    def golden(self) -> tuple[dict[str, Array], dict[str, Array]]:
+    def golden(self, io: str | None = None) -> tuple[dict[str, Array], dict[str, Array]]:
         """The golden vectors: feeds and the float model's outputs, by name, arrays [n, ...].
+
+        Args:
+            io: ``uint8`` for the feeds of artifacts that take pixels.
 
         Raises:
             BadData: the bundle carries none, or they cannot be read.
         """
         entry = self.manifest.get("golden")
+        if entry is not None and io == PICTURE_IO:
+            entry = entry.get(PICTURE_IO)
         if entry is None:
             raise BadData(f"bundle {self.name!r} carries no golden vectors")
         return unpack_golden(self._container.read(self._files[entry["path"]]))
 
+    def golden_pictures(self) -> dict[int, Array]:
+        """The pictures that golden inputs were made of, by sample: uint8 ``[H, W, C]``, as decoded.
+
+        Empty where the bundle carries none: then the manifest's ``golden`` says what the inputs
+        were made of.
+
+        Raises:
+            BadData: they cannot be read.
+        """
+        entry = (self.manifest.get("golden") or {}).get("pictures")
+        return {} if entry is None else unpack_pictures(self.read(entry["path"]))
+
     def check_golden(self, session: Session) -> GoldenCheck:
-        """Replays the golden vectors in a session that `session` opened.
+        """Replays the golden vectors in a session that `session` opened, from their pictures on
+        where the bundle carries some.
 
         Raises:
             UsageError: the session is not one of this bundle.
             BadData: as `golden`.
         """
-        if session not in self._schemes:
+        if session not in self._opened:
             raise UsageError(f"the session was not opened by bundle {self.name!r}")
-        feeds, outputs = self.golden()
-        return check_golden(session, feeds, outputs, scheme=self._schemes[session])
+        artifact = self._opened[session]
+        feeds, outputs = self.golden(artifact.io)
+        preprocess = self.preprocess()
+        image = preprocess if isinstance(preprocess, ImagePreprocess) else None
+        pictures = {} if image is None else self.golden_pictures()
+        return check_golden(
+            session, feeds, outputs, scheme=artifact.scheme, pictures=pictures, preprocess=image
+        )
 
     def read(self, name: str) -> bytes:
         """One listed file's bytes, hashed again as they are read.
@@ -240,6 +276,16 @@ class Bundle:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _of_tensors(found: list[BundleArtifact]) -> list[BundleArtifact]:
+    """Without artifacts that take pixels, where others differ from them in that alone."""
+    taking = {_but_for_io(a) for a in found if a.io != PICTURE_IO}
+    return [a for a in found if a.io != PICTURE_IO or _but_for_io(a) not in taking]
+
+
+def _but_for_io(artifact: BundleArtifact) -> tuple[str | None, ...]:
+    return artifact.target, artifact.delegate, artifact.scheme, artifact.variant
 
 
 def _runnable(found: list[BundleArtifact]) -> list[BundleArtifact]:

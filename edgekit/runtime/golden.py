@@ -2,7 +2,8 @@
 
 A device runs them once after installing: the artifact, the runtime and the processor together
 must still give these answers. The file is an ``.npz`` with arrays ``input.<name>`` and
-``output.<name>``, samples first.
+``output.<name>``, samples first. Where the inputs were made of pictures, some of these are kept too
+(``picture.<sample>``, as decoded): then the preprocessing is part of what has to be right.
 """
 
 from __future__ import annotations
@@ -16,16 +17,21 @@ import numpy as np
 
 from edgekit.errors import BadData
 from edgekit.metrics import passes, sqnr_db
+from edgekit.runtime.preprocess import ImagePreprocess
 from edgekit.runtime.session import Array, Session
-from edgekit.signature import TensorSpec
+from edgekit.signature import Signature, TensorSpec
 
 __all__ = [
     "GOLDEN_SQNR_DB",
     "OTHER_SQNR_DB",
     "GoldenCheck",
     "check_golden",
+    "from_pictures",
     "pack_golden",
+    "pack_pictures",
+    "picture_input",
     "unpack_golden",
+    "unpack_pictures",
 ]
 
 GOLDEN_SQNR_DB = {"fp32": 60.0, "fp16": 40.0, "w8": 25.0, "w8a16": 25.0}
@@ -51,6 +57,9 @@ class GoldenCheck:
         sqnr_db: per output, see `edgekit.metrics.sqnr_db`; infinity where equal.
         max_abs: per output, the largest absolute difference.
         n: number of samples.
+        pictures: how many of them were made anew of their pictures.
+        misread: samples whose picture gave another input than it did when the bundle was made; with
+            any of these it is not passed.
     """
 
     passed: bool
@@ -58,6 +67,8 @@ class GoldenCheck:
     sqnr_db: Mapping[str, float]
     max_abs: Mapping[str, float]
     n: int
+    pictures: int = 0
+    misread: tuple[int, ...] = ()
 
 
 def pack_golden(feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> bytes:
@@ -96,6 +107,64 @@ def unpack_golden(data: bytes) -> tuple[dict[str, Array], dict[str, Array]]:
     return feeds, outputs
 
 
+def pack_pictures(pictures: Mapping[int, Array]) -> bytes:
+    """The ``.npz`` of the pictures behind golden inputs: uint8 ``[H, W, C]`` by sample."""
+    sink = io.BytesIO()
+    arrays = {f"picture.{i}": pictures[i] for i in sorted(pictures)}
+    np.savez_compressed(sink, allow_pickle=False, **arrays)
+    return sink.getvalue()
+
+
+def unpack_pictures(data: bytes) -> dict[int, Array]:
+    """The inverse of `pack_pictures`.
+
+    Raises:
+        BadData: it is no such file.
+    """
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            return {int(name.removeprefix("picture.")): file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise BadData(f"the golden pictures cannot be read: {error}") from error
+
+
+def from_pictures(
+    feeds: Mapping[str, Array],
+    pictures: Mapping[int, Array],
+    preprocess: ImagePreprocess,
+    input: TensorSpec,
+) -> tuple[dict[str, Array], tuple[int, ...]]:
+    """Golden inputs, made anew of their pictures where these are there.
+
+    Args:
+        feeds: arrays [n, ...] by input name, as stored.
+        pictures: by sample, uint8 ``[H, W, C]``.
+        preprocess: of the model.
+        input: the picture input of the artifact: uint8 where it takes pixels.
+
+    Returns:
+        The feeds, and the samples for which they are not as stored.
+
+    Raises:
+        BadData: there are more pictures than samples, or one is no picture.
+    """
+    stored = feeds[input.name]
+    rows, misread = np.array(stored), []
+    for i, picture in sorted(pictures.items()):
+        if not 0 <= i < len(rows):
+            raise BadData(f"there is a golden picture {i}, and {len(rows)} golden inputs")
+        pixels = input.dtype == "uint8"
+        rows[i] = (preprocess.pixels(picture) if pixels else preprocess.apply(picture))[0]
+        near = np.array_equal if pixels else _close
+        if not near(rows[i], stored[i]):
+            misread.append(i)
+    return {**feeds, input.name: rows}, tuple(misread)
+
+
+def _close(a: Array, b: Array) -> bool:
+    return bool(np.allclose(a, b, rtol=1e-5, atol=1e-6))
+
+
 def _count(arrays: Mapping[str, Array]) -> int:
     counts = {len(a) if a.ndim else 0 for a in arrays.values()}
     if len(counts) != 1 or counts == {0}:
@@ -109,6 +178,8 @@ def check_golden(
     outputs: Mapping[str, Array],
     *,
     scheme: str,
+    pictures: Mapping[int, Array] | None = None,
+    preprocess: ImagePreprocess | None = None,
 ) -> GoldenCheck:
     """Runs the golden inputs and compares. Fails closed: NaN anywhere is no pass.
 
@@ -116,6 +187,7 @@ def check_golden(
         session: the artifact, loaded.
         feeds, outputs: as `unpack_golden` gives them; n a multiple of the signature's batch.
         scheme: the artifact's scheme, which sets the limit (`GOLDEN_SQNR_DB`).
+        pictures, preprocess: as `from_pictures` takes them, where there are any.
 
     Raises:
         BadData: names, n or shapes do not fit the session's signature.
@@ -128,6 +200,10 @@ def check_golden(
             f"{n} golden samples with outputs {', '.join(sorted(outputs))} do not fit a batch of "
             f"{batch} and outputs {', '.join(s.name for s in signature.outputs)}"
         )
+    misread: tuple[int, ...] = ()
+    if pictures and preprocess is not None:
+        input = picture_input(signature, preprocess)
+        feeds, misread = from_pictures(feeds, pictures, preprocess, input)
     parts = [
         session.run({name: array[start : start + batch] for name, array in feeds.items()})
         for start in range(0, n, batch)
@@ -135,12 +211,28 @@ def check_golden(
     limit = GOLDEN_SQNR_DB.get(scheme, OTHER_SQNR_DB)
     sqnr: dict[str, float] = {}
     worst: dict[str, float] = {}
-    passed = True
+    passed = not misread
     for spec in signature.outputs:
         got = np.concatenate([part[spec.name] for part in parts])
         sqnr[spec.name], worst[spec.name], fine = _compare(spec, outputs[spec.name], got, limit)
         passed = passed and fine
-    return GoldenCheck(passed, limit, sqnr, worst, n)
+    return GoldenCheck(passed, limit, sqnr, worst, n, len(pictures or ()), misread)
+
+
+def picture_input(signature: Signature, preprocess: ImagePreprocess) -> TensorSpec:
+    """The input of an artifact that takes pixels, or the tensor that is made of them.
+
+    Raises:
+        BadData: there is none.
+    """
+    pixels = (preprocess.height, preprocess.width, preprocess.channels)
+    for spec in signature.inputs:
+        if spec.dtype == "uint8" and spec.shape[1:] == pixels:
+            return spec
+        if spec.dtype == "float32" and spec.shape[1:] == preprocess.shape[1:]:
+            return spec
+    names = ", ".join(s.name for s in signature.inputs)
+    raise BadData(f"no input takes what the preprocessing makes: {names}")
 
 
 def _compare(

@@ -9,6 +9,8 @@ Rules:
 4. A file listed in more than one place (``files``, an artifact, ``golden``) has one size and hash.
 5. An artifact's ``sha256`` is its file's hash, or, where it consists of several files, their
    `directory_digest`; its ``bytes`` is the sum.
+6. An artifact's signature is the model's. Under io ``uint8`` alone it has a picture border, and its
+   picture input is then the border's.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgekit.errors import BadData, TrustError
-from edgekit.names import SCHEMES
+from edgekit.names import PICTURE_IO, SCHEMES
+from edgekit.runtime.border import PictureBorder
 from edgekit.signature import Signature
 
 __all__ = [
@@ -63,6 +66,8 @@ class BundleArtifact:
         id: unique in the bundle.
         target, delegate, scheme, io, variant: what it was made for; ``io`` and ``variant`` may
             be None.
+        signature: what it takes and gives: the model's own, but for pixels under io ``uint8``.
+        border: what it does to pixels, under io ``uint8``; else None.
         devices: ids of the devices it was made for; empty means any.
         path: the main file's name in the bundle, or of the folder that the artifact is.
         bytes: the size of all its files together.
@@ -79,6 +84,8 @@ class BundleArtifact:
     scheme: str
     io: str | None
     variant: str | None
+    signature: Signature
+    border: PictureBorder | None
     devices: tuple[str, ...]
     path: str
     bytes: int
@@ -174,7 +181,8 @@ def parse_manifest(data: bytes) -> Manifest:
         raise TrustError("the manifest's labels are not all text")
     signature = _signature(_take(obj, "signature", dict, "the manifest"))
     listed = _entries(obj, "files", "the manifest")
-    artifacts = tuple(_artifact(a, listed) for a in _take(obj, "artifacts", list, "the manifest"))
+    stated = _take(obj, "artifacts", list, "the manifest")
+    artifacts = tuple(_artifact(a, listed, signature) for a in stated)
     ids = [artifact.id for artifact in artifacts]
     if len(set(ids)) != len(ids):
         raise TrustError(f"the manifest has two artifacts of one id: {', '.join(sorted(ids))}")
@@ -248,7 +256,7 @@ def _entries(obj: Mapping[str, Any], key: str, where: str) -> list[FileEntry]:
     return [_entry(item, where) for item in _take(obj, key, list, where, [])]
 
 
-def _artifact(obj: Any, listed: Iterable[FileEntry]) -> BundleArtifact:
+def _artifact(obj: Any, listed: Iterable[FileEntry], model: Signature) -> BundleArtifact:
     where = "an artifact"
     if not isinstance(obj, dict):
         raise TrustError(f"{where} is {str(obj)[:80]!r}, not an object")
@@ -267,13 +275,17 @@ def _artifact(obj: Any, listed: Iterable[FileEntry]) -> BundleArtifact:
         raise TrustError(f"{where}: {scheme[:80]!r} is no scheme; known: {', '.join(SCHEMES)}")
     devices = _take(obj, "devices", list, where, [])
     evidence = _take(obj, "evidence", dict, where, {})
+    io = _optional_text(obj, "io", where)
+    signature, border = _taken(obj, io, model, where)
     return BundleArtifact(
         id=obj["id"],
         target=_take(obj, "target", str, where),
         delegate=_optional_text(obj, "delegate", where),
         scheme=scheme,
-        io=_optional_text(obj, "io", where),
+        io=io,
         variant=_optional_text(obj, "variant", where),
+        signature=signature,
+        border=border,
         devices=tuple(str(device) for device in devices),
         path=path,
         bytes=size,
@@ -283,6 +295,29 @@ def _artifact(obj: Any, listed: Iterable[FileEntry]) -> BundleArtifact:
         verification=_take(obj, "verification", str, where, evidence.get("verification", "none")),
         evidence=evidence,
     )
+
+
+def _taken(
+    obj: Mapping[str, Any], io: str | None, model: Signature, where: str
+) -> tuple[Signature, PictureBorder | None]:
+    """What an artifact takes and gives (rule 6)."""
+    stated, border = obj.get("signature"), obj.get("border")
+    if (io == PICTURE_IO) != (border is not None):
+        raise TrustError(
+            f"{where}: a picture border goes with io {PICTURE_IO!r}, and with no other"
+        )
+    own = model if stated is None else _signature(_take(obj, "signature", dict, where))
+    if border is None:
+        if own != model:
+            raise TrustError(f"{where}: its signature is not the model's, and it has no border")
+        return model, None
+    try:
+        read = PictureBorder.from_json(_take(obj, "border", dict, where))
+    except BadData as error:
+        raise TrustError(f"{where}: {error.message}") from error
+    if own != read.signature(model) or own == model:
+        raise TrustError(f"{where}: its signature is not the model's with that border before it")
+    return own, read
 
 
 def _within(name: str, path: str) -> bool:
@@ -324,6 +359,10 @@ def _check_golden(obj: Mapping[str, Any], files: Mapping[str, FileEntry]) -> Non
         return
     if not isinstance(golden, dict):
         raise TrustError("the manifest's golden entry is not an object")
-    path = check_name(_take(golden, "path", str, "golden"))
-    if path not in files or files[path].sha256 != golden.get("sha256"):
-        raise TrustError(f"golden: {path} is not listed with that hash in the manifest's files")
+    parts = [golden, *(golden[k] for k in ("pictures", PICTURE_IO) if golden.get(k) is not None)]
+    for part in parts:
+        if not isinstance(part, dict):
+            raise TrustError("golden: one of its entries is not an object")
+        path = check_name(_take(part, "path", str, "golden"))
+        if path not in files or files[path].sha256 != part.get("sha256"):
+            raise TrustError(f"golden: {path} is not listed with that hash in the manifest's files")

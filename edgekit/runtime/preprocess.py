@@ -6,9 +6,8 @@ evaluation, server and device run this one implementation of it, in numpy alone.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, Self, get_args
@@ -17,6 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import BadData
+from edgekit.runtime._fields import (
+    fields_of,
+    require_finite,
+    require_int,
+    require_one_of,
+    tuple_of,
+)
 from edgekit.runtime.decode import decode
 from edgekit.runtime.resample import resize_float, resize_u8
 from edgekit.runtime.wordpiece import WordPiece
@@ -76,19 +82,19 @@ class ImagePreprocess:
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
-            _require_int(f"preprocess {name}", getattr(self, name), 1, MAX_SIDE)
-        _require_one_of("channels", self.channels, (1, 3))
-        _require_one_of("color", self.color, ("GRAY",) if self.channels == 1 else ("RGB", "BGR"))
-        _require_one_of("resize", self.resize, get_args(Resize))
-        _require_one_of("resize_mode", self.resize_mode, get_args(ResizeMode))
-        _require_one_of("layout", self.layout, get_args(Layout))
+            require_int(f"preprocess {name}", getattr(self, name), 1, MAX_SIDE)
+        require_one_of("channels", self.channels, (1, 3))
+        require_one_of("color", self.color, ("GRAY",) if self.channels == 1 else ("RGB", "BGR"))
+        require_one_of("resize", self.resize, get_args(Resize))
+        require_one_of("resize_mode", self.resize_mode, get_args(ResizeMode))
+        require_one_of("layout", self.layout, get_args(Layout))
         for name in ("antialias", "exif"):
-            _require_one_of(name, getattr(self, name), (True, False))
+            require_one_of(name, getattr(self, name), (True, False))
         self._check_resize_size()
-        _require_finite("scale", (self.scale,))
+        require_finite("scale", (self.scale,))
         for name, default in (("mean", 0.0), ("std", 1.0)):
             values = tuple(getattr(self, name)) or (default,) * self.channels
-            _require_finite(name, values)
+            require_finite(name, values)
             if len(values) != self.channels:
                 raise BadData(
                     f"preprocess {name} has {len(values)} values for {self.channels} channels"
@@ -108,7 +114,7 @@ class ImagePreprocess:
             )
         if self.resize_size is not None:
             smallest = max(self.height, self.width)
-            _require_int("preprocess resize_size", self.resize_size, smallest, MAX_SIDE)
+            require_int("preprocess resize_size", self.resize_size, smallest, MAX_SIDE)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -135,15 +141,39 @@ class ImagePreprocess:
         """
         resized = self._resized(self._in_color(_checked_pixels(pixels)))
         planes = np.empty((1, self.channels, self.height, self.width), dtype=np.float32)
-        for c, (mean, std) in enumerate(zip(self.mean, self.std, strict=True)):
+        for c in range(self.channels):
             plane = resized[:, :, c]
-            # In double precision and rounded once; 8-bit pixels have only 256 answers.
-            values = np.arange(256.0) if plane.dtype == np.uint8 else plane.astype(np.float64)
-            normal = ((values * self.scale - mean) / std).astype(np.float32)
-            planes[0, c] = normal[plane] if plane.dtype == np.uint8 else normal
+            # 8-bit pixels have only 256 answers.
+            eight = plane.dtype == np.uint8
+            planes[0, c] = self.table[c][plane] if eight else self._normal(plane, c)
         if self.layout == "NCHW":
             return planes
         return np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
+
+    def pixels(self, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Turns one picture into what an artifact of ``io = "uint8"`` takes.
+
+        Where ``antialias`` is False the resized picture is rounded to 8 bits, which `apply` does
+        not do. Arguments and errors are those of `apply`.
+
+        Returns:
+            uint8 ``[1, H, W, C]``: RGB, or grey; `edgekit.runtime.border` has the rest.
+        """
+        resized = self._resized(self._in_color(_checked_pixels(picture)))
+        if resized.dtype != np.uint8:
+            resized = np.rint(resized).clip(0, 255).astype(np.uint8)
+        return np.ascontiguousarray(resized[None, :, :, :: -1 if self.color == "BGR" else 1])
+
+    @cached_property
+    def table(self) -> npt.NDArray[np.float32]:
+        """What each pixel value becomes in each channel: float32 ``[channels, 256]``."""
+        return np.stack([self._normal(np.arange(256.0), c) for c in range(self.channels)])
+
+    def _normal(self, values: npt.NDArray[Any], channel: int) -> npt.NDArray[np.float32]:
+        """In double precision, and rounded once."""
+        scaled = values.astype(np.float64) * self.scale - self.mean[channel]
+        normal: npt.NDArray[np.float32] = (scaled / self.std[channel]).astype(np.float32)
+        return normal
 
     def _in_color(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         if self.channels == 1:
@@ -192,8 +222,8 @@ class ImagePreprocess:
         Raises:
             BadData: a field is missing, unknown, or wrong.
         """
-        values = _fields(cls, "image", data)
-        return cls(**{**values, "mean": _tuple(values, "mean"), "std": _tuple(values, "std")})
+        values = fields_of(cls, "image", data)
+        return cls(**{**values, "mean": tuple_of(values, "mean"), "std": tuple_of(values, "std")})
 
 
 @dataclass(frozen=True)
@@ -243,10 +273,10 @@ class TextPreprocess:
         if missing:
             raise BadData(f"preprocess vocab lacks the special tokens {', '.join(missing)}")
         # Two places are the frame's; one must be left for the text.
-        _require_int("preprocess max_length", self.max_length, 3, 2**20)
-        _require_one_of("dtype", self.dtype, ("int64", "int32"))
-        _require_one_of("lower_case", self.lower_case, (True, False))
-        _require_one_of("strip_accents", self.strip_accents, (True, False, None))
+        require_int("preprocess max_length", self.max_length, 3, 2**20)
+        require_one_of("dtype", self.dtype, ("int64", "int32"))
+        require_one_of("lower_case", self.lower_case, (True, False))
+        require_one_of("strip_accents", self.strip_accents, (True, False, None))
         names = [n for n in (self.ids_name, self.mask_name, self.types_name) if n]
         if not self.ids_name or not self.mask_name or len(set(names)) != len(names):
             raise BadData(f"preprocess needs distinct names for ids and mask, not {names}")
@@ -313,8 +343,8 @@ class TextPreprocess:
         Raises:
             BadData: a field is missing, unknown, or wrong.
         """
-        values = _fields(cls, "text", data)
-        return cls(**{**values, "vocab": _tuple(values, "vocab")})
+        values = fields_of(cls, "text", data)
+        return cls(**{**values, "vocab": tuple_of(values, "vocab")})
 
 
 Preprocess = ImagePreprocess | TextPreprocess
@@ -344,42 +374,3 @@ def _checked_pixels(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     if not pixels.size:
         raise BadData(f"the picture is empty: shape {pixels.shape}")
     return shaped
-
-
-def _fields(cls: type[Any], kind: str, data: Mapping[str, Any]) -> dict[str, Any]:
-    names = {f.name for f in fields(cls)}
-    given = {name: value for name, value in data.items() if name != "kind"}
-    wrong = sorted(names ^ set(given))
-    if data.get("kind") != kind or wrong:
-        raise BadData(
-            f"{kind} preprocessing of kind {data.get('kind')!r} "
-            f"lacks or does not know these fields: {', '.join(wrong) or 'none'}"
-        )
-    return given
-
-
-def _tuple(values: Mapping[str, Any], name: str) -> tuple[Any, ...]:
-    if not isinstance(values[name], list | tuple):
-        raise BadData(f"preprocess {name} must be a list, not {type(values[name]).__name__}")
-    return tuple(values[name])
-
-
-def _require_int(what: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise BadData(f"{what} is {value!r}; a whole number from {low} to {high} is wanted")
-
-
-def _require_one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    # By identity of type too: 1 == True, and JSON tells them apart.
-    if not any(value == a and type(value) is type(a) for a in allowed):
-        raise BadData(f"preprocess {name} is {value!r}; allowed: {', '.join(map(str, allowed))}")
-
-
-def _require_finite(name: str, values: tuple[Any, ...]) -> None:
-    for value in values:
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
-            raise BadData(f"preprocess {name} holds {value!r}; finite numbers are wanted")

@@ -20,7 +20,16 @@ from typing import Any
 from edgekit.errors import BadData, UnsupportedError
 from edgekit.runtime.ptl_pickle import Packed, Reader, Tensor, tensors_in
 
-__all__ = ["STATED", "Call", "Packed", "Program", "Tensor", "operators_of", "read_program"]
+__all__ = [
+    "STATED",
+    "Attribute",
+    "Call",
+    "Packed",
+    "Program",
+    "Tensor",
+    "operators_of",
+    "read_program",
+]
 
 STATED = "signature.json"
 """edgekit's own statement of what a file takes and gives, which the format has no place for."""
@@ -43,7 +52,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Attribute:
-    """An attribute of the module: a constant by its name."""
+    """A constant by its name: an attribute of the module, or one that its code holds itself."""
 
     name: str
     value: Any
@@ -77,7 +86,8 @@ class Program:
         inputs: what it takes, in order.
         calls: its operators, in the order in which they run.
         results: names of what it gives.
-        attributes: its constants by name, in the file's order.
+        attributes: its constants by name, in the file's order; ``constants.N`` are its code's own,
+            as a frozen module has them.
         stated: `STATED`, as JSON; empty in a file that is not edgekit's.
     """
 
@@ -152,7 +162,7 @@ def _run_through(bytecode: Any, data: Any, operators: Operators, stated: bytes) 
         tuple(name for name, _ in takes),
         tuple(machine.calls),
         tuple(r.name for r in results),
-        {name: value for name, value in data.state.items() if tensors_in(value)},
+        {name: value for name, value in data.state.items() if tensors_in(value)} | machine.held,
         stated,
     )
 
@@ -171,6 +181,7 @@ class _Machine:
         inputs: Sequence[str],
     ) -> None:
         self.calls: list[Call] = []
+        self.held: dict[str, Any] = {}
         self._code, self._operators = code, operators
         self._stack: list[Any] = [Attribute("", module), *map(Value, inputs)]
         self._registers: dict[int, Any] = {}
@@ -242,7 +253,11 @@ class _Machine:
         self._registers.update(zip(range(x, x + n), self._pop(n), strict=True))
 
     def _load_constant(self, x: int, n: int) -> None:
-        self._stack.append(self._code["constants"][x])
+        value, name = self._code["constants"][x], f"constants.{x}"
+        if isinstance(value, Tensor | Packed):
+            self.held[name] = value
+            value = Attribute(name, value)
+        self._stack.append(value)
 
     def _get_attribute(self, x: int, n: int) -> None:
         [owner] = self._pop(1)

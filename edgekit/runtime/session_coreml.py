@@ -1,6 +1,7 @@
 """Core ML on the CPU of a Mac, through coremltools.
 
 Core ML chooses the number of its threads by itself; a session's ``threads`` is kept for reports.
+An image input is fed a Pillow image made of the pixels, as an app would feed its picture.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ TARGET = "coreml"
 PACKAGE = True
 """An artifact is a directory."""
 
+_COLORS = {10: "GRAY", 20: "RGB", 30: "BGR"}
+"""``ColorSpace`` of an image input in ``FeatureTypes.proto``."""
+
 _DTYPES = {1: "bool", 10: "float16", 11: "float32", 21: "int8", 23: "int32", 31: "uint8"}
 """``DataType`` of coremltools' ``MIL.proto``, as far as borders of programs have it."""
 
@@ -52,7 +56,8 @@ class CoreMLSession:
         self.runtime_version = f"Core ML of macOS {platform.mac_ver()[0]}"
         self._what = f"{TARGET} {path.name}"
         coremltools = require("coremltools", "coremltools")
-        inputs, outputs = _border(path)
+        inputs, outputs, colors = _border(path)
+        self._images = set(colors)
         self._inputs = _ports(signature.inputs, inputs, self._what)
         self._outputs = _ports(signature.outputs, outputs, self._what)
         try:
@@ -67,7 +72,7 @@ class CoreMLSession:
         if self._model is None:
             raise closed(self._what)
         self.signature.check_inputs(feeds, what=self._what)
-        encoded = {port.key: port.encode(feeds[port.spec.name]) for port in self._inputs}
+        encoded = {port.key: self._fed(port, feeds[port.spec.name]) for port in self._inputs}
         try:
             values = self._model.predict(encoded)
         except Exception as error:
@@ -79,6 +84,14 @@ class CoreMLSession:
             for port in self._outputs
         }
 
+    def _fed(self, port: Port, value: Array) -> Any:
+        if port.key not in self._images:
+            return port.encode(value)
+        image = require("PIL.Image", "pillow")
+        # Core ML puts the colours into the order that the model wants by itself.
+        pixels = value[0, :, :, 0] if value.shape[3] == 1 else value[0]
+        return image.fromarray(np.ascontiguousarray(pixels))
+
     def close(self) -> None:
         """See `edgekit.runtime.session.Session.close`."""
         self._model = None
@@ -88,21 +101,55 @@ _Border = list[tuple[str, tuple[int, ...], str]]
 """Name, shape (a negative number is a free dimension) and dtype of every input or output."""
 
 
-def _border(path: Path) -> tuple[_Border, _Border]:
-    """What the program's main function takes and gives."""
+def image_colors(spec: Any, *, what: str) -> dict[str, str]:
+    """By the names of a model's image inputs, the order of colours that its program takes.
+
+    Args:
+        spec: the ``Model`` message.
+        what: names it in messages.
+
+    Raises:
+        UnsupportedError: an image of another kind than 8 bits a colour.
+    """
+    found = {}
+    for feature in spec.description.input:
+        if feature.type.WhichOneof("Type") == "imageType":
+            space = feature.type.imageType.colorSpace
+            if space not in _COLORS:
+                raise UnsupportedError(f"{what}: image {feature.name!r} is of kind {space}")
+            found[str(feature.name)] = _COLORS[space]
+    return found
+
+
+def image_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of an image's pixels ``[1, H, W, C]``, given that of the program's tensor."""
+    return (shape[0], shape[2], shape[3], shape[1])
+
+
+def _border(path: Path) -> tuple[_Border, _Border, dict[str, str]]:
+    """What the program's main function takes and gives, images as uint8 ``[1, H, W, C]``; and the
+    colours of those. A classifier's label and dictionary are left out."""
     what = f"{TARGET} {path.name}"
     coremltools = require("coremltools", "coremltools")
     try:
-        function = coremltools.utils.load_spec(str(path)).mlProgram.functions["main"]
+        spec = coremltools.utils.load_spec(str(path))
+        function = spec.mlProgram.functions["main"]
     except Exception as error:
         raise BadData(f"{what} is not readable: {error}") from error
+    described = spec.description
+    classes = (described.predictedFeatureName, described.predictedProbabilitiesName)
     block = function.block_specializations[function.opset]
     made = {o.name: o for operation in block.operations for o in operation.outputs}
     made.update({i.name: i for i in function.inputs})
     if not block.outputs or any(name not in made for name in block.outputs):
         raise BadData(f"{what} holds no ML Program that gives anything")
-    inputs = [_typed(named, what) for named in function.inputs]
-    return inputs, [_typed(made[name], what) for name in block.outputs]
+    colors = image_colors(spec, what=what)
+    inputs = []
+    for name, shape, dtype in (_typed(named, what) for named in function.inputs):
+        image = name in colors and len(shape) == 4
+        inputs.append((name, image_shape(shape), "uint8") if image else (name, shape, dtype))
+    outputs = [_typed(made[name], what) for name in block.outputs if name not in classes]
+    return inputs, outputs, colors
 
 
 def _typed(named: Any, what: str) -> tuple[str, tuple[int, ...], str]:
@@ -146,7 +193,7 @@ def read_signature(path: Path) -> Signature:
     what = f"{TARGET} {path.name}"
     inputs, outputs = (
         tuple(stated_spec(name, shape, dtype, what=what) for name, shape, dtype in border)
-        for border in _border(path)
+        for border in _border(path)[:2]
     )
     return Signature(inputs=inputs, outputs=outputs)
 

@@ -3,6 +3,10 @@
 On x86 without VNNI its kernels for u8 x s8 add two products in 16 bits and saturate. There the
 session asks for its precise mode, which stores weights as u8 when the graph is optimized: the same
 numbers, by kernels that multiply in 16 bits and add in 32.
+
+One optimization is left out where the runtime trips over its own result: it moves int8 quantizers
+through reshapes and, in files of opset 21, states their type (``output_dtype``), which its next one
+contradicts as it turns them to uint8 (1.32, on x86). Such a session says so in its version.
 """
 
 from __future__ import annotations
@@ -31,6 +35,8 @@ from edgekit.signature import Signature, TensorSpec
 
 TARGET = "onnxruntime"
 
+_PROPAGATION = "QDQPropagationTransformer"
+
 _DTYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -51,9 +57,10 @@ class OnnxRuntimeSession:
     def __init__(self, path: Path, signature: Signature, threads: int) -> None:
         self.signature = signature
         self.threads = threads
-        self.runtime_version = version_of("onnxruntime")
         self._what = f"{TARGET} {path.name}"
-        self._session: Any = _load(path, threads)
+        self._session: Any
+        self._session, without = _load(path, threads)
+        self.runtime_version = version_of("onnxruntime") + without
         self._inputs = _ports(signature.inputs, self._session.get_inputs(), self._what)
         self._outputs = _ports(signature.outputs, self._session.get_outputs(), self._what)
         self._output_names = [port.key for port in self._outputs]
@@ -78,30 +85,51 @@ class OnnxRuntimeSession:
         self._session = None
 
 
-def _load(path: Path, threads: int) -> Any:
+def _load(path: Path, threads: int) -> tuple[Any, str]:
+    """The session, and what it does without, for its version."""
     ort = require("onnxruntime", "onnxruntime")
     # Only without VNNI: with it the runtime would take slower kernels for the same answers.
     if lacks_vnni():
         try:
-            return _session(ort, path, threads, {"session.x64quantprecision": "1"})
+            return _loaded(ort, path, threads, {"session.x64quantprecision": "1"})
         except Exception:  # see below
             # It can't where two weights share a zero point; none of edgekit's artifacts does that.
-            session = _plain(ort, path, threads)
+            found = _plain(ort, path, threads)
             warnings.warn(
                 f"{path.name}: ONNX Runtime refuses to run this file by its exact kernels, and "
                 "int8 sums may saturate on this processor, which has no VNNI",
                 RuntimeWarning,
                 stacklevel=2,
             )
-            return session
+            return found
     return _plain(ort, path, threads)
 
 
-def _plain(ort: Any, path: Path, threads: int) -> Any:
+def _plain(ort: Any, path: Path, threads: int) -> tuple[Any, str]:
     try:
-        return _session(ort, path, threads, {})
+        return _loaded(ort, path, threads, {})
     except Exception as error:  # ONNX Runtime's own exception types share no public base class
         raise _refusal(path, error) from error
+
+
+def _loaded(ort: Any, path: Path, threads: int, settings: Mapping[str, str]) -> tuple[Any, str]:
+    try:
+        return _session(ort, path, threads, settings), ""
+    except Exception as error:
+        less = without_propagation(error)
+        return _session(ort, path, threads, {**settings, **less}), f" without {_PROPAGATION}"
+
+
+def without_propagation(error: Exception) -> dict[str, str]:
+    """Settings for another try where a session's own optimization is what it failed by.
+
+    Raises:
+        Exception: it is something else, ``error`` itself.
+    """
+    # So far only of a file that the optimizer has changed: where it is in the file, it stays.
+    if "output_dtype" not in str(error):
+        raise error
+    return {"optimization.disable_specified_optimizers": _PROPAGATION}
 
 
 def _session(ort: Any, path: Path, threads: int, settings: Mapping[str, str]) -> Any:
@@ -149,7 +177,7 @@ def open(path: Path, signature: Signature, threads: int) -> OnnxRuntimeSession:
 
 def read_signature(path: Path) -> Signature:
     """The names, shapes and dtypes that the graph states."""
-    session, what = _load(path, 1), f"{TARGET} {path.name}"
+    (session, _), what = _load(path, 1), f"{TARGET} {path.name}"
     inputs, outputs = (
         tuple(stated_spec(n.name, _shape(n), _dtype(n, what), what=what) for n in nodes)
         for nodes in (session.get_inputs(), session.get_outputs())

@@ -23,6 +23,7 @@ DOCUMENTS: Final = {
     "edgekit.jobs/1": "jobs",
     "edgekit.bundle/1": "manifest",
     "edgekit.bundle-diff/1": "bundle_diff",
+    "edgekit.clients/1": "clients",
     "edgekit.device/1": "device",
     "edgekit.devices/1": "devices",
     "edgekit.device-check/1": "device_check",

@@ -75,6 +75,8 @@ class Placement:
             go from one to the other, ``move`` change no value. Empty where it can't be told.
         layers: of those with weights, how many compute on ``integer`` and how many in ``float``;
             empty where it can't be told.
+        ops_by_unit: operators by the unit of the chip that the runtime prefers for them, where it
+            says so: Core ML does on a Mac.
         first_fallback: the first operator left in float and why, or None.
         bytes_by_dtype: bytes of stored constants by dtype.
         waste: operators that only move or convert data between kernels, by type.
@@ -94,6 +96,7 @@ class Placement:
     first_undelegated: str | None = None
     ops_by_dtype: Mapping[str, int] = field(default_factory=dict)
     layers: Mapping[str, int] = field(default_factory=dict)
+    ops_by_unit: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary."""
@@ -123,7 +126,17 @@ class Stored:
 
 
 class Target(Protocol):
-    """What a target file offers as ``TARGET``."""
+    """What a target file offers as ``TARGET``.
+
+    ``ios`` beside these says what its artifacts can take (`edgekit.names.IOS`); without it, the
+    model's own tensors alone, and ``io_reason`` may say why. `edgekit.compress.picture` has what a
+    program is like whose artifact takes pixels.
+
+    A runtime whose files can tell an app of their pictures and labels has ``metadata(path)``, what
+    a file tells, ``metadata_faults(path, signature, about)``, where that is not so, and
+    ``describe(path, signature, about)`` if it is written after the conversion. ``about`` has the
+    model's ``name``, ``licence`` and ``preprocess``.
+    """
 
     id: str
     suffix: str

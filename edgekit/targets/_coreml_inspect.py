@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
 from edgekit.targets._common import channel_digest, half
+from edgekit.targets._coreml_classifier import LABEL, labelled, unique
 from edgekit.targets._coreml_program import Constant, MilProgram, Operation
 from edgekit.targets._reasons import Op, Role, reasons
 
-__all__ = ["placement", "stored"]
+__all__ = ["placement", "stored", "told", "told_otherwise"]
 
 Array = np.ndarray[Any, Any]
 
@@ -39,7 +41,10 @@ _LAYERS = (
     *("reduce_mean", "resize_bilinear", "sub", "upsample_bilinear", "upsample_nearest_neighbor"),
 )
 _CLAMPS = ("clip", "leaky_relu", "prelu", "relu", "relu6")
-_KNOWN = {"gather": "an embedding's table is int8, and its rows are read in float"}
+_KNOWN = {
+    "gather": "an embedding's table is int8, and its rows are read in float",
+    "border softmax": "makes a classifier's probabilities",
+}
 _WEIGHTS = {
     "conv": "weight",
     "conv_transpose": "weight",
@@ -50,6 +55,10 @@ _WEIGHTS = {
 """Parameters that hold a layer's weight, or an embedding's table."""
 
 _U8_OFFSET = 128
+
+_COLORS = {"RGB": ("RGB",), "BGR": ("RGB", "BGR"), "GRAY": ("GRAY",)}
+"""Orders of colours that a program may ask Core ML for, by that of the model. One that takes blue
+first may have the weights of its first layer in the other order."""
 
 
 def placement(program: MilProgram) -> Placement:
@@ -68,15 +77,18 @@ def placement(program: MilProgram) -> Placement:
         if operation.kind.startswith("constexpr_"):
             continue  # restored when the model is loaded
         role = roles.of(operation)
-        border_op = role in ("quantize", "dequantize") and roles.at_border(operation)
+        border_op = role == "border" or (
+            role in ("quantize", "dequantize") and roles.at_border(operation)
+        )
         joined = roles.joins(operation)
+        inner = joined and not border_op
         ops[operation.kind] += 1
         made.append(
             Op(
                 operation.kind,
                 tuple(program.sources(operation)),
                 tuple(p.name for p in operation.outputs),
-                "integer" if joined and not border_op else role,
+                "border" if roles.of_pixels(operation) else "integer" if inner else role,
             )
         )
         if border_op:
@@ -99,6 +111,63 @@ def placement(program: MilProgram) -> Placement:
     )
 
 
+def told(program: MilProgram) -> dict[str, Any] | None:
+    """What a package tells an app: its images, and the labels of a classifier."""
+    if not program.images and program.classifier is None:
+        return None
+    inputs = []
+    for port in program.inputs:
+        color = program.images.get(port.name)
+        inputs.append(
+            {"name": port.name, "image": color is not None, **({"color": color} if color else {})}
+        )
+    outputs: list[dict[str, Any]] = [{"name": p.name, "image": False} for p in program.outputs]
+    if program.classifier is not None:
+        labels = len(program.classifier.labels)
+        outputs.append({"name": LABEL, "image": False, "labels": labels})
+    kind = "Core ML image" if program.classifier is None else "Core ML image classifier"
+    both = {"inputs": inputs, "outputs": outputs}
+    return {"format": kind, "name": None, "licence": None, **both, "files": []}
+
+
+def told_otherwise(
+    program: MilProgram, signature: Signature, preprocess: Mapping[str, Any]
+) -> list[str]:
+    """Where a package's images and labels are not the model's, in words."""
+    wrong = []
+    taken = {s.name for s in signature.inputs if s.dtype == "uint8"}
+    for name in sorted(taken | set(program.images)):
+        color = program.images.get(name, "no image")
+        wanted = _COLORS[str(preprocess["color"])] if name in taken else ("no image",)
+        if color not in wanted:
+            wrong.append(f"{name!r}: its image is {color}, not {' or '.join(wanted)}")
+    scores = labelled(signature) if taken else None
+    labels = None if program.classifier is None else program.classifier.labels
+    right = None if scores is None else unique(scores.labels)
+    if labels != right:
+        wrong.append(f"its classifier's labels are {_few(labels)}, not {_few(right)}")
+    elif scores is not None and not _classifies(program, scores.name):
+        wrong.append(f"its classifier reads another value than {scores.name!r}")
+    return wrong
+
+
+def _classifies(program: MilProgram, scores: str) -> bool:
+    """Whether the classifier reads an output of the program, or a softmax of it."""
+    assert program.classifier is not None
+    read = program.classifier.scores
+    maker = next((o for o in program.operations if read in [p.name for p in o.outputs]), None)
+    softmax = maker is not None and maker.kind == "softmax" and read not in _results(program)
+    return read == scores or (
+        softmax and maker is not None and list(program.sources(maker)) == [scores]
+    )
+
+
+def _few(labels: Sequence[str] | None) -> str:
+    if labels is None:
+        return "none"
+    return ", ".join(map(repr, labels[:3])) + (f" and {len(labels) - 3} more" if labels[3:] else "")
+
+
 class _Roles:
     """What each operation does."""
 
@@ -113,12 +182,15 @@ class _Roles:
         for operation in program.operations:
             for name in program.sources(operation):
                 self._readers.setdefault(name, []).append(operation)
+        self._border = _border(program)
         self._integer: set[str] = set()
         for operation in program.operations:
             if operation.kind in (*_LAYERS, *_CLAMPS) and self._reads_integers(operation):
                 self._follow(operation)
 
     def of(self, operation: Operation) -> Role:
+        if operation.name in self._border:
+            return "border"
         if operation.kind == "quantize":
             return "quantize"
         if operation.kind == "dequantize":
@@ -136,8 +208,13 @@ class _Roles:
     def at_border(self, operation: Operation) -> bool:
         """Whether it converts an input or an output of the model."""
         if operation.kind == "quantize":
-            return self._inputs & self._behind(operation) != set()
+            return (self._inputs | self._border) & self._behind(operation) != set()
         return self._results & self._before(operation) != set()
+
+    def of_pixels(self, operation: Operation) -> bool:
+        """Whether it belongs to a picture border, or makes a classifier's probabilities."""
+        rounds = operation.kind == "quantize" and bool(self._border & self._behind(operation))
+        return rounds or operation.name in self._border
 
     def joins(self, operation: Operation) -> bool:
         """Whether it belongs to a layer on integers."""
@@ -187,6 +264,26 @@ class _Roles:
             if len(readers) != 1 or readers[0].kind not in _CLAMPS:
                 return
             chain.append(readers[0])
+
+
+def _border(program: MilProgram) -> set[str]:
+    """Names of what makes the model's input out of an image, and a classifier's probabilities."""
+    given, found = set(program.images), set[str]()
+    for operation in program.operations:
+        made = operation.outputs[0].name if operation.outputs else ""
+        if operation.kind in ("transpose", "mul", "add") and given & {*program.sources(operation)}:
+            steps = [*program.sources(operation)]
+            if len(steps) == 1 and len(found) < 3:
+                found.add(operation.name)
+                given = given if operation.kind == "add" else given | {made}
+        scores = None if program.classifier is None else program.classifier.scores
+        if operation.kind == "softmax" and made == scores and made not in _results(program):
+            found.add(operation.name)
+    return found
+
+
+def _results(program: MilProgram) -> set[str]:
+    return {p.name for p in program.outputs}
 
 
 def _constants(program: MilProgram) -> Iterator[Constant]:

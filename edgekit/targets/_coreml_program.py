@@ -8,12 +8,15 @@ of the operator set, and names the one that counts. Operators of compressed cons
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from edgekit.errors import BadData, UnsupportedError
+from edgekit.runtime.session_coreml import image_colors
+from edgekit.targets import _coreml_classifier
+from edgekit.targets._coreml_classifier import Classifier
 from edgekit.targets._coreml_package import Package
 
 __all__ = ["Constant", "MilProgram", "Operation", "Port", "program_of"]
@@ -95,9 +98,12 @@ class MilProgram:
     Attributes:
         opset: version of the operator set, e.g. ``CoreML7`` (iOS17).
         inputs: in the model's order.
-        outputs: the same, typed by the operations that make them.
+        outputs: the same, typed by the operations that make them; without a classifier's label
+            and dictionary.
         constants: by name.
-        operations: all but constants, in order.
+        operations: all but constants and ``classify``, in order.
+        images: by the names of image inputs, the order of colours that the program takes.
+        classifier: what a classifier classifies by.
     """
 
     opset: str
@@ -105,6 +111,8 @@ class MilProgram:
     outputs: tuple[Port, ...]
     constants: dict[str, Constant]
     operations: tuple[Operation, ...]
+    images: dict[str, str] = field(default_factory=dict)
+    classifier: Classifier | None = None
 
     def sources(self, operation: Operation) -> Iterator[str]:
         """Names of the computed values that an operation reads."""
@@ -141,16 +149,40 @@ def program_of(package: Package) -> MilProgram:
             raise UnsupportedError(f"{what}: operator {proto.type!r} holds a program of its own")
         if proto.type == "const":
             constants[proto.outputs[0].name] = _constant(proto.attributes["val"], package)
-        else:
+        elif proto.type != "classify":
             operations.append(_operation(proto, package))
     known = {port.name: port for port in inputs}
     for operation in operations:
         known.update({port.name: port for port in operation.outputs})
-    lost = next((name for name in block.outputs if name not in known), None)
+    classifier = _coreml_classifier.read(package.spec, what)
+    described = package.spec.description
+    classes = (described.predictedFeatureName, described.predictedProbabilitiesName)
+    names = [name for name in block.outputs if classifier is None or name not in classes]
+    wanted = [*names, *(() if classifier is None else (classifier.scores,))]
+    lost = next((name for name in wanted if name not in known), None)
     if lost is not None:
         raise BadData(f"{what}: nothing makes its output {lost!r}")
-    outputs = tuple(known[name] for name in block.outputs)
-    return MilProgram(function.opset, inputs, outputs, constants, tuple(operations))
+    return MilProgram(
+        function.opset,
+        inputs,
+        tuple(known[name] for name in names),
+        constants,
+        tuple(operations),
+        _images(package, known, what),
+        classifier,
+    )
+
+
+def _images(package: Package, known: dict[str, Port], what: str) -> dict[str, str]:
+    colors = image_colors(package.spec, what=what)
+    for feature in package.spec.description.input:
+        if feature.name not in colors:
+            continue
+        image, port = feature.type.imageType, known.get(feature.name)
+        depth = 1 if colors[feature.name] == "GRAY" else 3
+        if port is None or port.shape != (1, depth, image.height, image.width):
+            raise BadData(f"{what}: image {feature.name!r} is not what its program takes")
+    return colors
 
 
 def _operation(proto: Any, package: Package) -> Operation:

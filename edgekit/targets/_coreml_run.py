@@ -22,6 +22,7 @@ import torch
 import edgekit
 from edgekit.errors import BadData, EdgekitError, UnsupportedError
 from edgekit.runtime.session import Array, Port, check_static, closed, failed, match
+from edgekit.runtime.session_coreml import image_shape
 from edgekit.signature import Signature
 from edgekit.targets import _coreml_package
 from edgekit.targets._coreml_layers import OPERATORS
@@ -64,7 +65,7 @@ class EmulatedSession:
         self._what = f"{TARGET} {path.name}"
         program = program_of(_coreml_package.read(path))
         self._check_known(program)
-        self._inputs = _ports(signature.inputs, program.inputs, self._what)
+        self._inputs = _ports(signature.inputs, program.inputs, self._what, program.images)
         self._outputs = _ports(signature.outputs, program.outputs, self._what)
         self._constants = {n: _tensor(c) for n, c in program.constants.items()}
         self._program: MilProgram | None = program
@@ -90,7 +91,7 @@ class EmulatedSession:
         self.signature.check_inputs(feeds, what=self._what)
         values: Values = dict(self._constants)
         for port in self._inputs:
-            values[port.key] = torch.from_numpy(port.encode(feeds[port.spec.name]).copy())
+            values[port.key] = self._fed(port, feeds[port.spec.name])
         with torch.no_grad():
             for operation in self._steps:
                 _step(operation, values, self._what)
@@ -98,6 +99,18 @@ class EmulatedSession:
             port.spec.name: port.decode(values[port.key].numpy().copy(), what=self._what)
             for port in self._outputs
         }
+
+    def _fed(self, port: Port, value: Array) -> torch.Tensor:
+        """An input as the program takes it; Core ML makes of an image the numbers 0 to 255."""
+        assert self._program is not None
+        color = self._program.images.get(port.key)
+        encoded = port.encode(value).copy()
+        if color is None:
+            return torch.from_numpy(encoded)
+        typed = next(p for p in self._program.inputs if p.name == port.key)
+        ordered = encoded[..., ::-1] if color == "BGR" else encoded
+        planes = np.ascontiguousarray(ordered.transpose(0, 3, 1, 2))
+        return torch.from_numpy(planes).to(_TORCH[typed.dtype])
 
     def close(self) -> None:
         """See `edgekit.runtime.session.Session.close`."""
@@ -162,11 +175,14 @@ def _tensor(constant: Constant) -> Any:
     return torch.from_numpy(constant.value.astype(dtype))
 
 
-def _ports(specs: Any, typed: tuple[Typed, ...], what: str) -> list[Port]:
+def _ports(
+    specs: Any, typed: tuple[Typed, ...], what: str, images: Mapping[str, str] | None = None
+) -> list[Port]:
     ports = []
     order = match(specs, [port.name for port in typed], what=what)
     for spec, position in zip(specs, order, strict=True):
         port = typed[position]
-        check_static(spec, port.shape, what=what)
-        ports.append(Port(spec, port.name, np.dtype(port.dtype)))
+        image = port.name in (images or {})
+        check_static(spec, image_shape(port.shape) if image else port.shape, what=what)
+        ports.append(Port(spec, port.name, np.dtype("uint8" if image else port.dtype)))
     return ports

@@ -9,9 +9,10 @@ from typing import Literal
 
 from edgekit.targets import Reason
 
-Role = Literal["integer", "float", "quantize", "dequantize", "move"]
+Role = Literal["integer", "float", "quantize", "dequantize", "move", "border"]
 
 BOUNDARY = "the model's own inputs and outputs are float"
+PIXELS = "makes the model's input out of a picture's pixels"
 LAYOUT = "pictures come with their channels first, and kernels take them last"
 REQUANTIZE = "brings a tensor to the scale of another"
 MOVED = "the model moves its data so, or the kernels before and after keep it in another order"
@@ -30,7 +31,8 @@ class Op:
         kind: its type, as `Placement.ops` counts it.
         inputs: names of the computed tensors that it reads.
         outputs: names of the tensors that it makes.
-        role: what it does; ``move`` changes no value but where and how values lie.
+        role: what it does; ``move`` changes no value but where and how values lie, ``border`` is
+            part of a picture border.
     """
 
     kind: str
@@ -47,7 +49,8 @@ def reasons(
     Args:
         ops: all of the graph; without a single integer one it is a float model, and has no reasons.
         border: names of the model's inputs and outputs.
-        known: why a type computes in float in this runtime, where more is known than that it does.
+        known: why a type computes in float in this runtime, where more is known than that it does;
+            and under ``border <type>`` what one of a picture border is there for.
     """
     if not any(op.role in ("integer", "quantize", "dequantize") for op in ops):
         return ()
@@ -61,7 +64,7 @@ def reasons(
 
 def by_dtype(ops: Sequence[Op]) -> dict[str, int]:
     """Operators by what they do, as `Placement.ops_by_dtype` counts them."""
-    names = {"quantize": "convert", "dequantize": "convert"}
+    names = {"quantize": "convert", "dequantize": "convert", "border": "convert"}
     return dict(sorted(collections.Counter(names.get(op.role, op.role) for op in ops).items()))
 
 
@@ -77,6 +80,8 @@ class _Graph:
     def why(self, op: Op, known: Mapping[str, str]) -> str:
         if op.role == "float":
             return known.get(op.kind, NO_KERNEL)
+        if op.role == "border":
+            return known.get(f"border {op.kind}", PIXELS)
         before, after = self._before(op), self._after(op)
         if op.role == "move":
             return self._why_moved(op)

@@ -40,15 +40,14 @@ _LAYERS = {
 
 
 def carrier(program: torch.export.ExportedProgram, plan: QuantPlan) -> QuantPlan:
-    """The plan that the converter is given: the same weights as integers of 8 bits per channel.
+    """The plan that the converter is given: all weights as integers of 8 bits per channel.
 
-    Half precision has no integers: there they only mark which constant is which weight.
+    Half precision has no integers: there they only mark which constant is which weight. So they do
+    for what the plan keeps in float, as the converter would quantize that by itself.
     """
-    if plan.scheme != "fp16":
-        return dataclasses.replace(plan, dynamic=())
-    marks = {e.node: e for e in quantize_weights(program, "w8").edges}
-    edges = tuple(marks[e.node] for e in plan.edges)
-    return dataclasses.replace(plan, edges=edges)
+    own = {} if plan.scheme == "fp16" else plan.constants()
+    edges = tuple(own.get(e.node, e) for e in quantize_weights(program, "w8").edges)
+    return dataclasses.replace(plan, edges=edges, dynamic=())
 
 
 def place(
@@ -79,6 +78,9 @@ def place(
                 raise _lost(_tflite_file.readable(graph.tensors[index]))
             _store(model, graph.tensors[index], found)
             done[index] = found
+        if done[index].stored.dtype == np.float32:
+            operators.append(op)
+            continue
         edge = done[index].edge
         if name == _TABLE:
             operators.append(op)
@@ -131,10 +133,12 @@ def _integers(model: Any, tensor: Any) -> np.ndarray[Any, Any] | None:
 
 
 def _store(model: Any, tensor: Any, weight: Weight) -> None:
-    if weight.edge.dtype == "int8":
+    if weight.stored.dtype == np.int8:
         return
     api = _tflite_file.schema()
-    tensor.type, tensor.quantization = api.TensorType.FLOAT16, None
+    half = weight.stored.dtype == np.float16
+    tensor.type = api.TensorType.FLOAT16 if half else api.TensorType.FLOAT32
+    tensor.quantization = None
     readers = sum(t.buffer == tensor.buffer for g in model.subgraphs for t in g.tensors)
     if readers > 1:
         model.buffers.append(api.BufferT())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import collections
+import json
 from typing import Any
 
 import numpy as np
 
-from edgekit.runtime.ptl import Call, Packed, Program, Tensor
+from edgekit.runtime.ptl import Attribute, Call, Packed, Program, Tensor
 from edgekit.targets import Placement, Stored
+from edgekit.targets._border import with_border_roles
 from edgekit.targets._common import channel_digest
 from edgekit.targets._reasons import Op, Role, by_dtype, reasons
 
@@ -44,13 +46,20 @@ def placement(program: Program) -> Placement:
     border = {*program.inputs, *program.results}
     boundary = float_ops = 0
     first: str | None = None
-    made: list[Op] = []
+    made, ends = with_border_roles(
+        [
+            Op(call.op, call.inputs, tuple(v.name for v in call.outputs), role)
+            for call, role in zip(program.calls, roles, strict=True)
+        ],
+        _pixels(program),
+        {call.op for call in program.calls if _is_layer(call.op)},
+    )
     waste: collections.Counter[str] = collections.Counter()
-    for call, role in zip(program.calls, roles, strict=True):
-        names = tuple(v.name for v in call.outputs)
-        made.append(Op(call.op, call.inputs, names, role))
+    for place, (call, op) in enumerate(zip(program.calls, made, strict=True)):
+        role, names = op.role, op.outputs
+        boundary += role == "border"
         if role in ("quantize", "dequantize"):
-            boundary += bool(border & {*call.inputs, *names})
+            boundary += bool(border & {*call.inputs, *names}) or place in ends
         if role in ("quantize", "dequantize", "move"):
             waste[call.op] += 1
         elif role == "float":
@@ -71,6 +80,15 @@ def placement(program: Program) -> Placement:
         ops_by_dtype=by_dtype(made),
         layers=by_dtype([op for op in made if _is_layer(op.kind)]),
     )
+
+
+def _pixels(program: Program) -> set[str]:
+    """Inputs that are uint8 by the signature that the file states, if it is one of edgekit's."""
+    try:
+        stated = json.loads(program.stated)["inputs"]
+        return {n for n, t in zip(program.inputs, stated, strict=True) if t["dtype"] == "uint8"}
+    except (ValueError, KeyError, TypeError):
+        return set()
 
 
 def _is_layer(kind: str) -> bool:
@@ -113,8 +131,15 @@ def _grid(call: Call) -> tuple[float, int] | None:
     )
     if not stated:
         return None
-    scale, zero = numbers
+    scale, zero = (_number(n) for n in numbers)
     return float(np.float32(scale)), int(zero)
+
+
+def _number(value: Any) -> float:
+    """A number, or a constant of one number, in which torch's own quantizer states its scales."""
+    if isinstance(value, Attribute):
+        value = value.value.values.item()
+    return float(value)
 
 
 def _roles(program: Program) -> list[Role]:

@@ -1,4 +1,4 @@
-"""Writing a ``.ptl`` file so that equal models give equal bytes.
+"""Writing a ``.ptl`` file, so that equal models give equal bytes.
 
 torch's writer adds the sources for the full interpreter, positions in files of the machine that it
 ran on, and a number in class names that counts what the process had compiled before; none of that
@@ -7,15 +7,57 @@ is used by the lite interpreter, and none is kept.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import pickletools
 import re
 import struct
+from collections.abc import Iterator
 
 import torch
 
+from edgekit.runtime.ptl import STATED
+from edgekit.signature import Signature
+
 _MANGLED = re.compile(r"\.___torch_mangle_\d+(?=[. ])")
 _WRITERS_OWN = ("version", "byteorder", ".data/serialization_id")
+
+
+@contextlib.contextmanager
+def qnnpack() -> Iterator[None]:
+    """torch packs weights for QNNPACK meanwhile."""
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = "qnnpack"
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = before
+
+
+def saved(
+    module: torch.nn.Module,
+    args: tuple[torch.Tensor, ...],
+    signature: Signature,
+    *,
+    freeze: bool = False,
+) -> bytes:
+    """The file of a module.
+
+    Args:
+        module: in eval mode; packed for QNNPACK.
+        args: example inputs.
+        signature: stated in the file, which has no other place for names and shapes.
+        freeze: takes the layers apart. A quantized layer of torch's is restored by code of its own,
+            which a reader would have to run.
+    """
+    stated = json.dumps(signature.to_json(), sort_keys=True)
+    # A unit of its own, so that names do not count what the process had compiled before.
+    unit = torch._C.CompilationUnit()
+    traced = torch.jit.trace(module, args, check_trace=False, _compilation_unit=unit)
+    if freeze:
+        traced = torch.jit.freeze(traced)
+    return canonical_bytes(traced._save_to_buffer_for_lite_interpreter({STATED: stated}))
 
 
 def canonical_bytes(written: bytes) -> bytes:

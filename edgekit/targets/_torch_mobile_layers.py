@@ -47,6 +47,19 @@ class Builder:
         given = self.emit(pad, given, [0, 0, *sides], 0.0)
         return self.emit(aten.permute.default, given, [0, 3, 1, 2])
 
+    def clamp(self, given: fx.Node, low: float, high: float, dims: int) -> fx.Node:
+        """A quantized tensor within limits, of ``dims`` axes.
+
+        QNNPACK's kernel (torch 2.13) takes a picture with its channels last as it lies and says of
+        what it gives that they come first. So its axes are moved, which moves no data.
+        """
+        clamp = aten.hardtanh.default
+        if dims != 4:
+            return self.emit(clamp, given, low, high)
+        given = self.emit(aten.permute.default, given, [0, 2, 3, 1])
+        given = self.emit(clamp, given, low, high)
+        return self.emit(aten.permute.default, given, [0, 3, 1, 2])
+
     def attribute(self, name: str, value: Any) -> fx.Node:
         """A constant: a tensor, or packed weights."""
         while hasattr(self._root, name):

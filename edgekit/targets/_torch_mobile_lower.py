@@ -26,6 +26,7 @@ from edgekit.compress._nodes import (
     weight_of,
 )
 from edgekit.compress.graph import graph_module, program_digest
+from edgekit.compress.picture import by_rows
 from edgekit.compress.plan import Edge, QuantPlan
 from edgekit.errors import UnsupportedError, UsageError
 from edgekit.targets._torch_mobile_layers import (
@@ -67,7 +68,9 @@ def lower(program: torch.export.ExportedProgram, plan: QuantPlan) -> fx.GraphMod
             "this plan was made from another program",
             hint="quantize again, or give the program the plan was made from",
         )
-    return _Lowering(copy.deepcopy(graph_module(program)), plan).run()
+    module = copy.deepcopy(graph_module(program))
+    by_rows(module, contiguous=False)  # QNNPACK takes channels last
+    return _Lowering(module, plan).run()
 
 
 class _Lowering:
@@ -183,7 +186,7 @@ class _Lowering:
             return value
         if limits == (0.0, float("inf")):
             return self._out.emit(aten.relu.default, value)
-        return self._out.emit(aten.hardtanh.default, value, *limits)
+        return self._out.clamp(value, *limits, clamp.meta["val"].dim())
 
     # -- layers -----------------------------------------------------------------------------------
 

@@ -32,8 +32,8 @@ class Weight:
 
     Attributes:
         edge: how the plan quantizes it.
-        stored: what is stored: int8 (also for int4), or float16.
-        scale: float32 scales, shaped to be multiplied with ``stored``; None for half precision.
+        stored: what is stored: int8 (also for int4), float16, or float32 where the plan has none.
+        scale: float32 scales, shaped to be multiplied with ``stored``; None for floats.
     """
 
     edge: Edge
@@ -47,8 +47,9 @@ class Weights:
     Args:
         program: the canonical program.
         plan: its quantization.
-        written: the plan whose integers the file holds now, by which weights are found; None where
-            it holds the float values that the plan's integers stand for.
+        written: the plan whose integers the file holds now, by which weights are found, those that
+            the plan keeps in float too; None where it holds the float values that the plan's
+            integers stand for.
     """
 
     def __init__(
@@ -62,10 +63,12 @@ class Weights:
         self._known: dict[str, tuple[Edge, Array]] = {}
         for node in module.graph.nodes:
             edge, value = constants.get(node.name), tensor_of(module, node)
+            kept = edge is None
+            edge = edge or others.get(node.name)
             if edge is None or value is None or edge.kind != "weight":
                 continue
-            stored = edge.quantize(value.numpy())
-            held, axis = edge.dequantize(stored), edge.axis
+            stored = value.numpy() if kept else edge.quantize(value.numpy())
+            held, axis = (stored if kept else edge.dequantize(stored)), edge.axis
             if node.name in others:
                 held, axis = others[node.name].quantize(value.numpy()), others[node.name].axis
             self._known[_digest(held)] = (edge, stored)
@@ -82,8 +85,9 @@ class Weights:
             edge, stored = found
             back = np.argsort(order)
             shape = [value.shape[i] for i in order]
-            scale = None if edge.axis is None else _scale_in(edge, stored.shape, shape)
-            if edge.axis is not None and scale is None:
+            plain = edge.axis is None or stored.dtype == np.float32
+            scale = None if plain else _scale_in(edge, stored.shape, shape)
+            if not plain and scale is None:
                 continue
             moved = np.ascontiguousarray(stored.reshape(shape).transpose(back))
             return Weight(edge, moved, None if scale is None else scale.transpose(back))

@@ -12,15 +12,23 @@ A package asks for the oldest system that has what its scheme needs, or that the
 for: iOS 16 (``fp32``, ``fp16``), iOS 17 (``w8a8``, ``w8``), iOS 18 (``w4``), and the other systems
 of those years. Targets hear nothing of the devices that an artifact is for.
 
+An artifact of io ``uint8`` takes an image, as Xcode and Vision know it: Core ML hands over pixels
+of 0..255 in the model's order of colours, and scale and offset of each channel are operations of
+the program (those of ``ImageType`` are one scale for all channels). With labels, it is a classifier
+(`edgekit.targets._coreml_classifier`).
+
 Core ML runs on macOS. Elsewhere a package is loaded by an emulation (`edgekit.targets._coreml_run`)
 that evaluates its own operations, and what it proves is called ``emulated``.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from edgekit.names import IOS
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
 
@@ -41,6 +49,7 @@ class Coreml:
     packages = ("coremltools",)
     schemes = ("w8a8", "fp16", "w8", "w4", "fp32")
     delegates = ("coreml",)
+    ios = IOS
     systems: ClassVar[dict[str, tuple[str, ...]]] = {
         "fp32": ("iOS 16", "macOS 13"),
         "fp16": ("iOS 16", "macOS 13"),
@@ -63,11 +72,32 @@ class Coreml:
         convert(program, plan, signature, out)
         return [out]
 
-    def inspect(self, path: Path) -> Placement:
-        """Operations of the program as it stands in the file; nothing is known of Apple's plans."""
-        from edgekit.targets._coreml_inspect import placement
+    def metadata(self, path: Path) -> dict[str, Any] | None:
+        """The images that a package takes and the labels it gives; None where there are none."""
+        from edgekit.targets._coreml_inspect import told
 
-        return placement(_program(path))
+        return told(_program(path))
+
+    def metadata_faults(
+        self, path: Path, signature: Signature, about: Mapping[str, Any]
+    ) -> list[str]:
+        """Where images and labels are not those of the model, in words."""
+        from edgekit.targets._coreml_inspect import told_otherwise
+
+        return told_otherwise(_program(path), signature, about["preprocess"])
+
+    def inspect(self, path: Path) -> Placement:
+        """Operations of the program as it stands in the file; on a Mac, where they would run too.
+
+        Core ML is the delegate itself: what it has a plan for, it runs.
+        """
+        from edgekit.targets._coreml_inspect import placement
+        from edgekit.targets._coreml_plan import units
+
+        found, planned = placement(_program(path)), units(path)
+        if not planned:
+            return found
+        return dataclasses.replace(found, ops_by_unit=planned, undelegated_ops=0)
 
     def stored(self, path: Path) -> list[Stored]:
         """Scales and zero points of the program's operations, and its compressed weights."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.compress.dynamic import PER_SAMPLE, as_computed
+from edgekit.names import IOS
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
 from edgekit.targets._common import channel_digest, converter_error
@@ -52,6 +53,7 @@ class Executorch:
     packages = ("executorch",)
     schemes = ("w8a8", "fp32", "w8a8-dyn")
     delegates = ("xnnpack",)
+    ios = IOS
     dynamic = PER_SAMPLE
 
     def convert(
@@ -72,7 +74,7 @@ class Executorch:
         from edgekit.targets._executorch_tables import look_up_integers
 
         plan = as_computed(graph_module(program), plan, self)
-        module = render(program, plan, "qdq-folded", bare_pads=True)
+        module = render(program, plan, "qdq-folded", bare_pads=True, pixel_rows=True)
         quantize_inputs(module, plan)
         look_up_integers(module)
         _dequantize_for_each(module)
@@ -137,23 +139,29 @@ def lowered(program: torch.export.ExportedProgram, partitioner: Any) -> bytes:
 
 
 def _placement(contents: Contents) -> Placement:
+    from edgekit.targets._border import with_border_roles
     from edgekit.targets._reasons import Op, by_dtype, reasons
 
-    made = []
     ops: collections.Counter[str] = collections.Counter()
     waste: collections.Counter[str] = collections.Counter()
+    made, ends = with_border_roles(
+        [Op(o.kind, o.inputs, o.outputs, _role(o, contents)) for o in contents.operators],
+        {name for name in contents.border if contents.values[name].dtype == "uint8"},
+        {o.kind for o in contents.operators if o.kind in _LAYERS or _is_layer_outside(o.kind)},
+    )
     outside: collections.Counter[str] = collections.Counter()
     float_ops = boundary = 0
     escaped: str | None = None
     in_float: str | None = None
-    for operator in contents.operators:
-        role = _role(operator, contents)
-        made.append(Op(operator.kind, operator.inputs, operator.outputs, role))
+    for place, operator in enumerate(contents.operators):
+        role = made[place].role
         ops[operator.kind] += 1
         if operator.kind in _WASTE or (role == "move" and not operator.delegated):
             waste[operator.kind] += 1
         if role in ("quantize", "dequantize"):
-            boundary += bool(contents.border & {*operator.inputs, *operator.outputs})
+            at_border = bool(contents.border & {*operator.inputs, *operator.outputs})
+            boundary += at_border or place in ends
+        boundary += role == "border"
         if not operator.delegated:
             outside[operator.kind] += 1
             escaped = escaped or f"{operator.kind} runs outside of XNNPACK"

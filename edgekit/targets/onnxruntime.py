@@ -16,6 +16,7 @@ import collections
 import dataclasses
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ import numpy as np
 
 from edgekit.compress.dynamic import PER_TENSOR, as_computed
 from edgekit.compress.weights import SCHEMES as WEIGHTS
+from edgekit.names import IOS
+from edgekit.runtime.session_onnxruntime import without_propagation
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
 from edgekit.targets._common import channel_digest, converter_error
@@ -53,6 +56,7 @@ _MATRICES = {
 }
 """Matrix products, and the position of the weight where they are a layer."""
 _PROVIDER = "CPUExecutionProvider"
+_ASSIGNMENT = "session.record_ep_graph_assignment_info"
 _ANY_TYPE = (
     *_FLOAT_FREE,
     *("Slice", "Split", "Pad", "Clip", "Concat", "Gather", "Resize"),
@@ -70,6 +74,7 @@ class Onnxruntime:
     packages = ("onnx", "onnxscript", "onnxruntime")
     schemes = ("w8a8", "fp32", "w8a8-dyn", "w8", "w4", "fp16")
     delegates = ("cpu",)
+    ios = IOS
     dynamic = PER_TENSOR
 
     def convert(
@@ -92,7 +97,9 @@ class Onnxruntime:
         weights_alone = plan.scheme in WEIGHTS
         form: Form = "fake" if weights_alone else "qdq-folded"
         still = dataclasses.replace(plan, dynamic=())
-        rendered = render_program(program, still, form, bare_pads=True)
+        # Its integer convolutions take channels last, its float ones take them first.
+        rows = bool(plan.activations())
+        rendered = render_program(program, still, form, bare_pads=True, pixel_rows=rows)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -133,13 +140,20 @@ class Onnxruntime:
         import onnx
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        def optimize(into: Path, settings: Mapping[str, str]) -> Any:
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 3
+            options.optimized_model_filepath = str(into)
+            for name, value in {_ASSIGNMENT: "1", **settings}.items():
+                options.add_session_config_entry(name, value)
+            return onnxruntime.InferenceSession(str(path), options, providers=[_PROVIDER])
+
         with tempfile.TemporaryDirectory() as folder:
             optimized = Path(folder) / "optimized.onnx"
-            options.optimized_model_filepath = str(optimized)
-            session = onnxruntime.InferenceSession(str(path), options, providers=[_PROVIDER])
+            try:
+                session = optimize(optimized, {})
+            except Exception as error:  # as the session takes it
+                session = optimize(optimized, without_propagation(error))
             graph = onnx.load(str(optimized)).graph
         parts = session.get_provider_graph_assignment_info()
         others = [n.op_type for p in parts if p.ep_name != _PROVIDER for n in p.get_nodes()]
@@ -226,6 +240,21 @@ def _role(node: Any, integers: set[str]) -> Role:
     return "integer" if node.output[0] in integers else "float"
 
 
+def _border(optimized: Any) -> tuple[set[int], set[int]]:
+    """The places of the nodes of a picture border, and of those that quantize behind it."""
+    from onnx import TensorProto
+
+    from edgekit.targets._border import with_border_roles
+    from edgekit.targets._reasons import Op
+
+    pixels = {i.name for i in optimized.input if i.type.tensor_type.elem_type == TensorProto.UINT8}
+    nodes = [
+        Op(n.op_type, tuple(n.input), tuple(n.output), _role(n, set())) for n in optimized.node
+    ]
+    made, ends = with_border_roles(nodes, pixels, (*_CONVOLUTIONS, *_MATRICES))
+    return {i for i, op in enumerate(made) if op.role == "border"}, ends
+
+
 def _placement(optimized: Any, written: Any) -> Placement:
     from edgekit.targets._reasons import Op, by_dtype, reasons
 
@@ -251,18 +280,24 @@ def _placement(optimized: Any, written: Any) -> Placement:
     made: list[Op] = []
     layers: list[Op] = []
     constants = {i.name for i in optimized.initializer}
-    for node in optimized.node:
+    border, quantizing = _border(optimized)
+    for place, node in enumerate(optimized.node):
         integer = "QLinear" in node.op_type or node.op_type in ("QuantizeLinear", "QGemm")
         if integer or (node.op_type in _ANY_TYPE and node.input[0] in integers):
             integers.update(node.output)
-        made.append(Op(node.op_type, tuple(node.input), tuple(node.output), _role(node, integers)))
+        role = "border" if place in border else _role(node, integers)
+        made.append(Op(node.op_type, tuple(node.input), tuple(node.output), role))
+        if place in border:
+            boundary += 1
+            continue
         if node.op_type == "DequantizeLinear" and node.input[0] in constants:
             constants.add(node.output[0])
         weight = _MATRICES.get(node.op_type)
         if node.op_type in _CONVOLUTIONS or (weight and node.input[weight] in constants):
             layers.append(made[-1])
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            boundary += bool(starts & set(node.input)) or bool(results & set(node.output))
+            at_border = bool(starts & set(node.input)) or bool(results & set(node.output))
+            boundary += at_border or place in quantizing
             continue
         if "QLinear" in node.op_type or node.op_type in (
             "QGemm",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.compress.weights import SCHEMES as WEIGHTS
+from edgekit.names import IOS
 from edgekit.runtime._silence import silence
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
@@ -42,6 +43,7 @@ _KNOWN = {
     "MVN": "a norm over a token or picture is computed in float",
 }
 _JOINED = ("FakeQuantize", "Relu", "Clamp", "Add", "Subtract", "Multiply")
+_BORDER = ("Convert", "Multiply", "Add", "Transpose", "Reshape", "StridedSlice", "Reverse")
 _NEXT_TO_ZERO = 1e-30
 
 
@@ -54,6 +56,7 @@ class Openvino:
     packages = ("openvino",)
     schemes = ("w8a8", "fp32", "w8", "w4", "fp16")
     delegates = ("cpu",)
+    ios = IOS
 
     def convert(
         self,
@@ -84,6 +87,7 @@ class Openvino:
             _openvino_weights.place(model, program, plan)
         else:
             _keep_ranges_per_tensor(model)
+            _round_pixels(model)
         for port, spec in zip(model.inputs, signature.inputs, strict=True):
             port.get_tensor().set_names({spec.name})
             port.get_node().set_friendly_name(spec.name)
@@ -102,6 +106,7 @@ class Openvino:
         """Operators of the compiled CPU graph by type, and the type they compute in."""
         import openvino
 
+        from edgekit.targets._border import with_joined_border
         from edgekit.targets._reasons import Op, by_dtype, reasons
 
         core = openvino.Core()
@@ -113,7 +118,9 @@ class Openvino:
         float_ops = boundary = 0
         first: str | None = None
         made: list[Op] = []
+        facts: list[tuple[str, str]] = []
         border: set[str] = set()
+        pixels: set[str] = set()
         for node in compiled.get_runtime_model().get_ordered_ops():
             info = node.get_rt_info()
             kind = str(info["layerType"].astype(str))
@@ -122,17 +129,22 @@ class Openvino:
             sources = tuple(str(v.get_node().get_friendly_name()) for v in node.input_values())
             if kind in _NOT_COMPUTE:
                 border |= {name} if kind == "Input" else set()
+                pixels |= {name} if kind == "Input" and precision == "u8" else set()
                 border |= set(sources) if kind in ("Output", "Result") else set()
                 continue
             made.append(Op(kind, sources, (name,), _role(kind, precision)))
+            facts.append((precision, name))
+        made = with_joined_border(made, pixels, (*_MOVES, "StridedSlice", "Reshape"), "Subgraph")
+        for op, (precision, name) in zip(made, facts, strict=True):
+            kind = op.kind
             ops[kind] += 1
             if kind in _MOVES:
                 waste[kind] += 1
-            if kind == "FakeQuantize":
+            if kind == "FakeQuantize" or op.role == "border":
                 boundary += 1
             elif kind not in ("Reorder", "Convert", "Reshape") and precision in ("f32", "f16"):
                 float_ops += 1
-                first = first or f"{kind} computes in {precision} ({node.get_friendly_name()})"
+                first = first or f"{kind} computes in {precision} ({name})"
         return Placement(
             ops=dict(sorted(ops.items())),
             float_ops=float_ops,
@@ -218,6 +230,26 @@ def _keep_ranges_per_tensor(model: Any) -> None:
         follows = _has_vector(node) and _follows_product(node)
         if follows and node.get_friendly_name() not in biases:
             _insert_identity(node)
+
+
+def _round_pixels(model: Any) -> None:
+    """Keeps the rounding of a picture that comes as pixels.
+
+    The plug-in moves one factor and one offset for all channels into the FakeQuantize, and leaves
+    that out where its step is a pixel's: the picture is then not rounded as the plan has it. An
+    identity that it does not know is put between.
+    """
+    for parameter in model.get_parameters():
+        if str(parameter.get_element_type().get_type_name()) != "u8":
+            continue
+        node = parameter
+        while len(users := list(node.output(0).get_target_inputs())) == 1:
+            node = users[0].get_node()
+            if node.get_type_name() == "FakeQuantize":
+                _insert_identity(node)
+                break
+            if node.get_type_name() not in _BORDER:
+                break
 
 
 def _bias(product: Any) -> Any:

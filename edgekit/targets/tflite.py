@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ import numpy as np
 
 from edgekit.compress.dynamic import PER_ROW
 from edgekit.compress.weights import SCHEMES as WEIGHTS
-from edgekit.names import WIDE
+from edgekit.names import IOS, WIDE
+from edgekit.runtime.preprocess import ImagePreprocess
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
 from edgekit.targets._common import channel_digest, converter_error, half
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from edgekit.compress.plan import Edge, QuantPlan
     from edgekit.targets._reasons import Op, Role
+    from edgekit.targets._tflite_metadata import Metadata
 
 _KNOWN = {
     "HARD_SWISH": "a scale that does not hold -3 and 3; XNNPACK has no integer kernel for others",
@@ -46,6 +49,7 @@ class Tflite:
     packages = ("litert-torch", "ai-edge-litert")
     schemes = ("w8a8", "fp32", "w8a8-dyn", "w8", "fp16", "w8a16")
     delegates = ("xnnpack",)
+    ios = IOS
     dynamic = PER_ROW
 
     def convert(
@@ -64,21 +68,27 @@ class Tflite:
         from litert_torch.quantize.quant_config import QuantConfig
 
         from edgekit.compress.graph import example_args
+        from edgekit.compress.picture import find_prelude
         from edgekit.compress.render import render
         from edgekit.targets import (
             _tflite_curves,
             _tflite_file,
             _tflite_graph,
+            _tflite_picture,
             _tflite_transposed,
             _tflite_weights,
             _tflite_wide,
         )
+        from edgekit.targets._prelude import cut
         from edgekit.targets._weights import Weights
 
         _tflite_graph.keep_pads_channels_last()
         weights_alone = plan.scheme in WEIGHTS
         written = _tflite_weights.carrier(program, plan) if weights_alone else plan
         module = _without_mode_switch(render(program, written, "qdq"))
+        position, args, prelude = 0, example_args(program), find_prelude(module)
+        if prelude is not None:
+            position, args = cut(module, prelude, args, behind=prelude.result)
         _tflite_wide.shield(module, plan.activations())
         _tflite_transposed.prepare(module)
         _tflite_graph.one_reader_each(module)
@@ -92,7 +102,7 @@ class Tflite:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                converted = litert_torch.convert(module, example_args(program), **options)
+                converted = litert_torch.convert(module, args, **options)
                 converted.export(str(out))
             except Exception as error:
                 raise converter_error("tflite", error) from error
@@ -108,6 +118,8 @@ class Tflite:
         _tflite_file.float_boundary(model)
         if plan.scheme == WIDE:
             _tflite_wide.widen(model)
+        if prelude is not None:
+            _tflite_picture.take_pixels(model, position, prelude)
         _tflite_file.rename_boundary(
             model, [t.name for t in signature.inputs], [t.name for t in signature.outputs]
         )
@@ -115,9 +127,31 @@ class Tflite:
         _tflite_file.write(model, out)
         return [out]
 
+    def describe(self, path: Path, signature: Signature, about: Mapping[str, Any]) -> None:
+        """Writes TFLite Metadata; see `edgekit.targets.worker` and `_tflite_metadata`."""
+        from edgekit.targets import _tflite_metadata_file
+
+        _tflite_metadata_file.write(path, _metadata(signature, about))
+
+    def metadata(self, path: Path) -> dict[str, Any] | None:
+        """What the file's TFLite Metadata tells an app; None where there is none."""
+        from edgekit.targets import _tflite_metadata_file
+
+        found = _tflite_metadata_file.read(path)
+        return None if found is None else found.to_json()
+
+    def metadata_faults(
+        self, path: Path, signature: Signature, about: Mapping[str, Any]
+    ) -> list[str]:
+        """Where the file's TFLite Metadata is not what `describe` writes, in words."""
+        from edgekit.targets import _tflite_metadata, _tflite_metadata_file
+
+        found = _tflite_metadata_file.read(path)
+        return _tflite_metadata.differences(found, _metadata(signature, about))
+
     def inspect(self, path: Path) -> Placement:
         """Operators in the file, by type, and which XNNPACK takes when it is loaded here."""
-        from edgekit.targets import _tflite_delegate, _tflite_file, _tflite_wide
+        from edgekit.targets import _tflite_delegate, _tflite_file, _tflite_picture, _tflite_wide
         from edgekit.targets._reasons import by_dtype, reasons
 
         model = _tflite_file.read(path)
@@ -126,13 +160,15 @@ class Tflite:
         float_ops = boundary = 0
         first: str | None = None
         sizes: collections.Counter[str] = collections.Counter()
+        pixels = _tflite_picture.border(model)
         for graph in model.subgraphs:
             border = {*graph.inputs, *graph.outputs}
             for op in graph.operators:
                 name = _tflite_file.op_name(model, op)
                 ops[name] += 1
                 at_border = bool(border & {*op.inputs, *op.outputs})
-                if name in ("QUANTIZE", "DEQUANTIZE") and at_border:
+                converts = name in ("QUANTIZE", "DEQUANTIZE") and at_border
+                if converts or any(op is one for one in pixels):
                     boundary += 1
                     continue
                 if name in _WASTE:
@@ -158,7 +194,7 @@ class Tflite:
             undelegated=dict(sorted(kinds.items())),
             first_undelegated=_tflite_delegate.told(model, left[0]) if left else None,
             ops_by_dtype=by_dtype(made),
-            layers=by_dtype([op for op in made if op.kind in _LAYERS]),
+            layers=by_dtype([op for op in made if op.kind in _LAYERS and op.role != "border"]),
             first_fallback=first,
             bytes_by_dtype=dict(sorted(sizes.items())),
             waste=dict(sorted(waste.items())),
@@ -187,7 +223,7 @@ class Tflite:
             zero = tuple(int(z) for z in params.zeroPoint)
             value = _tflite_file.constant(model, tensor)
             dtype = _tflite_file.dtype_name(tensor)
-            if index in derived:
+            if index in derived or dtype == "uint8":  # pixels, which are no plan's
                 continue
             if value is None:
                 found.append(Stored(name, "activation", scale, zero))
@@ -202,6 +238,14 @@ class Tflite:
         return found
 
 
+def _metadata(signature: Signature, about: Mapping[str, Any]) -> Metadata:
+    from edgekit.targets._tflite_metadata import describe
+
+    preprocess = ImagePreprocess.from_json(about["preprocess"])
+    licence = about["licence"] or ""
+    return describe(signature, preprocess, name=about["name"], licence=licence)
+
+
 def _without_mode_switch(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """An exported module forbids ``train`` and ``eval``, which the converter calls."""
     module.train = lambda *_, **__: module  # type: ignore[method-assign]
@@ -212,10 +256,11 @@ def _without_mode_switch(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
 
 def _graph_of(model: Any) -> tuple[list[Op], set[str]]:
     """The operators of the main subgraph, and its border."""
-    from edgekit.targets import _tflite_file
+    from edgekit.targets import _tflite_file, _tflite_picture
     from edgekit.targets._reasons import Op
 
     graph = model.subgraphs[0]
+    pixels = _tflite_picture.border(model)
     roles: dict[str, Role] = {"QUANTIZE": "quantize", "DEQUANTIZE": "dequantize"}
     found = []
     for op in graph.operators:
@@ -225,6 +270,8 @@ def _graph_of(model: Any) -> tuple[list[Op], set[str]]:
         role = roles.get(kind, "float" if floats else "integer")
         if kind in _MOVES:
             role = "move"
+        if any(op is one for one in pixels):
+            role = "border"
         found.append(Op(kind, _names(op.inputs), _names(op.outputs), role))
     return found, {*_names(graph.inputs), *_names(graph.outputs)}
 

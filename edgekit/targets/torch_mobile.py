@@ -16,13 +16,13 @@ weights are stored as int8 and unpacked whenever they are read. There is no ``w8
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.compress.dynamic import PER_TENSOR, as_computed
-from edgekit.runtime.ptl import STATED, Program, operators_of, read_program
+from edgekit.names import IOS
+from edgekit.runtime.ptl import Program, operators_of, read_program
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
 from edgekit.targets._common import converter_error
@@ -42,6 +42,7 @@ class TorchMobile:
     packages = ("torch",)
     schemes = ("w8a8", "fp32", "w8a8-dyn")
     delegates = ("qnnpack",)
+    ios = IOS
     dynamic = PER_TENSOR
 
     def convert(
@@ -55,28 +56,17 @@ class TorchMobile:
         import torch
 
         from edgekit.compress.graph import example_args, graph_module
-        from edgekit.targets._torch_mobile_file import canonical_bytes
+        from edgekit.targets._torch_mobile_file import qnnpack, saved
         from edgekit.targets._torch_mobile_lower import lower
 
-        stated = json.dumps(signature.to_json(), sort_keys=True)
-        before = torch.backends.quantized.engine
-        torch.backends.quantized.engine = "qnnpack"
         try:
-            with warnings.catch_warnings(), torch.no_grad():
+            with warnings.catch_warnings(), torch.no_grad(), qnnpack():
                 warnings.simplefilter("ignore")
                 module = lower(program, as_computed(graph_module(program), plan, self))
-                traced = torch.jit.trace(
-                    module.eval(),
-                    example_args(program),
-                    check_trace=False,
-                    _compilation_unit=torch._C.CompilationUnit(),
-                )
-                written = traced._save_to_buffer_for_lite_interpreter({STATED: stated})
+                written = saved(module.eval(), example_args(program), signature)
         except Exception as error:
             raise converter_error(self.id, error) from error
-        finally:
-            torch.backends.quantized.engine = before
-        out.write_bytes(canonical_bytes(written))
+        out.write_bytes(written)
         return [out]
 
     def inspect(self, path: Path) -> Placement:

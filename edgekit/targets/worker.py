@@ -275,6 +275,36 @@ def _task_unrounded(target: Any, task: Task) -> Result:
     return {"unrounded": found.to_json()}
 
 
+def _task_describe(target: Any, task: Task) -> Result:
+    """Tells an app, in the artifact itself, what it takes and gives, and what it tells then.
+
+    ``{"artifact", "signature", "about"}`` -> ``{"metadata"}``; the target's ``describe``, where it
+    has one, writes it. ``about`` has the model's ``name``, ``licence`` and ``preprocess``.
+    """
+    from edgekit.signature import Signature
+
+    path, signature = Path(task["artifact"]), Signature.from_json(task["signature"])
+    if hasattr(target, "describe"):
+        target.describe(path, signature, task["about"])
+    return _task_metadata(target, task)
+
+
+def _task_metadata(target: Any, task: Task) -> Result:
+    """``{"artifact"}`` -> ``{"metadata"}``: what it tells an app of itself; None for nothing."""
+    ask = getattr(target, "metadata", None)
+    return {"metadata": None if ask is None else ask(Path(task["artifact"]))}
+
+
+def _task_metadata_faults(target: Any, task: Task) -> Result:
+    """As for ``describe``, -> ``{"faults"}``: what it tells otherwise than it has to, in words."""
+    from edgekit.signature import Signature
+
+    ask = getattr(target, "metadata_faults", None)
+    signature = Signature.from_json(task["signature"])
+    found = [] if ask is None else ask(Path(task["artifact"]), signature, task["about"])
+    return {"faults": found}
+
+
 def _task_stored(target: Any, task: Task) -> Result:
     """``{"artifact"}`` -> ``{"stored"}``: every quantized tensor in the file."""
     from dataclasses import asdict
@@ -284,8 +314,11 @@ def _task_stored(target: Any, task: Task) -> Result:
 
 _TASKS: dict[str, Callable[[Any, Task], Result]] = {
     "convert": _task_convert,
+    "describe": _task_describe,
     "infer": _task_infer,
     "inspect": _task_inspect,
+    "metadata": _task_metadata,
+    "metadata_faults": _task_metadata_faults,
     "unrounded": _task_unrounded,
     "stored": _task_stored,
 }

@@ -15,6 +15,11 @@ artifacts of a runtime in turn in one run (`edgekit.bench.measure`). ``made_s`` 
 libraries and edgekit's converters included; of edgekit they are the plan's and the conversion's
 together.
 
+Runtimes that this system has none of (Core ML off macOS) are emulated, on ``--emulated-limit``
+samples, and not timed. ``one_plan`` in the report says how far the accuracies of one plan lie apart
+over the runtimes. ``--merge REPORT`` takes the rows that are not measured now from another report;
+every row names its run.
+
 Every step is kept in ``--cache`` under what it depends on; a run that was interrupted goes on.
 A model without its data or weights is left out, and the report says why.
 """
@@ -23,36 +28,35 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.metadata
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ptq_judge import judge, pool, with_latency
 from ptq_models import MODELS, Spec
+from ptq_report import merged, report, versions, write
+from ptq_table import one_plan
 
 import edgekit
 from edgekit import engines
 from edgekit.artifact import fingerprint, sha256_of
-from edgekit.bench.facts import host_facts
 from edgekit.bench.measure import BenchRequest, bench
 from edgekit.errors import EdgekitError
-from edgekit.metrics import top1_correct
 from edgekit.names import TARGETS
-from edgekit.paired import paired_difference
+from edgekit.runtime.session import unavailable
 from edgekit.signature import Signature
 from edgekit.targets import find, worker
 
 HERE = Path(__file__).parent
 PEERS: dict[str, dict[str, Any]] = tomllib.loads((HERE / "peers.toml").read_text())
 DATA = ("imagenet", "cifar10", "sst2")
-PACKAGES = ("torch", "torchao", "numpy", "onnx", "onnxscript", "litert-torch", "ai-edge-litert")
 ROUNDS = 10
 STEP_TIMEOUT_S = 3 * 3600
 
@@ -67,10 +71,20 @@ class Run:
         threads: CPU threads for making artifacts.
         limit: evaluation samples at most, None for all.
         calls: timed calls per artifact.
+        emulated: evaluation samples at most where a runtime is emulated.
     """
 
-    def __init__(self, cache: Path, *, threads: int, limit: int | None, calls: int) -> None:
-        self.cache, self.threads, self.limit, self.calls = cache, threads, limit, calls
+    def __init__(
+        self,
+        cache: Path,
+        *,
+        threads: int,
+        limit: int | None,
+        calls: int,
+        emulated: int | None = None,
+    ) -> None:
+        self.cache, self.threads, self.calls = cache, threads, calls
+        self.limit, self.emulated = limit, emulated
 
     def step(self, key: str, request: Document) -> tuple[Path, Document]:
         """A step of ``ptq_cell.py``: its folder and result, from the cache where it is there.
@@ -87,7 +101,7 @@ class Run:
         path.write_text(json.dumps(request, indent=1))
         result = self._spawn(path)
         if "error" not in result and "unavailable" not in result:
-            _write(folder / "done.json", result)
+            write(folder / "done.json", result)
         return folder, result
 
     def _spawn(self, request: Path) -> Document:
@@ -121,7 +135,7 @@ class Run:
             code=sha256_of(HERE / "ptq_models.py"),
             weights=_checkpoint_digest(name),
             canonical=_code("compress/graph.py", "compress/_*.py", "model"),
-            versions=_versions("torch", "transformers"),
+            versions=versions("torch", "transformers"),
         )
         return self.step(key, {"step": "prepare", "model": name, "data": str(data)})
 
@@ -129,6 +143,8 @@ class Run:
         """Makes one artifact, runs it over the evaluation samples, and scores nothing yet."""
         folder, facts = ready
         row: Document = {"model": name, "runtime": runtime, "engine": engine, "status": "ok"}
+        if unavailable(runtime) is not None:
+            row["emulated"] = True
         request = {
             "step": "artifact",
             "runtime": runtime,
@@ -138,8 +154,8 @@ class Run:
             "calib": str(folder / "calib.npz"),
         }
         # Only what has a part in it: a change of edgekit's quantizer leaves the vendors' rows.
-        parts = ["compress/render.py", "targets/_*.py", f"targets/{runtime.replace('-', '_')}.py"]
-        versions = {**_versions(*find(runtime).packages), **_versions("torch", "torchao")}
+        parts = ["compress/render.py", *_target_files(runtime)]
+        packages = {**versions(*find(runtime).packages), **versions("torch", "torchao")}
         made: Document = {"seconds": 0.0, "peak_memory_mib": 0.0}
         plan_digest = None
         if engine == "edgekit":
@@ -147,19 +163,19 @@ class Run:
                 step="plan",
                 program=facts["digest"],
                 code=_code("compress"),
-                versions=_versions("torch", "torchao"),
+                versions=versions("torch", "torchao"),
             )
             planned, made = self.step(plan_key, {**request, "step": "plan"})
             if "error" in made:
                 return {**row, "status": "failed", "reason": made["error"]}
             # It names the digest of its program, which need not be the float one.
-            plan_digest = sha256_of(planned / "plan.json")
+            plan_digest = row["plan"] = sha256_of(planned / "plan.json")
             row["plan_s"], row["plan_peak_mib"] = made["seconds"], made["peak_memory_mib"]
             request |= {"program": str(planned / "program.pt2"), "plan": str(planned / "plan.json")}
         elif engine != "float":
             own = f"engines/{engine.replace('-', '_')}.py"
             parts += ["engines/_common.py", "engines/_layers.py", own]
-            versions |= _versions(*engines.find(engine).packages)
+            packages |= versions(*engines.find(engine).packages)
             row["settings"] = request["settings"] = PEERS[engine]
         step_key = fingerprint(
             step="artifact",
@@ -169,7 +185,7 @@ class Run:
             plan=plan_digest,
             settings=row.get("settings"),
             code=_code(*parts),
-            versions=versions,
+            versions=packages,
         )
         place, result = self.step(step_key, request)
         if "error" in result:
@@ -185,6 +201,8 @@ class Run:
     def _infer(self, row: Document, place: Path, folder: Path, facts: Document) -> Document:
         """Answers over the evaluation samples in ``outputs-N.npz``, by the artifact's runtime."""
         n = min(facts["n"], self.limit or facts["n"])
+        if row.get("emulated"):
+            n = min(n, self.emulated or n)
         outputs, told = place / f"outputs-{n}.npz", place / f"outputs-{n}.json"
         if not told.exists():
             feeds = folder / "eval.npz"
@@ -210,7 +228,7 @@ class Run:
             if "error" in answered:
                 return {**row, "status": "failed", "reason": answered["error"].message}
             placement = None if "error" in seen else seen["placement"]
-            _write(
+            write(
                 told,
                 {
                     "distinct": answered["distinct"],
@@ -269,138 +287,9 @@ class Run:
             )
             for result in document["results"]:
                 del result["samples_ms"]
-            _write(kept, document)
+            write(kept, document)
         loaded: Document = json.loads(kept.read_text())
         return loaded
-
-
-def judge(rows: Sequence[Document], labels: np.ndarray[Any, Any] | None) -> list[Document]:
-    """Rows of one runtime with their values, and how they differ from float and best vendor.
-
-    Args:
-        rows: with ``outputs`` where the artifact ran; the first output is scored.
-        labels: class indices, or None for the cosine to the float artifact's answers.
-    """
-    answers = {r["engine"]: _answers(Path(r["outputs"])) for r in rows if r["status"] == "ok"}
-    judged = []
-    scores: dict[str, np.ndarray[Any, Any]] = {}
-    for row in rows:
-        answer = answers.get(row["engine"])
-        if answer is None or "float" not in answers:
-            judged.append(row)
-            continue
-        if not np.isfinite(answer).all():
-            judged.append({**row, "status": "failed", "reason": "answers are NaN or infinite"})
-            continue
-        if labels is None:
-            score = _cosines(answer, answers["float"])
-            value = {"value": float(score.mean()), "worst": float(score.min())}
-        else:
-            score = top1_correct(answer, labels[: len(answer)])
-            value = {"value": float(score.mean()) * 100}
-        scores[row["engine"]] = score
-        judged.append({**row, **value, "n": len(score)})
-    return _compared(judged, scores, 1.0 if labels is None else 100.0)
-
-
-def _compared(
-    rows: Sequence[Document], scores: Mapping[str, np.ndarray[Any, Any]], unit: float
-) -> list[Document]:
-    """Rows with what lies between them and float, and between edgekit and the best vendor."""
-    vendors = [r for r in rows if r["engine"] in PEERS and r["engine"] in scores]
-    best = max(vendors, key=lambda r: r["value"], default=None)
-    compared = []
-    for row in rows:
-        mine = scores.get(row["engine"])
-        found = dict(row)
-        if mine is not None and row["engine"] != "float":
-            found["vs_float"] = _difference(scores["float"], mine, unit)
-        if mine is not None and row["engine"] == "edgekit" and best is not None:
-            beside = _difference(scores[best["engine"]], mine, unit)
-            found["vs_best_vendor"] = {"vendor": best["engine"], **beside}
-        compared.append(found)
-    return compared
-
-
-def pool(groups: Mapping[str, tuple[Sequence[Document], np.ndarray[Any, Any]]]) -> list[Document]:
-    """Top-1 over the samples of several models together: one model's are few for an interval.
-
-    Args:
-        groups: by model, its rows of one runtime and the class indices of its samples.
-
-    Returns:
-        A row for every engine that all the models have answers of.
-    """
-    found: dict[str, list[np.ndarray[Any, Any]]] = {}
-    for rows, labels in groups.values():
-        for row in rows:
-            if row["status"] == "ok" and "value" in row:
-                answer = _answers(Path(row["outputs"]))
-                right = top1_correct(answer, labels[: len(answer)])
-                found.setdefault(row["engine"], []).append(right)
-    scores = {k: np.concatenate(v) for k, v in found.items() if len(v) == len(groups)}
-    if len(groups) < 2 or "float" not in scores:
-        return []
-    (runtime,) = {row["runtime"] for rows, _ in groups.values() for row in rows}
-    pooled = [
-        {
-            "models": list(groups),
-            "runtime": runtime,
-            "engine": engine,
-            "value": float(score.mean()) * 100,
-            "n": len(score),
-        }
-        for engine, score in scores.items()
-    ]
-    return _compared(pooled, scores, 100.0)
-
-
-def _difference(reference: Any, candidate: Any, unit: float) -> Document:
-    found = paired_difference(reference, candidate)
-    return {
-        "difference": unit * found.difference,
-        "ci95": [unit * found.low, unit * found.high],
-        "discordant": found.discordant,
-        "verdict": found.verdict,
-    }
-
-
-def _answers(path: Path) -> np.ndarray[Any, Any]:
-    """The first output as [n, values]."""
-    with np.load(path) as data:
-        first: np.ndarray[Any, Any] = data[data.files[0]]
-    return first.reshape(len(first), -1)
-
-
-def _cosines(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return np.asarray((a * b).sum(axis=1) / np.maximum(norms, 1e-30))
-
-
-def _with_latency(rows: Sequence[Document], measured: Document) -> list[Document]:
-    results = {r["artifact"]: r for r in measured["results"]}
-    pairs = {(c["a"], c["b"]): c for c in measured["comparisons"]}
-    timed = []
-    for row in rows:
-        result = results.get(row["engine"])
-        if result is None:
-            timed.append(row)
-            continue
-        more: Document = {
-            "latency_ms": result["latency_ms"],
-            "load_ms": result["load_ms"],
-            "run_peak_mib": result["peak_memory_mib"],
-            "notes": result["notes"],
-        }
-        if (found := pairs.get(("float", row["engine"]))) is not None:
-            more["latency_vs_float"] = found
-        if row["engine"] == "edgekit":
-            more["latency_vs"] = {
-                a: c for (a, b), c in pairs.items() if b == "edgekit" and a in PEERS
-            }
-        timed.append({**row, **more})
-    return timed
 
 
 def _checkpoint_digest(name: str) -> str | None:
@@ -412,6 +301,15 @@ def _tree(folder: Path) -> list[str]:
     return [sha256_of(f) for f in sorted(folder.rglob("*")) if f.is_file()]
 
 
+def _target_files(runtime: str) -> list[str]:
+    """A target's own file, its private ones, and those that no target has for itself."""
+    stems = {name: name.replace("-", "_").removesuffix("runtime") for name in TARGETS}
+    others = tuple(f"_{stem}" for name, stem in stems.items() if name != runtime)
+    private = sorted(Path(edgekit.__file__).parent.glob("targets/_*.py"))
+    own = [f"targets/{f.name}" for f in private if not f.name.startswith(others)]
+    return [*own, f"targets/{runtime.replace('-', '_')}.py"]
+
+
 def _code(*parts: str) -> str:
     """sha256 of edgekit's files and folders that these patterns name."""
     sha = hashlib.sha256()
@@ -420,46 +318,6 @@ def _code(*parts: str) -> str:
         for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             sha.update(file.read_bytes())
     return sha.hexdigest()
-
-
-def _versions(*names: str) -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
-
-
-def _write(path: Path, document: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(json.dumps(document, indent=2, sort_keys=True, allow_nan=False) + "\n")
-    aside.replace(path)
-
-
-def _report(
-    rows: Sequence[Document], pooled: Sequence[Document], skipped: Sequence[Document], run: Run
-) -> Document:
-    used = {p for e in PEERS for p in engines.find(e).packages}
-    hidden = ("path", "outputs")
-    return {
-        "benchmark": "ptq",
-        "edgekit": edgekit.__version__,
-        "facts": host_facts(),
-        "packages": _versions(
-            *sorted({*used, *PACKAGES, *(p for t in TARGETS for p in find(t).packages)})
-        ),
-        "threads_making": run.threads,
-        "threads_measuring": 1,
-        "settings": PEERS,
-        "titles": {name: spec.title for name, spec in MODELS.items()},
-        "metrics": {name: spec.metric for name, spec in MODELS.items()},
-        "rows": [{k: v for k, v in row.items() if k not in hidden} for row in rows],
-        "pooled": list(pooled),
-        "skipped": list(skipped),
-    }
 
 
 def _chosen(runtime: str, wanted: Sequence[str]) -> list[str]:
@@ -487,6 +345,18 @@ def _options() -> argparse.Namespace:
         "--engines", nargs="+", choices=known, default=known, help="beside float, always made"
     )
     parser.add_argument("--limit", type=int, default=None, help="evaluation samples at most")
+    parser.add_argument(
+        "--emulated-limit",
+        type=int,
+        default=200,
+        help="the same where a runtime is emulated (Core ML off macOS)",
+    )
+    parser.add_argument(
+        "--merge",
+        type=Path,
+        metavar="REPORT",
+        help="a report to take the rows from of all models and runtimes not measured now",
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads for making artifacts")
     parser.add_argument("--calls", type=int, default=300, help="timed calls per artifact")
     parser.add_argument("--no-latency", action="store_true")
@@ -500,12 +370,26 @@ def main() -> int:
     """Runs what was asked for; the report is written anew after every runtime of every model."""
     options = _options()
     cache = options.cache or options.out.parent / "ptq-cache"
-    run = Run(cache.resolve(), threads=options.threads, limit=options.limit, calls=options.calls)
+    run = Run(
+        cache.resolve(),
+        threads=options.threads,
+        limit=options.limit,
+        calls=options.calls,
+        emulated=options.emulated_limit,
+    )
+    before = json.loads(options.merge.read_text()) if options.merge else None
+
+    def save() -> Document:
+        document = report(rows, pooled, skipped, PEERS, run.threads)
+        document = document if before is None else merged(before, document)
+        write(options.out, document)
+        return document
+
     rows: list[Document] = []
     pooled: list[Document] = []
     skipped: list[Document] = []
     groups: dict[tuple[str, str], dict[str, Any]] = {}
-    for name in options.models:
+    for name in (name for name in MODELS if name in options.models):
         spec: Spec = MODELS[name]
         data = getattr(options, spec.data)
         ready = None if data is None else run.model(name, data.resolve())
@@ -525,16 +409,16 @@ def main() -> int:
                     print(f"  failed: {made[-1]['reason']}", flush=True)
             judged = judge(made, labels if labels.size else None)
             alive = [r for r in judged if r["status"] == "ok"]
-            if alive and not options.no_latency:
-                judged = _with_latency(
+            if alive and not options.no_latency and unavailable(runtime) is None:
+                judged = with_latency(
                     judged, run.latency(alive, ready, fresh=options.fresh_latency)
                 )
             rows += judged
             if labels.size:
                 groups.setdefault((spec.data, runtime), {})[name] = (judged, labels)
             pooled = [row for group in groups.values() for row in pool(group)]
-            _write(options.out, _report(rows, pooled, skipped, run))
-    _write(options.out, _report(rows, pooled, skipped, run))
+            save()
+    print(one_plan(save()))
     return 0
 
 

@@ -84,6 +84,7 @@ def artifact(request: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from edgekit import engines, targets
+    from edgekit.artifact import files_of
     from edgekit.compress.graph import program_digest
     from edgekit.compress.plan import QuantPlan
     from edgekit.signature import Signature
@@ -109,7 +110,7 @@ def artifact(request: dict[str, Any]) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "files": [file.name for file in files],
-        "bytes": sum(file.stat().st_size for file in files),
+        "bytes": sum(part.stat().st_size for file in files for part in files_of(file)),
     }
 
 

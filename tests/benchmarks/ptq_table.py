@@ -27,12 +27,8 @@ def table(document: Mapping[str, Any]) -> str:
         parts.append(_model_table(document, model, rows))
     parts += _pooled_tables(document)
     parts += [f"{s['model']} was left out: {s['reason']}." for s in document["skipped"]]
-    facts = document["facts"]
-    parts.append(
-        f"One call on one thread, {facts['cpu']}; brackets are 95 % intervals, paired over the "
-        "same samples or the same rounds. Made from the float program to the file, each in a "
-        f"process of its own; threads: {document['threads_making']}."
-    )
+    parts.append(one_plan(document))
+    parts += [_conditions(document, i) for i in range(len(document["runs"]))]
     if busy := [row for row in document["rows"] if _disturbed(row)]:
         parts.append(
             f"The machine was busy: {len(busy)} of {len(document['rows'])} latencies are disturbed."
@@ -40,9 +36,54 @@ def table(document: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def one_plan(document: Mapping[str, Any]) -> str:
+    """How far the accuracies of one plan lie apart over the runtimes, a line for every plan."""
+    lines = []
+    for found in document["one_plan"]:
+        title, cosine = document["titles"][found["model"]], found["limit"] is None
+        values = ", ".join(
+            f"{runtime} {value:.4f}" if cosine else f"{runtime} {value:.2f}"
+            for runtime, value in found["values"].items()
+        )
+        said = f"{title}, one plan (sha256 {found['plan'][:12]}): {values or 'in no runtime'}"
+        if found["spread"] is not None:
+            said += f"; {found['spread']:.4f} apart" if cosine else f"; {found['spread']:.2f} apart"
+        if found["within"] is not None:
+            said += f", {'within' if found['within'] else 'OVER'} {found['limit']:g} points"
+        for runtime, row in found["emulated"].items():
+            said += f"; {runtime}, emulated, {row['n']} samples: {_difference(row, cosine)} "
+            said += "against float"
+        lines.append(f"{said}.")
+    return "\n".join(lines) or "No runtime has a row of edgekit's with its plan."
+
+
+def _conditions(document: Mapping[str, Any], number: int) -> str:
+    """How the rows of one run were measured."""
+    run = document["runs"][number]
+    whose = dict.fromkeys(r["runtime"] for r in document["rows"] if r["run"] == number)
+    return (
+        f"{', '.join(whose)}: one call on one thread, {run['facts']['cpu']}; brackets are 95 % "
+        "intervals, paired over the same samples or the same rounds. Made from the float program "
+        f"to the file, each in a process of its own; threads: {run['threads_making']}."
+    )
+
+
+def _runtime(row: Row) -> str:
+    """A row's runtime, with the number of its answers where it is emulated."""
+    if not row.get("emulated"):
+        return str(row["runtime"])
+    return f"{row['runtime']} (emulated" + (f", n {row['n']})" if "n" in row else ")")
+
+
+def _quantizer(row: Row) -> str:
+    """A row's quantizer, and what its runtime had to do without to load the file."""
+    _, without, what = str(row.get("runtime_version", "")).partition(" without ")
+    return f"{row['engine']} (loaded{without}{what})" if without else str(row["engine"])
+
+
 def _model_table(document: Mapping[str, Any], model: str, rows: list[Row]) -> str:
     cosine = document["metrics"][model] == "cosine"
-    n = next((row["n"] for row in rows if "n" in row), 0)
+    n = max((row["n"] for row in rows if "n" in row), default=0)
     metric = "cosine to float, mean (worst)" if cosine else "top-1"
     head = ("runtime", "quantizer", metric, "against float", "against best vendor")
     head += ("float ops", "KiB", "p50 ms", "times float", "made s", "made MiB")
@@ -76,15 +117,15 @@ def _pooled_tables(document: Mapping[str, Any]) -> list[str]:
 
 def _cells(row: Row, cosine: bool) -> tuple[str, ...]:
     if row["status"] != "ok":
-        return (row["runtime"], row["engine"], f"failed: {row['reason'][:120]}", *[""] * 8)
+        return (_runtime(row), row["engine"], f"failed: {row['reason'][:120]}", *[""] * 8)
     value = f"{row['value']:.4f} ({row['worst']:.4f})" if cosine else f"{row['value']:.2f}"
     against = row.get("vs_best_vendor")
     beside = "" if against is None else f"{_difference(against, cosine)} ({against['vendor']})"
     ratio = row.get("latency_vs_float")
     latency = row.get("latency_ms")
     return (
-        row["runtime"],
-        row["engine"],
+        _runtime(row),
+        _quantizer(row),
         value,
         _difference(row.get("vs_float"), cosine),
         beside,
@@ -136,7 +177,7 @@ def overview(document: Mapping[str, Any]) -> str:
         compared = "" if best is None else _beside(best, against, cosine)
         cells = (
             " and ".join(document["titles"][m] for m in models) + f", n {row['n']}",
-            row["runtime"],
+            f"{row['runtime']} (emulated)" if row.get("emulated") else row["runtime"],
             "" if cosine else _value(beside["float"], cosine),
             f"{_value(row, cosine)}, {_difference(row['vs_float'], cosine)}",
             compared,

@@ -66,6 +66,13 @@ def cnn():
     return nn.Sequential(*layers, nn.Linear(32, 4)), {"input": torch.zeros(1, 1, 8, 8)}
 
 
+def picture():
+    from edgekit import ImagePreprocess, Model
+
+    module, example = cnn()
+    return Model.from_module(module, example, preprocess=ImagePreprocess(8, 8, 1, "GRAY"))
+
+
 def branch():
     return Branch(), example()
 

@@ -59,7 +59,7 @@ def test_a_dry_run_tells_the_jobs_and_opens_and_writes_nothing(
     assert jobs[0]["devices"] == ["pixel-8", "x86-server"]
     assert jobs[1] == {
         "artifact": "openvino-w8a8", "target": "openvino", "scheme": "w8a8", "delegate": "cpu",
-        "devices": ["x86-server"], "threads": jobs[1]["threads"],
+        "io": "float32", "devices": ["x86-server"], "threads": jobs[1]["threads"],
     }  # fmt: skip
     assert "--calib" in done.err
     assert list(tmp_path.iterdir()) == []
@@ -85,6 +85,7 @@ def test_a_dry_run_tells_the_jobs_and_opens_and_writes_nothing(
         (["--target", "tflite", "--max-drop", "nan"], 2, ["--max-drop"]),
         (["--target", "tflite", "--max-drop", "-1"], 2, ["--max-drop"]),
         (["--target", "tflite", "--threads", "0"], 2, ["--threads"]),
+        (["--target", "tflite", "--io", "int8"], 2, ["--io", "float32", "uint8"]),
         (
             ["--target", "tflite", "--without", "rounding", "--without", "mse-range"],
             2,
@@ -112,6 +113,35 @@ def test_a_bundle_needs_a_place(edgekit: Run) -> None:
     done = edgekit("export", "absent.pt2", "--target", "tflite")
     assert done.code == 2
     assert "give -o OUT" in done.err
+
+
+@pytest.mark.parametrize(
+    ("model", "target", "more", "code", "said"),
+    [
+        ("cnn", "onnxruntime", [], 5, "the preprocessing of pictures into the artifact"),
+        ("picture", "null", [], 5, "target 'null' makes no artifacts of io 'uint8'"),
+        ("picture", "openvino", ["--engine", "nncf"], 5, "engine 'nncf'"),
+        ("picture", "onnxruntime", [], 7, "pictures.npz holds the model's tensors alone"),
+    ],
+)
+def test_what_takes_no_pixels_is_refused(
+    model: str,
+    target: str,
+    more: list[str],
+    code: int,
+    said: str,
+    edgekit: Run,
+    shop: Path,
+    tmp_path: Path,
+) -> None:
+    data = ["--calib", shop / "pictures.npz", "--eval", shop / "pictures.npz"]
+    device = ["--device", shop / "board.toml"] if target == "null" else []
+    out = tmp_path / "out"
+    args = [*device, "--target", target, "--io", "uint8", *data, *more, "-o", out]
+    done = edgekit("export", f"{shop}/m.py:{model}", *args)
+    assert done.code == code, done.err
+    assert said in done.err
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

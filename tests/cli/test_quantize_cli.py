@@ -38,8 +38,23 @@ def planted():
     return net.eval(), {"input": torch.zeros(1, 3, 8, 8)}
 
 
+def heavy():
+    """Weights that are large, and always meet zeros, leave no integers for the others beside them.
+    """
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 40, 1), nn.ReLU(), nn.Conv2d(40, 40, 1), nn.ReLU(), nn.Conv2d(40, 40, 1),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(40, 4),
+    )
+    with torch.no_grad():
+        net[0].weight[0], net[0].bias[0] = 0, -1
+        net[2].weight[:, 0] = 200
+        net[7].bias -= net(torch.randn(64, 3, 8, 8)).mean(0)  # so that all classes come up
+    return net.eval(), {"input": torch.zeros(1, 3, 8, 8)}
+
+
 def one():
-    """The same, with nothing else in it but a layer that reads it."""
+    """The planted layer, with nothing else but a layer that reads it."""
     first = planted()[0][2]
     last = nn.Linear(288, 4)
     with torch.no_grad():
@@ -62,7 +77,7 @@ def ruined(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "m.py").write_text(MODELS)
     space: dict[str, Any] = {}
     exec(MODELS, space)
-    for name in ("planted", "one"):
+    for name in ("planted", "heavy", "one"):
         with torch.random.fork_rng(devices=[]):
             net, examples = space[name]()
         shape = (192, *examples["input"].shape[1:])
@@ -152,6 +167,48 @@ def test_a_plan_that_holds_keeps_its_bytes(quantize: Run, ruined: Path, tmp_path
         assert (tmp_path / "free" / name).read_bytes() == (tmp_path / "held" / name).read_bytes()
 
 
+@pytest.mark.parametrize(
+    "scheme",
+    ["w8", *(pytest.param(s, marks=pytest.mark.slow) for s in ("w4", "w8a8-dyn"))],
+)
+def test_a_plan_of_weights_keeps_the_ruined_layer_in_float(
+    scheme: str, quantize: Run, ruined: Path, edgekit: Run, tmp_path: Path
+) -> None:
+    data = ["--eval", ruined / "heavy-eval.npz", "--scheme", scheme]
+    done = quantize(*data, "--max-drop", 20, "-o", tmp_path / "plan", "--json", model="heavy")
+    assert done.code == 0, done.err
+    document = done.document
+    [kept] = document["kept_for_accuracy"]
+    assert (kept["scheme"], kept["of"]) == (scheme, 4)
+    assert kept["drop_before"] > 50 and document["drop_points"] <= 20
+    assert kept["drop_after"] == pytest.approx(document["drop_points"])
+    assert "2 (conv2d_1)" in kept["units"]
+    if scheme != "w4":  # of which others lose a little too
+        # 1,600 weights, multiplied on integers where the layer's input is quantized too.
+        assert (kept["units"], kept["bytes"]) == (["2 (conv2d_1)"], 1600 * 3)
+        assert document["plan"]["edges"] == 3
+    assert (kept["macs_share"] > 0.4) == (scheme == "w8a8-dyn")
+    reasons = {k["node"]: k["reason"] for k in document["plan"]["kept_float"]}
+    assert reasons["conv2d_1"] == "kept in float to lose at most 20 points"
+    assert document["sensitivity"]["layers"][0]["layer"] == "2 (conv2d_1)"
+    plan = QuantPlan.from_json(json.loads((tmp_path / "plan" / "plan.json").read_text()))
+    assert all(d.node != "conv2d_1" for d in plan.dynamic)
+    render(torch.export.load(tmp_path / "plan" / "program.pt2"), plan, "fake")
+    assert "2 (conv2d_1)" in edgekit("inspect", tmp_path / "plan").out
+
+
+def test_a_plan_of_weights_needs_no_data(ruined: Path, edgekit: Run, tmp_path: Path) -> None:
+    model = f"{ruined}/m.py:heavy"
+    done = edgekit("quantize", model, "--scheme", "w8", "-o", tmp_path / "plan", "--json")
+    assert done.code == 0, done.err
+    assert (done.document["plan"]["edges"], done.document["drop_points"]) == (4, None)
+    for more in (["--sensitivity"], []):
+        scheme = "w8" if more else "w8a8"
+        done = edgekit("quantize", model, "--scheme", scheme, *more, "-o", tmp_path / "other")
+        assert done.code == 2 and "--calib DATA" in done.err
+        assert not (tmp_path / "other").exists()
+
+
 def test_a_limit_that_only_float_holds(quantize: Run, ruined: Path, tmp_path: Path) -> None:
     """Nothing is written: with both of its layers in float this would be no int8 model."""
     data = ["--eval", ruined / "one-eval.npz", "--max-drop", 2]
@@ -228,6 +285,33 @@ def test_an_export_keeps_the_layer_in_float_and_proves_it(
     again = edgekit(*request, "-o", tmp_path / "again")
     assert "nothing was converted anew" in again.err
     assert "2 (conv2d_1)" in again.out
+
+
+@pytest.mark.slow
+@pytest.mark.runtime
+@pytest.mark.parametrize(
+    ("target", "scheme"),
+    [
+        *((t, s) for t in ("tflite", "openvino", "onnxruntime", "coreml") for s in ("w8",)),
+        *((t, s) for t in ("openvino", "onnxruntime", "coreml") for s in ("w4",)),
+        *((t, "w8a8-dyn") for t in ("tflite", "onnxruntime", "executorch", "torch-mobile")),
+    ],
+)
+def test_an_export_of_weights_keeps_the_layer_in_float(
+    target: str, scheme: str, ruined: Path, edgekit: Run, tmp_path: Path
+) -> None:
+    done = edgekit(
+        "export", f"{ruined}/m.py:heavy", "--target", target, "--scheme", scheme, "--no-bench",
+        "--calib", ruined / "heavy-calib.npz", "--eval", ruined / "heavy-eval.npz",
+        "--max-drop", 20, *PLAIN, "-o", tmp_path / "bundle", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    [kept] = done.document["kept_for_accuracy"]
+    assert "2 (conv2d_1)" in kept["units"] and kept["drop_before"] > 50
+    [artifact] = done.document["artifacts"]
+    assert artifact["verification"] == ("emulated" if target == "coreml" else "runtime")
+    assert artifact["drop_points"] <= 20
+    assert [g["passed"] for g in done.document["gates"] if g["name"] == "max-drop"] == [True]
 
 
 @pytest.mark.runtime

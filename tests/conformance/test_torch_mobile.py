@@ -121,6 +121,21 @@ def test_clamps_go_into_kernels_and_only_gates_pool_in_float(made: Made) -> None
     assert why == {"aten::avg_pool2d": "the kernel on integers gives no scale but its input's"}
 
 
+def test_a_clamp_of_pictures_by_itself(tmp_path: Path) -> None:
+    """Integers that go beyond the lower limit. torch's kernel mixes up pictures here by itself."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Hardtanh(0.05, 0.4), nn.Conv2d(8, 5, 3)).eval()
+        feeds = [(torch.randn(1, 3, 9, 9),) for _ in range(8)]
+    program = canonical(torch.export.export(net, feeds[0], strict=False))
+    plan = quantize(program, feeds)
+    signature = Signature((TensorSpec("x", (1, 3, 9, 9)),), (TensorSpec("y", (1, 5, 5, 5)),))
+    made = Made(program, plan, feeds, signature, tmp_path / "net.ptl")
+    made.convert(plan, made.path)
+    assert "aten::hardtanh" in TARGET.inspect(made.path).ops
+    assert made.off(plan, made.path) < 1e-6
+
+
 def test_a_process_writes_the_same_bytes_again(made: Made, tmp_path: Path) -> None:
     again = made.convert(made.plan, tmp_path / "other.ptl")
     assert again.read_bytes() == made.path.read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import platform
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from edgekit.errors import BadData, UnsupportedError, UsageError
 from edgekit.metrics import sqnr_db
 from edgekit.runtime.session import open_session, read_signature
 from edgekit.signature import Signature, TensorSpec
+from edgekit.targets import find
 
 pytestmark = pytest.mark.runtime
 
@@ -212,3 +214,48 @@ def test_more_threads_give_the_same_answer(artifacts: Path, target: str) -> None
     got = session.run(feeds)["scores"]
     session.close()
     np.testing.assert_allclose(got, outputs["scores"], rtol=1e-5, atol=1e-6)
+
+
+def test_an_optimization_that_trips_over_its_own_result_is_left_out(tmp_path: Path) -> None:
+    """ONNX Runtime 1.32 on x86 with int8 before a reshape in a file of opset 21."""
+    onnx = pytest.importorskip("onnx")
+    ort = pytest.importorskip("onnxruntime")
+    from onnx import TensorProto, helper, numpy_helper
+
+    arrays = {
+        "scale": np.float32(0.1), "zero": np.int8(0), "shape": np.array([1, 8], np.int64),
+        "stored": np.full((8, 4), 10, np.int8), "bias": np.zeros(4, np.float32),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["dq"]),
+        helper.make_node("Reshape", ["dq", "shape"], ["view"]),
+        helper.make_node("DequantizeLinear", ["stored", "scale", "zero"], ["w"]),
+        helper.make_node("Gemm", ["view", "w", "bias"], ["y"]),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("x", [1, 8, 1, 1]), ("y", [1, 4]))
+    ]
+    held = [numpy_helper.from_array(np.asarray(v), k) for k, v in arrays.items()]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], held)
+    one, two = TensorSpec("x", (1, 8, 1, 1)), TensorSpec("y", (1, 4))
+    for opset in (20, 21):
+        path = tmp_path / f"{opset}.onnx"
+        made = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10
+        )
+        onnx.save(made, path)
+        session = open_session("onnxruntime", path, Signature((one,), (two,)))
+        got = session.run({"x": np.full((1, 8, 1, 1), 0.5, np.float32)})["y"]
+        np.testing.assert_allclose(got, np.full((1, 4), 4.0), rtol=1e-6)
+        trips = opset == 21 and ort.__version__.startswith("1.32.") and _is_x86()
+        without = " without QDQPropagationTransformer" if trips else ""
+        assert session.runtime_version == f"onnxruntime {ort.__version__}{without}"
+        session.close()
+        assert read_signature("onnxruntime", path) == Signature((one,), (two,))
+        assert find("onnxruntime").inspect(path).float_ops >= 1
+
+
+def _is_x86() -> bool:
+    return platform.machine() in ("x86_64", "AMD64")

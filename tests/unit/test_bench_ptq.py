@@ -111,14 +111,16 @@ def test_the_table_shows_intervals_failures_and_what_was_left_out(
     ptq: Any, judged: list[dict[str, Any]]
 ) -> None:
     failed = {"model": "minilm", "runtime": "openvino", "engine": "ort", "status": "failed"}
+    judged[-1]["runtime_version"] = "onnxruntime 1.32.0 without Fusion"
     document = {
         "rows": [*judged, {**failed, "reason": "it gave up"}],
         "skipped": [{"model": "mobilenet-v2", "reason": "no --cifar10"}],
         "titles": {"minilm": "MiniLM"},
         "metrics": {"minilm": "top1"},
-        "facts": {"cpu": "a processor"},
-        "threads_making": 1,
+        "runs": [{"facts": {"cpu": "a processor"}, "threads_making": 1}],
+        "one_plan": [],
     }
+    document["rows"] = [{**r, "run": 0} for r in document["rows"]]
     text = ptq[1].table(document)
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
@@ -126,7 +128,9 @@ def test_the_table_shows_intervals_failures_and_what_was_left_out(
     assert "| 90.00 | -10.00 [" in ours
     assert "+20.00 [" in ours and "(inc)" in ours
     assert "failed: it gave up" in text
+    assert "| nncf (loaded without Fusion) | 60.00 |" in text
     assert "mobilenet-v2 was left out: no --cifar10." in text
+    assert "openvino: one call on one thread, a processor;" in text
 
 
 def test_the_pictures_of_several_models_are_judged_together(
@@ -175,3 +179,88 @@ def test_the_ablation_table_has_a_line_for_every_choice_of_methods(ptq: Any) -> 
     assert "top-1 (float 90.00, n 10)" in lines[0] and "cosine (worst)" in lines[0]
     assert lines[2] == "| none | 20.0 | 80.00 | 20.0 | 0.9900 (0.9000) | 3 | 3 |"
     assert lines[3].startswith("| all |")
+
+
+def of(model: str, runtime: str, value: float, **more: Any) -> dict[str, Any]:
+    """A row of edgekit's, as a report has it."""
+    row = {"model": model, "runtime": runtime, "engine": "edgekit", "status": "ok", "n": 9}
+    return {**row, "value": value, "plan": "a" * 64, "run": 0, **more}
+
+
+@pytest.fixture
+def modules(ptq: Any) -> tuple[Any, Any]:
+    return importlib.import_module("ptq_judge"), importlib.import_module("ptq_report")
+
+
+def test_accuracies_of_one_plan_are_held_together(ptq: Any, modules: Any) -> None:
+    against = {"difference": -1.0, "ci95": [-3.0, 0.5]}
+    name = "mobilenet-v2"
+    rows = [
+        of(name, "tflite", 80.0),
+        of(name, "executorch", 80.29),
+        of(name, "openvino", 90.0, plan="b" * 64),  # another plan
+        of(name, "coreml", 70.0, emulated=True, n=5, vs_float=against),
+        {**of(name, "tflite", 60.0), "engine": "nncf"},
+        {k: v for k, v in of(name, "onnxruntime", 50.0).items() if k != "plan"},
+    ]
+    first, second = modules[0].spreads(rows, {name: "top1"})
+    assert first["values"] == {"tflite": 80.0, "executorch": 80.29}
+    assert first["spread"] == pytest.approx(0.29) and first["within"] is True
+    assert first["emulated"] == {"coreml": {"n": 5, **against}}
+    assert second["values"] == {"openvino": 90.0}
+    assert second["spread"] is None and second["within"] is None
+    rows[1]["value"] = 80.31
+    (over, _) = modules[0].spreads(rows, {name: "top1"})
+    assert over["within"] is False
+    (cosine, _) = modules[0].spreads(rows, {name: "cosine"})
+    assert cosine["within"] is None and cosine["limit"] is None
+    text = ptq[1].one_plan({"one_plan": [over], "titles": {name: "A net"}})
+    assert text == (
+        "A net, one plan (sha256 aaaaaaaaaaaa): tflite 80.00, executorch 80.31; 0.31 apart, "
+        "OVER 0.3 points; coreml, emulated, 5 samples: -1.00 [-3.00, +0.50] against float."
+    )
+
+
+def test_rows_of_two_runs_keep_their_own_facts(modules: Any) -> None:
+    run = {"edgekit": "0", "packages": {}, "threads_making": 1, "threads_measuring": 1}
+    pooled = [
+        {"models": ["mobilenet-v2", "mobilenet-v3-small"], "runtime": r, "engine": "edgekit"}
+        for r in ("tflite", "executorch")
+    ]
+    # As reports were before rows named their run.
+    old = {
+        **run, "facts": {"cpu": "old"}, "settings": {}, "pooled": pooled,
+        "rows": [
+            {k: v for k, v in of("mobilenet-v2", r, 1.0).items() if k not in ("run", "plan")}
+            for r in ("executorch", "tflite")
+        ],
+        "skipped": [{"model": m, "reason": "no data"} for m in ("minilm", "mobilenet-v3-small")],
+    }  # fmt: skip
+    new = {
+        "runs": [{**run, "facts": {"cpu": "new"}}], "settings": {"nncf": {}}, "pooled": [],
+        "rows": [
+            of(m, "executorch", v) for m, v in (("mobilenet-v3-small", 3.0), ("mobilenet-v2", 2.0))
+        ],
+        "skipped": [],
+    }  # fmt: skip
+    for _ in range(2):  # merging a merged report again changes nothing
+        old = modules[1].merged(old, new)
+        cpus = [run["facts"]["cpu"] for run in old["runs"]]
+        assert [(r["model"], r["runtime"], r["value"], cpus[r["run"]]) for r in old["rows"]] == [
+            ("mobilenet-v2", "tflite", 1.0, "old"),
+            ("mobilenet-v2", "executorch", 2.0, "new"),
+            ("mobilenet-v3-small", "executorch", 3.0, "new"),
+        ]
+        assert [row["runtime"] for row in old["pooled"]] == ["tflite"]
+        assert [s["model"] for s in old["skipped"]] == ["minilm"]
+        assert sorted(cpus) == ["new", "old"]
+        assert {p["model"] for p in old["one_plan"]} == {"mobilenet-v2", "mobilenet-v3-small"}
+
+
+def test_a_step_depends_on_its_own_targets_files_and_the_shared_ones(ptq: Any) -> None:
+    for target in ("torch-mobile", "onnxruntime"):
+        files = ptq[0]._target_files(target)
+        assert "targets/_common.py" in files and "targets/_tflite_file.py" not in files
+        assert f"targets/{target.replace('-', '_')}.py" in files
+    assert "targets/_onnx_file.py" in ptq[0]._target_files("onnxruntime")
+    assert "targets/_torch_mobile_file.py" not in ptq[0]._target_files("onnxruntime")

@@ -68,9 +68,8 @@ def test_every_file_is_an_engine_of_that_name() -> None:
 
 
 def test_every_target_has_an_engine() -> None:
-    """All but PyTorch Mobile, for which there is none yet."""
     served = {t for name in engines.available() for t in engines.find(name).targets}
-    assert served == set(TARGETS) - {"torch-mobile"}
+    assert served == set(TARGETS)
 
 
 def test_the_defaults_are_what_peers_toml_freezes() -> None:

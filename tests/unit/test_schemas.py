@@ -31,7 +31,7 @@ OPEN = {
     "inspect": {"counts"},
     "manifest": {
         *("model", "preprocess", "reference_statistics", "policy", "lineage", "evidence"),
-        *("verify", "placement", "bench", "accuracy"),
+        *("verify", "placement", "bench", "accuracy", "metadata"),
     },
     "plan": {"overrides", "methods"},
     "run": {"settings"},
@@ -152,9 +152,13 @@ def examples() -> dict[str, dict[str, Any]]:
             "value": 70.9, "drop_points": 0.3, "drop_ci95": [-0.2, 0.8],
             "sensitivity": sensitivity, "kept_for_accuracy": [kept], "wall_s": 3.5,
         },
+        "clients": {
+            "schema": "edgekit.clients/1", "out": "clients", "files": ["README.md"],
+            "bundle": {"name": "net", "version": "1", "digest": SHA},
+        },
         "jobs": {"schema": "edgekit.jobs/1", "model": "net.pt2", "jobs": [
             {"artifact": "tflite-w8a8", "target": "tflite", "scheme": "w8a8",
-             "delegate": "xnnpack", "devices": ["pixel-8"], "threads": 4}]},
+             "delegate": "xnnpack", "io": "float32", "devices": ["pixel-8"], "threads": 4}]},
         "inspect": {
             "schema": "edgekit.inspect/1", "kind": "artifact", "path": "a.tflite",
             "target": "tflite", "bytes": 1200,

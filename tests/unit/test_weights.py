@@ -172,6 +172,8 @@ def test_values_are_rounded_to_256_steps_of_their_own(per: str, shape: Any, coun
     whole = got / step
     assert torch.allclose(whole, whole.round(), atol=1e-3)
     assert torch.equal(fake_dynamic(torch.zeros(shape), per), torch.zeros(shape))
+    next_to_nothing = torch.full(shape, 1e-43)  # over whose range 255 is infinite
+    assert torch.equal(fake_dynamic(next_to_nothing, per), torch.zeros(shape))
     assert bool((fake_dynamic(x.abs() + 1, per) >= 0).all())
 
 

@@ -1,0 +1,254 @@
+"""The two sides of an export: artifacts that take the model's tensors, and those that take pixels.
+
+Each side has a model, plans, samples and reference answers of its own. Those of the pixels' side
+are made of the others by putting the picture border in front, so what converts, proves and measures
+an artifact needs to know of one side only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from edgekit.artifact import Store, fingerprint
+from edgekit.data import Samples, picture_of
+from edgekit.errors import BadData, UnsupportedError
+from edgekit.export.feeds import Feeds
+from edgekit.export.keys import code, versions
+from edgekit.export.planning import Planned
+from edgekit.export.reference import Referenced, refer
+from edgekit.export.request import Listener
+from edgekit.model import Model
+from edgekit.names import FLOAT_IO, PICTURE_IO
+from edgekit.runtime.border import PictureBorder
+from edgekit.runtime.preprocess import ImagePreprocess
+from edgekit.targets import find
+
+__all__ = [
+    "Pixels",
+    "Side",
+    "Taking",
+    "bordered",
+    "check_io",
+    "pixel_model",
+    "pixel_samples",
+    "taking_pixels",
+]
+
+
+@dataclass(frozen=True)
+class Side:
+    """What artifacts of one io are made of and held against.
+
+    Attributes:
+        model: takes what the artifacts take.
+        planned: its plans.
+        reference: its answers and its plans'.
+        feeds: what artifacts are run on.
+    """
+
+    model: Model
+    planned: Planned
+    reference: Referenced
+    feeds: Feeds
+
+    def border(self, name: str) -> PictureBorder | None:
+        """The picture border that belongs to a plan; None on the side of the model's tensors."""
+        file = self.planned.path / f"border-{name}.json"
+        return PictureBorder.from_json(json.loads(file.read_text())) if file.exists() else None
+
+
+@dataclass(frozen=True)
+class Taking:
+    """What artifacts of io ``uint8`` are made for, whatever their plans.
+
+    Attributes:
+        model: takes pixels.
+        samples: their pixels; None where there are no samples.
+        feeds: what artifacts are run on.
+    """
+
+    model: Model
+    samples: Samples | None
+    feeds: Feeds
+
+    def side(
+        self,
+        model: Model,
+        planned: Planned,
+        names: Sequence[str],
+        store: Store,
+        listener: Listener,
+    ) -> Side:
+        """The side of some plans, given those of the model's own tensors."""
+        mine = bordered(model, planned, names, store)
+        reference = refer(self.model, mine, self.samples, names, store, listener)
+        return Side(self.model, mine, reference, self.feeds)
+
+
+class Pixels:
+    """Samples as an artifact of io ``uint8`` takes them, made of the pictures behind others."""
+
+    def __init__(self, samples: Samples, border: PictureBorder, preprocess: ImagePreprocess):
+        self._samples, self._border, self._preprocess = samples, border, preprocess
+        self.source, self.digest = samples.source, samples.digest
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def feed(self, i: int) -> dict[str, Any]:
+        """The pixels of picture ``i``, and the other inputs as they are.
+
+        Raises:
+            BadData: no picture is known for it, or it is not what the sample was made of.
+        """
+        picture = picture_of(self._samples, i)
+        if picture is None:
+            raise _no_pictures(self.source)
+        feed = self._samples.feed(i)
+        if not np.array_equal(self._preprocess.apply(picture), feed[self._border.input]):
+            raise BadData(
+                f"{self.source}: the picture of sample {i} does not give its tensor by the model's "
+                "preprocessing"
+            )
+        return {**feed, self._border.input: self._preprocess.pixels(picture)}
+
+    def label(self, i: int) -> int | None:
+        """See `edgekit.data.Samples.label`."""
+        return self._samples.label(i)
+
+
+def _no_pictures(source: str) -> BadData:
+    return BadData(
+        f"io {PICTURE_IO!r} takes pictures, and {source} holds the model's tensors alone",
+        hint="give a folder or zip of pictures, or a .npz with uint8 pictures [n, H, W, C]",
+    )
+
+
+def check_io(model: Model, ios: Sequence[str], targets: Sequence[str], engine: str | None) -> None:
+    """Refuses, before anything is made, artifacts that could not take pixels.
+
+    Raises:
+        UnsupportedError: the model has no picture input, a target has no such border, or an engine
+            is to make the artifacts.
+    """
+    if PICTURE_IO not in ios:
+        return
+    PictureBorder.of(model.signature, model.preprocess)
+    if engine is not None:
+        raise UnsupportedError(
+            f"engine {engine!r} makes no artifacts of io {PICTURE_IO!r}: they hold edgekit's plan",
+            hint=f"leave --engine or --io {PICTURE_IO} out",
+        )
+    for name in targets:
+        target = find(name)
+        if PICTURE_IO not in getattr(target, "ios", (FLOAT_IO,)):
+            why = getattr(target, "io_reason", "its converter has no picture border yet")
+            raise UnsupportedError(
+                f"target {name!r} makes no artifacts of io {PICTURE_IO!r}: {why}",
+                hint=f"leave it out with --target, or export it with --io {FLOAT_IO}",
+            )
+
+
+def pixel_samples(model: Model, samples: Samples | None) -> Samples | None:
+    """The pixels behind some samples; None where there are no samples.
+
+    Raises:
+        BadData: they are no pictures.
+    """
+    if samples is None:
+        return None
+    if picture_of(samples, 0) is None:
+        raise _no_pictures(samples.source)
+    border = PictureBorder.of(model.signature, model.preprocess)
+    return Pixels(samples, border, cast(ImagePreprocess, model.preprocess))
+
+
+def pixel_model(model: Model) -> Model:
+    """The model with its picture border in front, as a model of its own."""
+    import torch
+
+    border = PictureBorder.of(model.signature, model.preprocess)
+    names = [s.name for s in model.signature.inputs]
+    position = names.index(border.input)
+
+    class Bordered(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model.module
+
+        def forward(self, *inputs: torch.Tensor) -> Any:
+            tensor = torch.from_numpy(border.apply(inputs[position].numpy()))
+            return self.inner(*inputs[:position], tensor, *inputs[position + 1 :])
+
+    return dataclasses.replace(
+        model,
+        module=Bordered().eval(),
+        signature=border.signature(model.signature),
+        preprocess=None,
+    )
+
+
+def taking_pixels(model: Model, samples: Samples | None, folder: Path) -> Taking:
+    """What artifacts that take pixels are made for.
+
+    Args:
+        model: the model.
+        samples: those that the other artifacts are proven on.
+        folder: where files are written.
+
+    Raises:
+        BadData: they are no pictures.
+    """
+    taking, pixels = pixel_model(model), pixel_samples(model, samples)
+    return Taking(taking, pixels, Feeds(taking, pixels, folder / "pixels.npz"))
+
+
+def bordered(model: Model, planned: Planned, names: Sequence[str], store: Store) -> Planned:
+    """The programs and plans with the picture border in front, under the names that they had.
+
+    Args:
+        model: the model.
+        planned: its programs and plans.
+        names: of the plans that are wanted.
+        store: where the result is kept.
+
+    Returns:
+        An entry with ``border-<name>.json`` beside each plan.
+    """
+    border = PictureBorder.of(model.signature, model.preprocess)
+    table = cast(ImagePreprocess, model.preprocess).table
+    position = [s.name for s in model.signature.inputs].index(border.input)
+    key = fingerprint(
+        stage="border",
+        plan=planned.key,
+        border=border.to_json(),
+        names=sorted(names),
+        code=code("compress", "runtime/border.py", "runtime/preprocess.py"),
+        versions=versions("torch"),
+    )
+
+    def fill(folder: Path) -> None:
+        import torch
+
+        from edgekit.compress.graph import save_program
+        from edgekit.compress.picture import fitted, with_border
+        from edgekit.compress.plan import QuantPlan
+
+        for name in dict.fromkeys(["fp32", *names]):
+            program = torch.export.load(planned.program(name))
+            plan = QuantPlan.from_json(json.loads(planned.plan(name).read_text()))
+            mine = fitted(border, table, program, plan, position)
+            made, moved = with_border(program, plan, mine, position)
+            save_program(made, folder / f"program-{name}.pt2")
+            documents: Mapping[str, Any] = {"plan": moved.to_json(), "border": mine.to_json()}
+            for kind, document in documents.items():
+                (folder / f"{kind}-{name}.json").write_text(json.dumps(document))
+
+    return Planned(key, store.make(key, fill, what="border"))
