@@ -20,6 +20,7 @@ import torch
 
 from edgekit.compress.graph import layer_of, program_digest
 from edgekit.compress.plan import Edge, QuantPlan
+from edgekit.compress.unrounded import Unrounded
 from edgekit.runtime.session import open_session
 from edgekit.signature import Signature
 from edgekit.targets import find
@@ -136,6 +137,12 @@ class Mutant:
     def stored(self, path: Path) -> Any:
         """The real target's."""
         return self._base.stored(path)
+
+    def unrounded(self, path: Path) -> Unrounded:
+        """The real target's."""
+        ask = getattr(self._base, "unrounded", None)
+        found: Unrounded = Unrounded() if ask is None else ask(path)
+        return found
 
     def open_session(self, path: Path, signature: Signature, threads: int) -> Any:
         """A real session, spoiled."""

@@ -572,7 +572,7 @@ def test_an_export_fails_over_a_faulty_converter_and_says_where(
 def _lowered(lab: Lab, outputs: Arrays) -> verify.Verdict:
     """As if the plan's own floor lay at 28 dB: without what is stored, to be blind."""
     floor = {"sqnr_db": 28.0, "within_fraction": 0.98}
-    reference = replace(lab.reference, floor=floor, probe_floor=floor)
+    reference = replace(lab.bare, floor=floor, probe_floor=floor)
     order = [s.name for s in lab.signature.outputs]
     return verify.judge(
         reference, lab.signature, outputs, order, 1, stored_faults=None, runtime="onnxruntime"
