@@ -30,9 +30,11 @@ SETTINGS: dict[str, dict[str, Any]] = tomllib.loads(
 
 
 def network(weights: Path) -> torch.nn.Module:
-    """torchvision's MobileNetV2 with the weights of a file."""
-    module: torch.nn.Module = torchvision().models.mobilenet_v2()
-    module.load_state_dict(load_file(weights))
+    """torchvision's MobileNetV2 with the weights of a file, which tell the number of classes."""
+    held = load_file(weights)
+    classes = len(held["classifier.1.bias"])
+    module: torch.nn.Module = torchvision().models.mobilenet_v2(num_classes=classes)
+    module.load_state_dict(held)
     return module.eval()
 
 
