@@ -23,6 +23,7 @@ from edgekit.data import Samples, load, load_pair
 from edgekit.device import Device, Job, plan_targets
 from edgekit.errors import EdgekitError, Locked, UnsupportedError, UsageError, WorkerCrashed
 from edgekit.export import accuracy, converting, proving
+from edgekit.export.beside import Aside, beside
 from edgekit.export.counting import count, placed, source_of
 from edgekit.export.document import Row, broken, build, gates_of, judged
 from edgekit.export.gates import Context, truth
@@ -173,8 +174,13 @@ def _export(
         feeds = _Feeds(model, held, Path(folder))
 
         def prove(planned: Planned) -> tuple[Referenced, list[Row]]:
-            reference = refer(model, planned, held, plans, store, listener)
-            rows = _make(model, jobs, planned, reference, feeds, store, request, calib)
+            def answer(aside: Aside) -> Referenced:
+                return refer(model, planned, held, plans, store, aside, tick=aside.tick)
+
+            # Converting needs the plan alone, and happens in other processes.
+            with beside(answer, listener) as answers:
+                rows = _make(model, jobs, planned, answers, feeds, store, request, calib)
+            reference = answers.result()
             return reference, scored(model, rows, reference, evaluation)
 
         planned, reference, rows = accuracy.until_held(
@@ -274,7 +280,7 @@ def _make(
     model: Model,
     jobs: Sequence[Job],
     planned: Planned,
-    reference: Referenced,
+    answers: Future[Referenced],
     feeds: _Feeds,
     store: Store,
     request: ExportRequest,
@@ -285,7 +291,7 @@ def _make(
 
     def one(target: str) -> list[Row]:
         mine = [j for j in jobs if j.target == target]
-        return _make_target(model, mine, planned, reference, feeds, store, request, calib)
+        return _make_target(model, mine, planned, answers, feeds, store, request, calib)
 
     made: list[Row] = []
     with (
@@ -294,6 +300,7 @@ def _make(
     ):
         running = [pool.submit(one, target) for target in targets]
         try:
+            answers.result()  # where the model's own answers are no good, that comes first
             for future in running:
                 made.extend(future.result())
                 advance(1)
@@ -320,7 +327,7 @@ def _make_target(
     model: Model,
     jobs: Sequence[Job],
     planned: Planned,
-    reference: Referenced,
+    answers: Future[Referenced],
     feeds: _Feeds,
     store: Store,
     request: ExportRequest,
@@ -357,7 +364,7 @@ def _make_target(
                 raise artifact
             rows.append(replace(row, status="failed", reason=artifact.message))
             continue
-        rows.append(_prove(row, artifact, planned, reference, model, feeds, store, request))
+        rows.append(_prove(row, artifact, planned, answers.result(), model, feeds, store, request))
     return rows
 
 
