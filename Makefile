@@ -7,18 +7,20 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed.stamp
 
 BENCHES := $(patsubst tests/benchmarks/bench_%.py,out/bench/%.json,$(wildcard tests/benchmarks/bench_*.py))
+EXPORT_TIME := out/bench/export_time.json
 SOAKS := $(patsubst tests/benchmarks/soak_%.py,out/soak/%.json,$(wildcard tests/benchmarks/soak_*.py))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install lint demo check test test-full qemu compiler bench soak clean $(BENCHES) $(SOAKS)
+.PHONY: help install lint demo check test test-full qemu compiler bench soak clean $(BENCHES) $(SOAKS) $(EXPORT_TIME)
 
 help:
 	@echo "make demo        export a model for every target: a bundle and a report in out/demo"
 	@echo "make check       lint, types, layers and unit tests (minutes)"
 	@echo "make test        all of that and every test not marked slow; what CI runs"
 	@echo "make test-full   every test"
-	@echo "make bench       tests/benchmarks/bench_*.py, each writing out/bench/NAME.json"
+	@echo "make bench       tests/benchmarks/bench_*.py and export_time.py, each writing"
+	@echo "                 out/bench/NAME.json"
 	@echo "make soak        tests/benchmarks/soak_*.py, each writing out/soak/NAME.json"
 	@echo "make clean       what the above made, but not $(VENV)"
 	@echo "PYTHON=...       the interpreter to make $(VENV) with: $(PYTHON)"
@@ -60,13 +62,17 @@ compiler:
 	@command -v c++ >/dev/null || \
 	  { echo "make test-full compiles C++: apt-get install -y g++" >&2; exit 1; }
 
-bench: $(BENCHES)
+bench: $(BENCHES) $(EXPORT_TIME)
 	@test -n "$(BENCHES)" || { echo "no tests/benchmarks/bench_*.py" >&2; exit 1; }
 
 soak: $(SOAKS)
 	@test -n "$(SOAKS)" || { echo "no tests/benchmarks/soak_*.py" >&2; exit 1; }
 
 $(BENCHES): out/bench/%.json: tests/benchmarks/bench_%.py $(INSTALLED)
+	@mkdir -p $(@D)
+	$(BIN)/python $< --out $@
+
+$(EXPORT_TIME): tests/benchmarks/export_time.py $(INSTALLED)
 	@mkdir -p $(@D)
 	$(BIN)/python $< --out $@
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -75,10 +75,13 @@ def refer(
     names: Sequence[str],
     store: Store,
     listener: Listener,
+    *,
+    tick: Callable[[int], None] | None = None,
 ) -> Referenced:
     """Answers of the float model and of every plan, on the samples and on extreme inputs.
 
-    ``names`` are those of plans (`edgekit.compress.plan.plan_name`).
+    ``names`` are those of plans (`edgekit.compress.plan.plan_name`). ``tick`` is called now and
+    then where no progress is shown; it may raise to end the work.
     """
     key = fingerprint(
         stage="reference",
@@ -120,8 +123,9 @@ def refer(
             steps = output_steps(program, plan, outs)
             floors: dict[str, Any] = {"floor": None, "probe_floor": None}
             if plan.rounds:
-                scheme = plan.scheme
-                floors = rounding_floors(model.signature, module, feeds, answers, steps, n, scheme)
+                floors = rounding_floors(
+                    model.signature, module, feeds, answers, steps, n, plan.scheme, tick=tick
+                )
             facts[name] = {"steps": steps, **floors}
         (folder / "facts.json").write_text(json.dumps(facts))
 
@@ -138,6 +142,8 @@ def rounding_floors(
     steps: Mapping[str, float | None],
     n: int,
     scheme: str,
+    *,
+    tick: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """How far a plan's evaluation moves under rounding noise, on samples and on the probes.
 
@@ -153,6 +159,7 @@ def rounding_floors(
         steps: quantization steps of its outputs.
         n: how many of ``feeds`` are samples.
         scheme: of the plan.
+        tick: called with the number of samples newly evaluated; it may raise.
     """
     from edgekit.compress.evaluate import evaluate, with_rounding_noise
     from edgekit.verify import rounding_floor
@@ -162,7 +169,8 @@ def rounding_floors(
     def moved(part: slice, draw: int) -> tuple[Arrays, Arrays]:
         """The answers to some samples, and those under one draw of noise."""
         few, right = ({k: v[part] for k, v in of.items()} for of in (feeds, answers))
-        return right, evaluate(with_rounding_noise(module, draw=draw), few, names, outs)
+        noisy = with_rounding_noise(module, draw=draw)
+        return right, evaluate(noisy, few, names, outs, progress=tick)
 
     def floor(pairs: Sequence[tuple[Arrays, Arrays]]) -> dict[str, Any]:
         right, disturbed = (

@@ -21,6 +21,7 @@ from edgekit.data import Samples, load, load_pair
 from edgekit.device import Device, Job, plan_targets
 from edgekit.errors import EdgekitError, Locked, UnsupportedError, UsageError, WorkerCrashed
 from edgekit.export import accuracy, converting, proving
+from edgekit.export.beside import Aside, beside
 from edgekit.export.counting import count, placed, source_of
 from edgekit.export.document import Row, broken, build, gates_of, judged
 from edgekit.export.feeds import Feeds
@@ -32,7 +33,7 @@ from edgekit.export.proving import Proof
 from edgekit.export.reference import Referenced, refer
 from edgekit.export.request import MIN_CALIB, ExportRequest
 from edgekit.export.scoring import reference_score, scored
-from edgekit.export.sides import Side, check_io, pixel_samples, taking_pixels
+from edgekit.export.sides import Side, bordered, check_io, pixel_samples, taking_pixels
 from edgekit.model import Model
 from edgekit.names import (
     CALIBRATED,
@@ -187,11 +188,24 @@ def _export(
         sides: dict[str, Side] = {}
 
         def prove(planned: Planned) -> tuple[Referenced, list[Row]]:
-            reference = refer(model, planned, held, plans, store, listener)
-            sides[FLOAT_IO] = Side(model, planned, reference, feeds)
+            asked = [(FLOAT_IO, model, planned, held, feeds)]
             if pixels is not None:
-                sides[PICTURE_IO] = pixels.side(model, planned, plans, store, listener)
-            rows = _make(jobs, sides, store, request, calib)
+                mine = bordered(model, planned, plans, store)
+                asked.append((PICTURE_IO, pixels.model, mine, pixels.samples, pixels.feeds))
+
+            def answer(aside: Aside) -> Mapping[str, Referenced]:
+                tick = aside.tick
+                return {
+                    io: refer(takes, its, samples, plans, store, aside, tick=tick)
+                    for io, takes, its, samples, _ in asked
+                }
+
+            # Converting needs the plan alone, and happens in other processes.
+            with beside(answer, listener) as answers:
+                for io, takes, its, _, given in asked:
+                    sides[io] = Side(io, takes, its, answers, given)
+                rows = _make(jobs, sides, store, request, calib)
+            reference = sides[FLOAT_IO].reference
             return reference, scored(model, rows, reference, evaluation)
 
         planned, reference, rows = accuracy.until_held(
@@ -288,6 +302,9 @@ def _make(
     ):
         running = [pool.submit(one, target) for target in targets]
         try:
+            sides[
+                FLOAT_IO
+            ].answers.result()  # where the model's own answers are no good, that comes first
             for future in running:
                 made.extend(future.result())
                 advance(1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,8 +23,7 @@ from edgekit.errors import BadData, UnsupportedError
 from edgekit.export.feeds import Feeds
 from edgekit.export.keys import code, versions
 from edgekit.export.planning import Planned
-from edgekit.export.reference import Referenced, refer
-from edgekit.export.request import Listener
+from edgekit.export.reference import Referenced
 from edgekit.model import Model
 from edgekit.names import FLOAT_IO, PICTURE_IO
 from edgekit.runtime.border import PictureBorder
@@ -47,16 +47,23 @@ class Side:
     """What artifacts of one io are made of and held against.
 
     Attributes:
+        io: of the artifacts.
         model: takes what the artifacts take.
         planned: its plans.
-        reference: its answers and its plans'.
+        answers: those of every side, by io, as soon as they are known.
         feeds: what artifacts are run on.
     """
 
+    io: str
     model: Model
     planned: Planned
-    reference: Referenced
+    answers: Future[Mapping[str, Referenced]]
     feeds: Feeds
+
+    @property
+    def reference(self) -> Referenced:
+        """The model's answers and its plans'; waits for them."""
+        return self.answers.result()[self.io]
 
     def border(self, name: str) -> PictureBorder | None:
         """The picture border that belongs to a plan; None on the side of the model's tensors."""
@@ -77,19 +84,6 @@ class Taking:
     model: Model
     samples: Samples | None
     feeds: Feeds
-
-    def side(
-        self,
-        model: Model,
-        planned: Planned,
-        names: Sequence[str],
-        store: Store,
-        listener: Listener,
-    ) -> Side:
-        """The side of some plans, given those of the model's own tensors."""
-        mine = bordered(model, planned, names, store)
-        reference = refer(self.model, mine, self.samples, names, store, listener)
-        return Side(self.model, mine, reference, self.feeds)
 
 
 class Pixels:

@@ -3,11 +3,13 @@
 They are trained because random weights are no fair test: a residual network of random weights
 amplifies float rounding until its own int8 evaluation moves by several steps. Training takes about
 half a minute for all five on one core, with fixed seeds; the weights are kept in pytest's cache.
+Three whole networks (`networks.py`) are for the slow suite alone, and take two minutes more.
 """
 
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -22,13 +24,24 @@ from torch import nn
 from edgekit._torchvision import torchvision
 from edgekit.model import Model
 
+sys.path.insert(0, str(Path(__file__).parent))
+try:
+    import networks
+finally:
+    sys.path.pop(0)
+
 Arrays = dict[str, np.ndarray[Any, Any]]
 Data = tuple[dict[str, torch.Tensor], torch.Tensor]
 
 CALIBRATION, EVALUATION = 48, 64
 VOCABULARY, LENGTH = 200, 16
 PAD, START = 0, 1
-_BATCH = 64
+
+
+def _classified(outputs: Arrays, labels: np.ndarray[Any, Any]) -> float:
+    """Share of samples whose largest logit [n, 1, classes] is their class's."""
+    (logits,) = outputs.values()
+    return float((logits[:, 0].argmax(-1) == labels).mean())
 
 
 @dataclass(frozen=True)
@@ -40,12 +53,16 @@ class Kind:
         data: gives inputs by their names in forward(), and labels; the last samples are held out.
         epochs: passes over the training data.
         rate: the highest learning rate (one cycle, AdamW).
+        right: share of samples that outputs [n, 1, ...] by name have right, from the labels.
+        batch: samples in a step of training.
     """
 
     build: Callable[[], nn.Module]
     data: Callable[[], Data]
     epochs: int
     rate: float
+    right: Callable[[Arrays, np.ndarray[Any, Any]], float] = _classified
+    batch: int = 64
 
 
 @dataclass(frozen=True)
@@ -57,7 +74,8 @@ class Subject:
         model: trained, in eval mode.
         calibration: arrays [n, 1, ...] by input name.
         evaluation: the same, of other samples.
-        labels: class of each evaluation sample.
+        labels: of each evaluation sample, as ``right`` takes them.
+        right: see `Kind`.
     """
 
     name: str
@@ -65,6 +83,7 @@ class Subject:
     calibration: Arrays
     evaluation: Arrays
     labels: np.ndarray[Any, Any]
+    right: Callable[[Arrays, np.ndarray[Any, Any]], float]
 
 
 class TextClassifier(nn.Module):
@@ -98,11 +117,17 @@ def _perceptron() -> nn.Module:
 
 
 def _zoo(name: str, **options: Any) -> Callable[[], nn.Module]:
+    return _quick(lambda: getattr(torchvision().models, name)(num_classes=10, **options))
+
+
+def _quick(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """Lets a network settle in a few dozen steps."""
+
     def build() -> nn.Module:
-        module: nn.Module = getattr(torchvision().models, name)(num_classes=10, **options)
+        module = make()
         for part in module.modules():
             if isinstance(part, nn.BatchNorm2d):
-                part.momentum = 0.2  # statistics have to settle in a few dozen steps
+                part.momentum = 0.2
             if getattr(part, "use_res_connect", False):
                 # Branches that start at zero train faster (Goyal et al., arXiv:1706.02677).
                 last = [p for p in part.modules() if isinstance(p, nn.BatchNorm2d)][-1]
@@ -153,7 +178,17 @@ KINDS = {
     ),
     "resnet18": Kind(_zoo("resnet18"), lambda: _digits("x", 32, 3), 2, 2e-3),
     "distilbert": Kind(TextClassifier, _tokens, 5, 3e-3),
+    "efficientnet_b0": Kind(_zoo("efficientnet_b0"), lambda: _digits("x", 32, 3), 3, 5e-3),
+    "ssdlite": Kind(
+        _quick(networks.Detector), networks.shapes, 3, 5e-3, networks.detected, batch=32
+    ),
+    "lraspp": Kind(
+        _quick(networks.Segmenter), networks.shapes, 3, 5e-3, networks.segmented, batch=32
+    ),
 }
+
+NETWORKS = ("efficientnet_b0", "ssdlite", "lraspp")
+"""Whole networks among them, which every target carries as `w8a8` and `fp32`."""
 
 
 def subject(name: str, cache: Path) -> Subject:
@@ -176,12 +211,13 @@ def subject(name: str, cache: Path) -> Subject:
         calibration={k: v[:CALIBRATION] for k, v in held_out.items()},
         evaluation={k: v[CALIBRATION:] for k, v in held_out.items()},
         labels=labels[-EVALUATION:].numpy(),
+        right=kind.right,
     )
 
 
 def _fingerprint() -> str:
     versions = [metadata.version(p) for p in ("torch", "torchvision", "transformers")]
-    source = Path(__file__).read_bytes()
+    source = Path(__file__).read_bytes() + Path(networks.__file__).read_bytes()
     return hashlib.sha256(source + "".join(versions).encode()).hexdigest()[:16]
 
 
@@ -196,18 +232,23 @@ def _train(
 ) -> None:
     """Trains; on one thread the result doesn't depend on the number of cores."""
     count = len(next(iter(inputs.values())))
-    steps = kind.epochs * (count // _BATCH)
+    steps = kind.epochs * (count // kind.batch)
     optimizer = torch.optim.AdamW(module.parameters(), lr=kind.rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, kind.rate, total_steps=steps)
     module.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for _ in range(kind.epochs):
-            order = torch.randperm(count)[: count // _BATCH * _BATCH]
-            for rows in order.reshape(-1, _BATCH):
+            order = torch.randperm(count)[: count // kind.batch * kind.batch]
+            for rows in order.reshape(-1, kind.batch):
                 optimizer.zero_grad()
-                logits = module(*(v[rows] for v in inputs.values()))
-                loss = nn.functional.cross_entropy(logits, labels[rows], label_smoothing=0.1)
+                given = tuple(v[rows] for v in inputs.values())
+                if hasattr(module, "loss"):  # a network of `networks.py` knows its own
+                    loss = module.loss(*given, labels[rows])
+                else:
+                    loss = nn.functional.cross_entropy(
+                        module(*given), labels[rows], label_smoothing=0.1
+                    )
                 loss.backward()
                 optimizer.step()
                 schedule.step()
