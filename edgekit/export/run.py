@@ -302,9 +302,8 @@ def _make(
     ):
         running = [pool.submit(one, target) for target in targets]
         try:
-            sides[
-                FLOAT_IO
-            ].answers.result()  # where the model's own answers are no good, that comes first
+            # Where the model's own answers are no good, that comes first.
+            sides[FLOAT_IO].answers.result()
             for future in running:
                 made.extend(future.result())
                 advance(1)
