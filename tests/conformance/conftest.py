@@ -25,6 +25,7 @@ import torch
 
 from edgekit.artifact import files_of, sha256_of
 from edgekit.compress.dynamic import as_computed
+from edgekit.compress.evaluate import evaluate, with_rounding_noise
 from edgekit.compress.graph import canonical, graph_module, program_digest
 from edgekit.compress.plan import QuantPlan
 from edgekit.compress.quantize import quantize
@@ -33,6 +34,7 @@ from edgekit.compress.unrounded import Unrounded
 from edgekit.compress.weights import quantize_weights
 from edgekit.names import CALIBRATED, TEST_TARGET
 from edgekit.targets import available, find, installed, worker
+from edgekit.verify import rounding_floor
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 EXACT = Unrounded()
@@ -103,6 +105,7 @@ class Prepared:
         feeds: the same, for judging; ``feeds_path`` holds them as a file.
         labels: of each sample in ``feeds``.
         right: the share of samples that outputs by name have right, from the labels.
+        whole: whether it is one of `NETWORKS`, which are judged as ``edgekit verify`` does.
         folder: for files of this model.
     """
 
@@ -115,9 +118,11 @@ class Prepared:
     feeds_path: Path
     labels: np.ndarray[Any, Any]
     right: Callable[[Arrays, np.ndarray[Any, Any]], float]
+    whole: bool
     folder: Path
     _plans: dict[str, QuantPlan] = field(default_factory=dict)
     _references: dict[tuple[str, Unrounded, Any, bool], Arrays] = field(default_factory=dict)
+    _floors: dict[tuple[str, Unrounded], dict[str, Any]] = field(default_factory=dict)
 
     def plan(self, scheme: str) -> QuantPlan:
         """The plan that all targets share."""
@@ -161,6 +166,28 @@ class Prepared:
                 for i, spec in enumerate(self.signature.outputs)
             }
         return self._references[key]
+
+    def floor(self, scheme: str, unrounded: Unrounded = EXACT) -> dict[str, Any] | None:
+        """How far the plan's own evaluation moves under rounding noise; None where it rounds not.
+
+        See `edgekit.verify.rounding_floor`.
+        """
+        if not self.plan(scheme).rounds:
+            return None
+        if (scheme, unrounded) not in self._floors:
+            plan = unrounded.without(self.program, self.plan(scheme))
+            module = render(self.program, plan, "fake")
+            inputs = [spec.name for spec in self.signature.inputs]
+            outputs = [spec.name for spec in self.signature.outputs]
+            with _one_thread():
+                right, moved = (
+                    evaluate(m, self.feeds, inputs, outputs)
+                    for m in (module, with_rounding_noise(module))
+                )
+            self._floors[scheme, unrounded] = rounding_floor(
+                self.signature, right, moved, self.steps(scheme), scheme
+            )
+        return self._floors[scheme, unrounded]
 
     def steps(self, scheme: str) -> dict[str, float | None]:
         """Quantization step by output name; None where the output is float."""
@@ -279,6 +306,7 @@ def prepared(
             feeds_path=folder / "feeds.npz",
             labels=subject.labels,
             right=subject.right,
+            whole=name in NETWORKS,
             folder=folder,
         )
 
