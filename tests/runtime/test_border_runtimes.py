@@ -189,7 +189,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "float32",
         "uint8",
     ]
-    assert {a["parity"]["identical"] for a in rows.values()} == {True}
+    # Their results are float, so not the plan's own to the bit, but both files' are the same ones.
+    assert min(a["parity"]["sqnr_db"] for a in rows.values()) > 100
+    assert len({a["parity"]["sqnr_db"] for a in rows.values()}) == 1
     return folder
 
 
