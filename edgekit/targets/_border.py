@@ -11,6 +11,8 @@ from edgekit.targets._reasons import Op
 __all__ = ["with_border_roles", "with_joined_border"]
 
 _ARITHMETIC: Final = 3
+_TURNS: Final = ("slice", "flip")
+"""In the types of operators that put colours in the other order."""
 
 
 def with_border_roles(
@@ -19,8 +21,9 @@ def with_border_roles(
     """The operators with the role ``border`` for those that make the model's tensor of pixels.
 
     They are all between an input of pixels and where it is quantized, if there is no more than a
-    border needs: one operator to float32, one times and one plus. In a graph that does not quantize
-    it, nothing tells them from the model's own operators. Then all keep their roles.
+    border needs: one operator to float32, one times and one plus, and what turns colours around.
+    In a graph that does not quantize it, nothing tells them from the model's own operators. Then
+    all keep their roles.
 
     Args:
         ops: all of the graph, in order.
@@ -45,7 +48,8 @@ def with_border_roles(
         else:
             inside.add(place)
             reached |= set(op.outputs)
-    if sum(ops[place].role == "float" for place in inside) > _ARITHMETIC:
+    float_ops = [ops[place].kind.lower() for place in inside if ops[place].role == "float"]
+    if sum(not any(turn in kind for turn in _TURNS) for kind in float_ops) > _ARITHMETIC:
         return list(ops), set()
     made = [
         dataclasses.replace(op, role="border") if i in inside else op for i, op in enumerate(ops)
