@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgekit.clients import _escape as escape
 from edgekit.clients._escape import cpp as text
 from edgekit.clients._facts import Facts, Piece
+from edgekit.clients._picture import boolean, picture_fields
 from edgekit.clients._template import fill, load
 from edgekit.clients._words import head
 from edgekit.names import SCHEMES
@@ -130,22 +131,10 @@ def files(facts: Facts) -> dict[str, str]:
 
 
 def _picture(facts: Facts, step: ImagePreprocess) -> str:
-    side = 0
-    if step.resize_mode == "shorter-side":
-        side = step.resize_size or max(step.height, step.width)
     fields = {
-        "HEAD": head(facts),
-        "HEIGHT": str(step.height),
-        "WIDTH": str(step.width),
-        "CHANNELS": str(step.channels),
-        "BGR": _bool(step.color == "BGR"),
-        "NHWC": _bool(step.layout == "NHWC"),
+        **picture_fields(facts, step),
         "RESIZE": step.resize,
-        "ANTIALIAS": _bool(step.antialias),
-        "SHORTER_SIDE": str(side),
-        "SCALE": escape.number(step.scale),
-        "MEAN": ", ".join(escape.number(v) for v in step.mean),
-        "STD": ", ".join(escape.number(v) for v in step.std),
+        "ANTIALIAS": boolean(step.antialias),
     }
     return fill(load("cpp/preprocess.hpp"), fields, what="preprocess")
 
@@ -211,8 +200,8 @@ def _model(facts: Facts, piece: Piece) -> str:
         "KIND": piece.kind,
         "PATH": text(piece.path),
         "LIMIT_DB": escape.number(piece.limit_db),
-        "PIXELS": _bool(piece.io == "uint8"),
-        "NEEDS_VNNI": _bool(any(entry.startswith("x86_64:") for entry in piece.isa)),
+        "PIXELS": boolean(piece.io == "uint8"),
+        "NEEDS_VNNI": boolean(any(entry.startswith("x86_64:") for entry in piece.isa)),
         "INPUTS": _specs(piece.inputs),
         "OUTPUTS": _specs(facts.signature.outputs),
         "BODY": body,
@@ -245,7 +234,3 @@ def _specs(specs: tuple[TensorSpec, ...]) -> str:
 
 def _includes(names: list[str]) -> str:
     return "".join(f"#include {name}\n" for name in names)
-
-
-def _bool(value: bool) -> str:
-    return "true" if value else "false"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from edgekit.clients import _escape as escape
 from edgekit.clients._escape import kotlin as text
 from edgekit.clients._facts import Facts, Piece
+from edgekit.clients._picture import boolean, picture_fields
 from edgekit.clients._template import fill, load
 from edgekit.clients._words import difference, head, resize_words
 from edgekit.names import SCHEMES
@@ -107,28 +108,16 @@ def _labels(facts: Facts) -> str:
 
 
 def _picture(facts: Facts, step: ImagePreprocess) -> str:
-    side = 0
-    if step.resize_mode == "shorter-side":
-        side = step.resize_size or max(step.height, step.width)
     smooth = step.resize != "nearest"
     fields = {
-        "HEAD": head(facts),
+        **picture_fields(facts, step),
         "RESIZE_WORDS": resize_words(step),
         "FILTER_WORDS": "with filter = true: bilinear, from the four nearest pixels"
         if smooth
         else "with filter = false: the nearest pixel",
         "DIFFERENCE": difference(step),
-        "HEIGHT": str(step.height),
-        "WIDTH": str(step.width),
-        "CHANNELS": str(step.channels),
-        "BGR": _bool(step.color == "BGR"),
-        "NHWC": _bool(step.layout == "NHWC"),
-        "SHORTER_SIDE": str(side),
-        "RESIZES": _bool(step.resize != "none"),
-        "SMOOTH": _bool(smooth),
-        "SCALE": escape.number(step.scale),
-        "MEAN": ", ".join(escape.number(v) for v in step.mean),
-        "STD": ", ".join(escape.number(v) for v in step.std),
+        "RESIZES": boolean(step.resize != "none"),
+        "SMOOTH": boolean(smooth),
     }
     return fill(load("kotlin/Preprocess.kt"), fields, what="preprocess")
 
@@ -329,7 +318,3 @@ def _lines(items: object) -> str:
 
 def _indented(lines: list[str], by: int) -> str:
     return "".join(f"{' ' * by}{line}\n" for line in lines)
-
-
-def _bool(value: bool) -> str:
-    return "true" if value else "false"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgekit.clients import _escape as escape
 from edgekit.clients._escape import swift as text
 from edgekit.clients._facts import Facts, Piece
+from edgekit.clients._picture import boolean, picture_fields
 from edgekit.clients._template import fill, load
 from edgekit.clients._words import difference, head, resize_words
 from edgekit.names import SCHEMES
@@ -58,25 +59,13 @@ def files(facts: Facts) -> dict[str, str]:
 
 
 def _picture(facts: Facts, step: ImagePreprocess) -> str:
-    side = 0
-    if step.resize_mode == "shorter-side":
-        side = step.resize_size or max(step.height, step.width)
     quality = "none" if step.resize in ("none", "nearest") else "high" if step.antialias else "low"
     fields = {
-        "HEAD": head(facts),
+        **picture_fields(facts, step),
         "RESIZE_WORDS": resize_words(step),
         "QUALITY": f".{quality}",
         "DIFFERENCE": difference(step),
-        "HEIGHT": str(step.height),
-        "WIDTH": str(step.width),
-        "CHANNELS": str(step.channels),
-        "BGR": _bool(step.color == "BGR"),
-        "NHWC": _bool(step.layout == "NHWC"),
-        "SHORTER_SIDE": str(side),
-        "RESIZES": _bool(step.resize != "none"),
-        "SCALE": escape.number(step.scale),
-        "MEAN": ", ".join(escape.number(v) for v in step.mean),
-        "STD": ", ".join(escape.number(v) for v in step.std),
+        "RESIZES": boolean(step.resize != "none"),
     }
     return fill(load("swift/Preprocess.swift"), fields, what="preprocess")
 
@@ -301,7 +290,3 @@ def _count(spec: TensorSpec) -> int:
 
 def _indented(lines: list[str], by: int) -> str:
     return "".join(f"{' ' * by}{line}\n" for line in lines)
-
-
-def _bool(value: bool) -> str:
-    return "true" if value else "false"
