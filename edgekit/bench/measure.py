@@ -36,6 +36,7 @@ from edgekit.bench.facts import host_facts, load_average
 from edgekit.bench.process import run_bounded
 from edgekit.errors import BadData, EdgekitError, UsageError, WorkerCrashed
 from edgekit.metrics import percentile
+from edgekit.names import IOS
 from edgekit.paired import MIN_RATIO_PAIRS, paired_ratio
 from edgekit.runtime.session import Array
 from edgekit.signature import Signature
@@ -47,7 +48,6 @@ ROUNDS = 10
 WORKER = (sys.executable, "-m", "edgekit.bench.worker")
 
 _MIB = 2**20
-_BORDER = ("float32", "uint8")
 _WARMUP_RUNS = 200
 _LOAD_SECONDS = 120.0  # for importing, loading and the first call of one block
 _DRIFT = 1.10  # later rounds slower than earlier ones by this factor: heat, or other load
@@ -301,7 +301,7 @@ def _adds_border(base: BenchRequest, other: BenchRequest) -> bool:
     """Whether two artifacts of one scheme differ in that the second takes pixels."""
     pairs = zip(base.signature.inputs, other.signature.inputs, strict=False)
     types = {(a.dtype, b.dtype) for a, b in pairs if a != b}
-    return base.scheme is not None and base.scheme == other.scheme and types == {_BORDER}
+    return base.scheme is not None and base.scheme == other.scheme and types == {IOS}
 
 
 def _result(block: _Blocks, threads: int, facts: Mapping[str, Any]) -> dict[str, Any]:

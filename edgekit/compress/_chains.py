@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from edgekit.compress.equalize import has_own_constants, only_user, pads_around
+from edgekit.compress._nodes import has_own_constants, only_user, pads_around
 from edgekit.compress.graph import (
     CONVS,
     aten,

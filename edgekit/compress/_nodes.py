@@ -144,3 +144,32 @@ def compute_nodes(module: fx.GraphModule) -> Iterator[fx.Node]:
     for node in module.graph.nodes:
         if node.op == "call_function" and node.target in COMPUTE:
             yield node
+
+
+def only_user(node: fx.Node) -> fx.Node | None:
+    """The one operator that reads ``node``; None where others do, or it is a result."""
+    users = list(node.users)
+    return users[0] if len(users) == 1 and users[0].op == "call_function" else None
+
+
+def pads_around(pad: fx.Node, axis: int) -> bool:
+    """Whether padding puts zeros around channels and adds none to them; ``axis`` from the end."""
+    sides = pad.args[1]
+    assert isinstance(sides, list | tuple)
+    return not any(pad.args[2:]) and not any(sides[-2 * axis - 2 :])
+
+
+def has_own_constants(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a layer's weight and bias are constants that nothing else reads."""
+    if node.op != "call_function" or node.target not in (*CONVS, *LINEARS):
+        return False
+    for argument in node.args[1:3]:
+        if argument is None:
+            continue
+        if tensor_of(module, argument) is None:
+            return False
+        assert isinstance(argument, fx.Node)
+        same = [n for n in module.graph.nodes if n.op == "get_attr" and n.target == argument.target]
+        if len(argument.users) != 1 or len(same) != 1:
+            return False
+    return True

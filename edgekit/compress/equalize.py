@@ -24,8 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from edgekit.compress._nodes import has_own_constants, only_user, pads_around
 from edgekit.compress.graph import (
-    CONVS,
     LINEARS,
     aten,
     channel_axis,
@@ -184,35 +184,7 @@ class _Reader(fx.Interpreter):
         return value
 
 
-def pads_around(pad: fx.Node, axis: int) -> bool:
-    """Whether padding puts zeros around channels and adds none to them; ``axis`` from the end."""
-    sides = pad.args[1]
-    assert isinstance(sides, list | tuple)
-    return not any(pad.args[2:]) and not any(sides[-2 * axis - 2 :])
-
-
 def _width(module: fx.GraphModule, layer: fx.Node) -> int:
     weight = tensor_of(module, layer.args[1])
     assert weight is not None
     return int(weight.shape[0])
-
-
-def only_user(node: fx.Node) -> fx.Node | None:
-    users = list(node.users)
-    return users[0] if len(users) == 1 and users[0].op == "call_function" else None
-
-
-def has_own_constants(module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a layer's weight and bias are constants that nothing else reads."""
-    if node.op != "call_function" or node.target not in (*CONVS, *LINEARS):
-        return False
-    for argument in node.args[1:3]:
-        if argument is None:
-            continue
-        if tensor_of(module, argument) is None:
-            return False
-        assert isinstance(argument, fx.Node)
-        same = [n for n in module.graph.nodes if n.op == "get_attr" and n.target == argument.target]
-        if len(argument.users) != 1 or len(same) != 1:
-            return False
-    return True

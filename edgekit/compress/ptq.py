@@ -31,6 +31,9 @@ __all__ = ["PLAIN", "Methods", "Quantized", "post_training", "round_weights", "s
 LAYER_SAMPLES = 128
 """Samples that layer-by-layer methods look at, at most."""
 
+SPLIT_SAMPLES = 32
+"""Samples that show what rounding does to channels, at most."""
+
 MEMORY = 1 << 30
 """Bytes that they may hold of these samples' values; where that is short, fewer are taken."""
 
@@ -230,7 +233,9 @@ def scaled(
         tell("smoothing", 1, 1)
     if methods.splitting:
         program, _ = split_channels(
-            program, few, progress=lambda done, total: tell("splitting channels", done, total)
+            program,
+            _spread(few, SPLIT_SAMPLES),
+            progress=lambda done, total: tell("splitting channels", done, total),
         )
     return program, few
 

@@ -39,7 +39,6 @@ from edgekit.compress.precision import macs_of
 
 __all__ = ["Split", "split_channels"]
 
-_SAMPLES = 32
 _MOST = 8
 """Copies of one channel, at most."""
 _ADDED = 8
@@ -77,7 +76,7 @@ def split_channels(
 
     Args:
         program: the canonical program.
-        feeds: samples that show what rounding does; 32 of them are looked at.
+        feeds: samples that show what rounding does; some 30 will do.
         progress: called with the samples seen and their number.
 
     Returns:
@@ -87,18 +86,9 @@ def split_channels(
     chains = find_chains(module)
     if not chains:
         return program, []
-    few = [feeds[i * len(feeds) // _SAMPLES] for i in range(_SAMPLES)]
-    if len(feeds) <= _SAMPLES:
-        few = list(feeds)
-    losses = measure_losses(module, chains, few, progress)
-    allowed = int(
-        _COST
-        * sum(
-            macs_of(module, n)
-            for n in compute_nodes(module)
-            if tensor_of(module, n.args[1]) is not None
-        )
-    )
+    losses = measure_losses(module, chains, feeds, progress)
+    layers = [n for n in compute_nodes(module) if tensor_of(module, n.args[1]) is not None]
+    allowed = int(_COST * sum(macs_of(module, n) for n in layers))
     done = []
     for chain, loss in zip(chains, losses, strict=True):
         split = _choose(module, chain, loss, allowed)
@@ -128,34 +118,29 @@ def _choose(module: fx.GraphModule, chain: Chain, loss: Loss, allowed: int) -> S
         return None
     # Errors of channels alike may add up; how far they do is taken to stay as it is.
     together = max(1.0, loss.total / max(float(loss.channels.sum()), 1e-30))
-    free = int(loss.silent.sum())
-    copies: dict[int, int] = {}
-    noise = loss.channels.clone()
-    noise[loss.silent] = 0
-    each = _macs_of_channel(module, chain)
-    added = 0
-    while True:
+    noise = together * torch.where(loss.silent, 0.0, loss.channels)
+    counts = torch.ones_like(noise)
+    silent, each = int(loss.silent.sum()), _macs_of_channel(module, chain)
+    free, added = silent, 0
+    while float((noise / counts**2).sum()) > _ENOUGH * loss.own:
         if free == 0:
-            enough = together * float(noise.sum()) <= loss.own
+            enough = float((noise / counts**2).sum()) <= loss.own
             if enough or (added + _ADDED) * each > allowed:
                 break
             added, free = added + _ADDED, _ADDED
-        counts = torch.ones_like(noise)
-        for channel, count in copies.items():
-            counts[channel] = count
-        gain = noise * (1 - (counts / (counts + 1)) ** 2)
+        gain = noise / counts**2 - noise / (counts + 1) ** 2
         gain[counts >= _MOST] = 0
         channel = int(gain.argmax())
-        if not gain[channel] > 0 or together * float(noise.sum()) <= _ENOUGH * loss.own:
+        if not gain[channel] > 0:
             break
-        copies[channel] = int(counts[channel]) + 1
-        noise[channel] -= gain[channel]
+        counts[channel] += 1
         free -= 1
+    copies = {i: int(count) for i, count in enumerate(counts) if count > 1}
     if not copies:
         return None
     more = sum(copies.values()) - len(copies)
-    reused = min(more, int(loss.silent.sum()))
-    return Split(chain.second.name, dict(sorted(copies.items())), reused, added)
+    added = -(-max(0, more - silent) // _ADDED) * _ADDED
+    return Split(chain.second.name, copies, min(more, silent), added)
 
 
 def _apply(module: fx.GraphModule, chain: Chain, loss: Loss, split: Split) -> None:
