@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,37 +12,33 @@ from typing import Any
 
 from edgekit import device as devices_
 from edgekit import engines
-from edgekit.artifact import Artifact, Store, fingerprint
+from edgekit.artifact import Store, fingerprint
 from edgekit.compress.plan import plan_name
 from edgekit.data import Samples, load, load_pair
 from edgekit.device import Device, Job, plan_targets
-from edgekit.errors import EdgekitError, Locked, UnsupportedError, UsageError, WorkerCrashed
-from edgekit.export import accuracy, converting, proving
-from edgekit.export.beside import Aside, beside
+from edgekit.errors import Locked, UnsupportedError, UsageError
+from edgekit.export import accuracy
 from edgekit.export.counting import count, placed, source_of
 from edgekit.export.document import Row, broken, build, gates_of, judged
 from edgekit.export.feeds import Feeds
 from edgekit.export.gates import Context, truth
+from edgekit.export.making import make
 from edgekit.export.measuring import measure
 from edgekit.export.packing import pack_result
 from edgekit.export.planning import Planned, make_plan
-from edgekit.export.proving import Proof
-from edgekit.export.reference import Referenced, refer
+from edgekit.export.reference import Referenced
 from edgekit.export.request import MIN_CALIB, ExportRequest
 from edgekit.export.scoring import reference_score, scored
-from edgekit.export.sides import Side, bordered, check_io, pixel_samples, taking_pixels
+from edgekit.export.sides import Given, Side, check_io, given_pixels, pixel_samples
 from edgekit.model import Model
 from edgekit.names import (
     CALIBRATED,
     FLOAT_IO,
-    NO_VNNI,
-    OVERRIDES,
     PICTURE_IO,
     WAIVABLE,
     unknown,
 )
 from edgekit.pack import check_destination
-from edgekit.runtime.cpu import lacks_vnni
 from edgekit.targets import find, require_installed, worker
 
 __all__ = ["ExportResult", "export_bundle", "samples_of"]
@@ -183,28 +176,14 @@ def _export(
     )
     plans = [*planned_for, *own]
     with tempfile.TemporaryDirectory(prefix="edgekit-feeds-") as folder:
-        feeds = Feeds(model, held, Path(folder) / "feeds.npz")
-        pixels = taking_pixels(model, held, Path(folder)) if takes_pixels else None
-        sides: dict[str, Side] = {}
+        given = {FLOAT_IO: Given(model, held, Feeds(model, held, Path(folder) / "feeds.npz"))}
+        if takes_pixels:
+            given[PICTURE_IO] = given_pixels(model, held, Path(folder))
+        sides: Mapping[str, Side] = {}
 
         def prove(planned: Planned) -> tuple[Referenced, list[Row]]:
-            asked = [(FLOAT_IO, model, planned, held, feeds)]
-            if pixels is not None:
-                mine = bordered(model, planned, plans, store)
-                asked.append((PICTURE_IO, pixels.model, mine, pixels.samples, pixels.feeds))
-
-            def answer(aside: Aside) -> Mapping[str, Referenced]:
-                tick = aside.tick
-                return {
-                    io: refer(takes, its, samples, plans, store, aside, tick=tick)
-                    for io, takes, its, samples, _ in asked
-                }
-
-            # Converting needs the plan alone, and happens in other processes.
-            with beside(answer, listener) as answers:
-                for io, takes, its, _, given in asked:
-                    sides[io] = Side(io, takes, its, answers, given)
-                rows = _make(jobs, sides, store, request, calib)
+            nonlocal sides
+            sides, rows = make(jobs, given, planned, plans, store, request, calib)
             reference = sides[FLOAT_IO].reference
             return reference, scored(model, rows, reference, evaluation)
 
@@ -273,141 +252,6 @@ def samples_of(
 
 def _is_samples(value: object) -> bool:
     return value is not None and not isinstance(value, str | Path)
-
-
-def _make(
-    jobs: Sequence[Job],
-    sides: Mapping[str, Side],
-    store: Store,
-    request: ExportRequest,
-    calib: Samples | None,
-) -> list[Row]:
-    """Converts and proves, target by target; two targets at a time where there are two cores."""
-    targets = list(dict.fromkeys(j.target for j in jobs))
-    about = converting.about_of(sides[FLOAT_IO].model)
-
-    def one(target: str) -> list[Row]:
-        rows: dict[str, Row] = {}
-        mine = [j for j in jobs if j.target == target]
-        for io in dict.fromkeys(j.io for j in mine):
-            some = [j for j in mine if j.io == io]
-            done = _make_target(some, sides[io], store, request, calib, about)
-            rows |= {r.id: r for r in done}
-        return [rows[j.id] for j in mine]
-
-    made: list[Row] = []
-    with (
-        request.listener.progress("converting and proving", len(targets)) as advance,
-        ThreadPoolExecutor(max_workers=min(len(targets), os.cpu_count() or 1, 3)) as pool,
-    ):
-        running = [pool.submit(one, target) for target in targets]
-        try:
-            # Where the model's own answers are no good, that comes first.
-            sides[FLOAT_IO].answers.result()
-            for future in running:
-                made.extend(future.result())
-                advance(1)
-        except BaseException:
-            _abandon(running)
-            raise
-    return made
-
-
-def _abandon(running: Sequence[Future[Any]]) -> None:
-    """Ends what is not wanted any more; else leaving the pool would wait for whole conversions."""
-    for future in running:
-        future.cancel()
-    # A thread between two workers starts the next one: until all threads are through. A second
-    # Ctrl-C changes nothing, as leaving here would wait for the conversions after all.
-    while True:
-        with contextlib.suppress(KeyboardInterrupt):
-            worker.stop()
-            if not wait(running, timeout=0.1).not_done:
-                return
-
-
-def _make_target(
-    jobs: Sequence[Job],
-    side: Side,
-    store: Store,
-    request: ExportRequest,
-    calib: Samples | None,
-    about: converting.About | None,
-) -> list[Row]:
-    """The artifacts of one target and one io."""
-    target, io, planned = jobs[0].target, jobs[0].io, side.planned
-    wanted: list[converting.Wanted] = [(j.scheme, j.variant) for j in jobs]
-    wanted = list(dict.fromkeys([*wanted, ("fp32", None)]))
-    ours = wanted if request.engine is None else [("fp32", None)]
-    signature, listener = side.model.signature, request.listener
-    try:
-        made = converting.convert(
-            target, ours, planned, signature, store, listener, io=io, about=about
-        )
-        if request.engine is not None and calib is not None:
-            engine = engines.find(request.engine)
-            for one in (w for w in wanted if w not in ours):
-                made[one] = converting.convert_by_engine(
-                    engine, target, one[0], planned, calib, signature, store, listener, about=about
-                )
-    except WorkerCrashed as error:
-        if not request.keep_going:
-            raise
-        made = dict.fromkeys(wanted, error)
-    twin = made["fp32", None]
-    rows = []
-    for job in jobs:
-        artifact = made[job.scheme, job.variant]
-        row = Row(
-            job=job,
-            artifact=artifact if isinstance(artifact, Artifact) else None,
-            twin=twin if isinstance(twin, Artifact) else None,
-        )
-        if isinstance(artifact, EdgekitError):
-            if not request.keep_going:
-                raise artifact
-            rows.append(replace(row, status="failed", reason=artifact.message))
-            continue
-        rows.append(_prove(row, artifact, side, store, request))
-    return rows
-
-
-def _prove(
-    row: Row,
-    artifact: Artifact,
-    side: Side,
-    store: Store,
-    request: ExportRequest,
-) -> Row:
-    row = replace(row, placement=converting.placement(artifact))
-    try:
-        proof: Proof = proving.prove(
-            row.job.target,
-            artifact,
-            side.planned,
-            side.reference,
-            side.model,
-            side.feeds.file,
-            store,
-            request.listener,
-        )
-    except EdgekitError as error:
-        if not request.keep_going and not isinstance(error, WorkerCrashed):
-            raise
-        return replace(row, status="failed", reason=error.message)
-    row = replace(row, proof=proof)
-    if not proof.document["passed"]:
-        return replace(row, status="failed", reason=_with_cause(row, proof.reason))
-    return row
-
-
-def _with_cause(row: Row, reason: str | None) -> str | None:
-    """Says where this machine itself is why an artifact for others gives wrong answers."""
-    job = row.job
-    needs = job.target in OVERRIDES[NO_VNNI] and job.scheme == "w8a8" and job.variant is None
-    if not (needs and lacks_vnni()):
-        return reason
-    return f"{reason}; this machine has no VNNI and can't prove an artifact that needs it"
 
 
 @contextmanager

@@ -31,14 +31,14 @@ from edgekit.runtime.preprocess import ImagePreprocess
 from edgekit.targets import find
 
 __all__ = [
+    "Given",
     "Pixels",
     "Side",
-    "Taking",
     "bordered",
     "check_io",
+    "given_pixels",
     "pixel_model",
     "pixel_samples",
-    "taking_pixels",
 ]
 
 
@@ -72,12 +72,12 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Taking:
-    """What artifacts of io ``uint8`` are made for, whatever their plans.
+class Given:
+    """What artifacts of one io are made for, whatever their plans.
 
     Attributes:
-        model: takes pixels.
-        samples: their pixels; None where there are no samples.
+        model: takes what they take.
+        samples: as the model takes them; None where there are none.
         feeds: what artifacts are run on.
     """
 
@@ -189,7 +189,7 @@ def pixel_model(model: Model) -> Model:
     )
 
 
-def taking_pixels(model: Model, samples: Samples | None, folder: Path) -> Taking:
+def given_pixels(model: Model, samples: Samples | None, folder: Path) -> Given:
     """What artifacts that take pixels are made for.
 
     Args:
@@ -201,7 +201,7 @@ def taking_pixels(model: Model, samples: Samples | None, folder: Path) -> Taking
         BadData: they are no pictures.
     """
     taking, pixels = pixel_model(model), pixel_samples(model, samples)
-    return Taking(taking, pixels, Feeds(taking, pixels, folder / "pixels.npz"))
+    return Given(taking, pixels, Feeds(taking, pixels, folder / "pixels.npz"))
 
 
 def bordered(model: Model, planned: Planned, names: Sequence[str], store: Store) -> Planned:

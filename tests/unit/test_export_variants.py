@@ -9,7 +9,7 @@ import pytest
 
 from edgekit import device
 from edgekit.device import Job
-from edgekit.export import run
+from edgekit.export import making, run
 from edgekit.export.document import Row, requirements
 from edgekit.export.request import ExportRequest, Silent
 from edgekit.names import NO_VNNI
@@ -48,9 +48,9 @@ def test_an_engine_makes_one_artifact_for_all_and_says_so() -> None:
 def test_a_failed_proof_says_where_this_machine_is_the_cause(
     monkeypatch: pytest.MonkeyPatch, target: str, variant: str | None, here: bool, told: bool
 ) -> None:
-    monkeypatch.setattr(run, "lacks_vnni", lambda: here)
+    monkeypatch.setattr(making, "lacks_vnni", lambda: here)
     row = Row(Job(target, "w8a8", "cpu", ("core-ultra",), 1, variant))
-    said = run._with_cause(row, "sqnr is 9")
+    said = making._with_cause(row, "sqnr is 9")
     assert said is not None and said.startswith("sqnr is 9")
     assert ("this machine has no VNNI" in said) is told
 
