@@ -58,9 +58,9 @@ WIDE_STEP: Final = 8.0
 which alone moves a value by up to a step. Right ones reach 2 steps, and a mean of 0.6."""
 
 TIE: Final = 2.0**-10
-"""Within so much of a step about the middle between two steps a value may fall either way: a kernel
-that multiplies in another order is off by some 1e-6 of up to 255 steps. Such values are no accident
-where a gate gives exactly 1/2: in a map of one pixel a channel of EfficientNet-B0 had seven of nine
+"""Within so much of a step about the middle between two steps a value may fall to either of them: a
+kernel that multiplies in another order is off by some 1e-6 of up to 255 steps. Such values are no
+accident where a gate gives exactly 1/2: in a map of one pixel a channel of EfficientNet-B0 had seven of nine
 samples at 1.5 steps, and OpenVINO gave 1 for the plan's 2 in six of them."""
 
 FLOAT_ERROR: Final = 1e-4
@@ -205,15 +205,15 @@ def layer_errors(
     if left_out is not None:
         computed = left_out.without(tapped.program, tapped.plan)
         tapped = dataclasses.replace(tapped, plan=computed)
-    want, ties, steps = _wanted(tapped, inputs, feeds, fitting)
+    want, exact, steps = _wanted(tapped, inputs, feeds, fitting)
     return [
-        _error(t, want[t.output], ties.get(t.output), fitting.get(t.output), steps.get(t.output))
+        _error(t, want[t.output], exact.get(t.output), fitting.get(t.output), steps.get(t.output))
         for t in tapped.taps
     ]
 
 
 def _error(
-    tap: Tap, want: Array, ties: Array | None, got: Array | None, step: float | None
+    tap: Tap, want: Array, exact: Array | None, got: Array | None, step: float | None
 ) -> LayerError:
     if got is None:
         return LayerError(tap.layer, None, math.nan)
@@ -226,8 +226,9 @@ def _error(
         reach = float(np.abs(wanted).max(initial=0.0)) or 1.0
         return LayerError(tap.layer, None, float(np.abs(delta).max(initial=0.0)) / reach)
     steps = delta / step
-    if ties is not None:
-        steps[ties & (np.abs(steps) <= 1.5)] = 0.0
+    if exact is not None and tap.edge is not None:
+        # In the plan's own steps; right is each of the nearest, if there are two.
+        steps[np.abs(got / tap.edge.scale[0] - exact) <= 0.5 + TIE] = 0.0
     # [n, 1, C, H, W] of a picture's features; else the channels come last.
     axis = 2 if steps.ndim == 5 else steps.ndim - 1
     others = tuple(i for i in range(steps.ndim) if i != axis)
@@ -254,7 +255,7 @@ class _Forced(fx.Interpreter):
         super().__init__(module)
         self.kept, self.given = set(kept), given
         self.computed: dict[fx.Node, torch.Tensor] = {}
-        self.ties: dict[fx.Node, torch.Tensor] = {}
+        self.exact: dict[fx.Node, torch.Tensor] = {}
         self.steps: dict[fx.Node, float] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -269,8 +270,7 @@ class _Forced(fx.Interpreter):
         if n in self.kept:
             self.computed[n] = result
             if n.target is aten.fake_quantize_per_tensor_affine.default:
-                value = self.env[n.args[0]].double() / n.args[1]  # type: ignore[index]
-                self.ties[n] = ((value - value.floor()) - 0.5).abs() <= TIE
+                self.exact[n] = self.env[n.args[0]].double() / n.args[1]  # type: ignore[index]
         if n not in self.given:
             return result
         # In the memory layout of what it replaces: views further on rely on that.
@@ -282,14 +282,14 @@ def _wanted(
 ) -> tuple[dict[str, Array], dict[str, Array], dict[str, float]]:
     """What the plan makes at every tap of what the runtime gave at the taps before it.
 
-    And, for taps that are quantized, which elements lay between two steps (see `TIE`), and the step
-    of every tap behind an input that is quantized at run time.
+    And, for taps that are quantized, what it was before, in steps, and the step of every tap behind
+    an input that is quantized at run time.
     """
     module = render(tapped.program, tapped.plan, "fake")
     outputs = [t.output for t in tapped.taps]
     nodes = results_of(module)
     rows: dict[str, list[Array]] = {name: [] for name in outputs}
-    ties: dict[str, list[Array]] = {}
+    unrounded: dict[str, list[Array]] = {}
     steps: dict[str, float] = {}
     for i in range(len(feeds[inputs[0].name])):
         given = {
@@ -302,11 +302,11 @@ def _wanted(
             forced.run(*(torch.from_numpy(feeds[spec.name][i]) for spec in inputs))
         for name, node in zip(outputs, nodes, strict=True):
             rows[name].append(forced.computed[node].numpy())
-            if node in forced.ties:
-                ties.setdefault(name, []).append(forced.ties[node].numpy())
+            if node in forced.exact:
+                unrounded.setdefault(name, []).append(forced.exact[node].numpy())
             if node in forced.steps:
                 steps[name] = max(forced.steps[node], steps.get(name, 0.0))
-    want, tied = (
-        {name: np.stack(values) for name, values in found.items()} for found in (rows, ties)
+    want, exact = (
+        {name: np.stack(values) for name, values in found.items()} for found in (rows, unrounded)
     )
-    return want, tied, steps
+    return want, exact, steps
