@@ -60,8 +60,8 @@ which alone moves a value by up to a step. Right ones reach 2 steps, and a mean 
 TIE: Final = 2.0**-10
 """Within so much of a step about the middle between two steps a value may fall to either of them: a
 kernel that multiplies in another order is off by some 1e-6 of up to 255 steps. Such values are no
-accident where a gate gives exactly 1/2: in a map of one pixel a channel of EfficientNet-B0 had seven of nine
-samples at 1.5 steps, and OpenVINO gave 1 for the plan's 2 in six of them."""
+accident where a gate gives exactly 1/2: in a map of one pixel a channel of EfficientNet-B0 had
+seven of nine samples at 1.5 steps, and OpenVINO gave 1 for the plan's 2 in six of them."""
 
 FLOAT_ERROR: Final = 1e-4
 """The largest error of a float output over its largest value. Right kernels reach about 1e-6."""
