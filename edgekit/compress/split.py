@@ -4,7 +4,7 @@ A depthwise convolution that takes differences of its neighbours (an edge detect
 and 8) multiplies the rounding error of its input by them, and no scale helps a channel that fills
 its range. On ImageNet networks such channels of the first block alone can lose more than all other
 tensors together: of EfficientNet-Lite2's 32 channels three do, and with them 8 bits there give
-25 dB, where the next tensor is at 40.
+25 dB, where the next tensor inside is at 40.
 
 Such a channel is computed ``k`` times, each copy with another fraction of the step added before it
 is rounded and taken off behind the depthwise convolution; the pointwise convolution that follows
