@@ -23,7 +23,8 @@ import torch
 from torch import fx
 
 from edgekit.compress.dynamic import fake_dynamic
-from edgekit.compress.graph import aten, save_program, tensor_of
+from edgekit.compress.fake import fake_quantize
+from edgekit.compress.graph import save_program, tensor_of
 from edgekit.compress.plan import QuantPlan
 from edgekit.compress.render import render
 from edgekit.compress.taps import Tap, Tapped, results_of, tap
@@ -269,7 +270,7 @@ class _Forced(fx.Interpreter):
         result = super().run_node(n)
         if n in self.kept:
             self.computed[n] = result
-            if n.target is aten.fake_quantize_per_tensor_affine.default:
+            if n.target is fake_quantize:
                 self.exact[n] = self.env[n.args[0]].double() / n.args[1]  # type: ignore[index]
         if n not in self.given:
             return result

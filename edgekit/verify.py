@@ -58,6 +58,7 @@ __all__ = [
     "judge",
     "judge_without_plan",
     "look_closer",
+    "lowers",
     "output_steps",
     "rounding_floor",
 ]
@@ -314,6 +315,11 @@ def _tolerance(scheme: str, floor: Mapping[str, Any] | None) -> tuple[Tolerance,
         f"(not {tolerance.sqnr_db:g}) and {fraction:.2%} (not {tolerance.within_fraction:.1%})"
     )
     return adapted, [Check("plan-floor", sqnr >= LOWEST_DB, sqnr, LOWEST_DB, detail)]
+
+
+def lowers(scheme: str, floor: Mapping[str, Any] | None) -> bool:
+    """Whether limits of a scheme lie beyond what a plan with this floor reaches itself."""
+    return bool(_tolerance(scheme, floor)[1])
 
 
 def first_bad_layer(

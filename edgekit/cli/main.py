@@ -15,7 +15,7 @@ from typing import Final
 
 import click
 
-from edgekit import __version__
+from edgekit import __version__, cores
 from edgekit.cli import _output
 from edgekit.errors import EdgekitError, MissingDependency, StorageError
 from edgekit.names import install_command, unknown
@@ -108,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if argv is None else argv)
     _output.reset()
+    cores.wait_passively(os.environ)
     try:
         code = _invoke(args)
     except Exception as error:

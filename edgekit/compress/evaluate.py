@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from edgekit.compress.dynamic import fake_dynamic
+from edgekit.compress.fake import fake_quantize
 from edgekit.compress.graph import aten
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -32,7 +33,7 @@ _BATCHED = (
     aten.max_pool2d.default,
     aten.avg_pool2d.default,
     aten.adaptive_avg_pool2d.default,
-    aten.fake_quantize_per_tensor_affine.default,
+    fake_quantize,
     aten._to_copy.default,
 )
 _POINTWISE = (aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor, aten.div.Tensor)
@@ -46,6 +47,7 @@ def evaluate(
     outputs: Sequence[str],
     *,
     progress: Callable[[int], None] | None = None,
+    together: bool | None = None,
 ) -> Arrays:
     """Runs a rendered graph on every sample.
 
@@ -59,6 +61,7 @@ def evaluate(
         inputs: input names in the graph's order.
         outputs: names for the outputs, in the graph's order.
         progress: called with the number of samples newly done.
+        together: what `batches` found of this graph; without it, that is found out first.
 
     Returns:
         Arrays [n, *output shape] by output name.
@@ -68,13 +71,16 @@ def evaluate(
     count = len(arrays[0])
     size = min(BATCH, count)
     with torch.no_grad():
-        wide = _widened(module, size) if size > 2 and all(a.shape[1] == 1 for a in arrays) else None
+        wide = None if together is False else _wide(module, arrays)
         parts: list[list[npt.NDArray[Any]]] = []
-        first = None if wide is None else _together(wide, module, arrays, size)
-        if wide is not None and first is not None:
+        first = None
+        if wide is not None and together is None:
+            first = _together(wide, module, arrays, size)
+            wide = None if first is None else wide
+        if wide is not None:
             for start in range(0, count, size):
                 rows = [np.take(a, range(start, start + size), 0, mode="clip") for a in arrays]
-                answers = _call(wide, [r[:, 0] for r in rows]) if start else first
+                answers = first if first and not start else _call(wide, [r[:, 0] for r in rows])
                 done = min(size, count - start)
                 parts.append([a[:done, None] for a in answers])
                 tell(done)
@@ -86,6 +92,18 @@ def evaluate(
     return {name: np.concatenate(col) for name, col in zip(outputs, columns, strict=True)}
 
 
+def batches(
+    module: fx.GraphModule, feeds: Mapping[str, npt.NDArray[Any]], inputs: Sequence[str]
+) -> bool:
+    """Whether `evaluate` may give a graph several samples at once; the arguments are its own."""
+    arrays = [feeds[name] for name in inputs]
+    wide = _wide(module, arrays)
+    if wide is None:
+        return False
+    with torch.no_grad():
+        return _together(wide, module, arrays, min(BATCH, len(arrays[0]))) is not None
+
+
 def jitter(value: torch.Tensor, relative: float, seed: int) -> torch.Tensor:
     """``value`` (float32) with seeded noise, up to ``relative`` of each element either way.
 
@@ -93,9 +111,17 @@ def jitter(value: torch.Tensor, relative: float, seed: int) -> torch.Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     factors = 1 + relative * (torch.rand(_NOISES, generator=generator) * 2 - 1)
-    hashed = (value.contiguous().view(torch.int32) * _GOLDEN) >> 16
-    hashed &= _NOISES - 1
-    return value * factors.index_select(0, hashed.flatten()).view(value.shape)
+    value = value.contiguous()
+    disturbed = torch.empty_like(value)
+    # In pieces that stay in the cache: nearly three times as fast.
+    for source, result in zip(
+        value.view(-1).split(_NOISES), disturbed.view(-1).split(_NOISES), strict=True
+    ):
+        hashed = source.view(torch.int32) * _GOLDEN
+        hashed >>= 16
+        hashed &= _NOISES - 1
+        torch.mul(source, factors.index_select(0, hashed), out=result)
+    return disturbed
 
 
 def with_rounding_noise(
@@ -109,8 +135,7 @@ def with_rounding_noise(
     come to it. Which roundings tip is chance: every ``draw`` is another noise.
     """
     noisy = copy.deepcopy(module)
-    fake = aten.fake_quantize_per_tensor_affine.default
-    quantizers = [n for n in noisy.graph.nodes if n.target in (fake, fake_dynamic)]
+    quantizers = [n for n in noisy.graph.nodes if n.target in (fake_quantize, fake_dynamic)]
     for seed, node in enumerate(quantizers, start=draw * len(quantizers)):
         source = node.args[0]
         with noisy.graph.inserting_before(node):
@@ -125,6 +150,12 @@ def _call(module: fx.GraphModule, arrays: Sequence[npt.NDArray[Any]]) -> list[np
     result = module(*(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays))
     tensors = result if isinstance(result, tuple | list) else (result,)
     return [t.numpy() for t in tensors]
+
+
+def _wide(module: fx.GraphModule, arrays: Sequence[npt.NDArray[Any]]) -> fx.GraphModule | None:
+    """`_widened` for the batches of ``arrays``; None where there is nothing to gain."""
+    size = min(BATCH, len(arrays[0]))
+    return _widened(module, size) if size > 2 and all(a.shape[1] == 1 for a in arrays) else None
 
 
 def _widened(module: fx.GraphModule, size: int) -> fx.GraphModule | None:

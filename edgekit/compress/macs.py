@@ -1,4 +1,4 @@
-"""Multiply-accumulates of a model, layer by layer, and which of them a plan has on integers."""
+"""Multiply-accumulates of a model, which of them a plan has on integers, and its numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgekit.compress._nodes import COMPUTE, TABLES, aten, layer_of, tensor_of, 
 from edgekit.compress.plan import QuantPlan
 from edgekit.compress.precision import integer_nodes, macs_of
 
-__all__ = ["LayerMacs", "layers", "products"]
+__all__ = ["LayerMacs", "layers", "numbers", "products"]
 
 _PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.mm.default)
 _ATTENTION = aten.scaled_dot_product_attention.default
@@ -71,3 +71,13 @@ def products(module: fx.GraphModule) -> int:
             scores = math.prod(queries[:-1]) * keys[-2]
             total += scores * (queries[-1] + values[-1])
     return total
+
+
+def numbers(module: fx.GraphModule) -> int:
+    """Floating-point numbers that a program's operators read, each constant once."""
+    read = {
+        str(n.target): tensor_of(module, n)
+        for n in module.graph.nodes
+        if n.op == "get_attr" and n.users
+    }
+    return sum(v.numel() for v in read.values() if v is not None and v.is_floating_point())

@@ -19,6 +19,7 @@ import torch
 from torch import fx
 
 from edgekit.compress._nodes import weight_of
+from edgekit.compress.fake import fake_quantize
 from edgekit.compress.graph import (
     aten,
     example_args,
@@ -298,9 +299,7 @@ def fitted(
 def _integers(values: torch.Tensor, edge: Edge) -> npt.NDArray[np.int64]:
     """What the plan's evaluation in torch makes of values, without its zero point."""
     scale, zero = edge.scale[0], edge.zero_point[0]
-    real = torch.fake_quantize_per_tensor_affine(
-        values, scale, zero, edge.quant_min, edge.quant_max
-    )
+    real = fake_quantize(values, scale, zero, edge.quant_min, edge.quant_max)
     found: npt.NDArray[np.int64] = np.rint(real.double().numpy() / scale).astype(np.int64)
     return found
 

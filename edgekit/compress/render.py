@@ -23,6 +23,7 @@ from torch import fx
 
 from edgekit.compress._lean import absorbable_pads, idle_moves, saturating_clamps
 from edgekit.compress.dynamic import fake_dynamic
+from edgekit.compress.fake import fake_quantize
 from edgekit.compress.graph import (
     example_args,
     graph_module,
@@ -129,8 +130,7 @@ def _render_activation(module: fx.GraphModule, node: fx.Node, edge: Edge, form: 
     limits = (edge.quant_min, edge.quant_max)
     with graph.inserting_after(node):
         if form == "fake":
-            op = torch.ops.aten.fake_quantize_per_tensor_affine.default
-            last = graph.call_function(op, (node, scale, zero, *limits))
+            last = graph.call_function(fake_quantize, (node, scale, zero, *limits))
         else:
             args = (scale, zero, *limits, torch.int16 if edge.dtype == "int16" else torch.int8)
             first = graph.call_function(_qd.quantize_per_tensor.default, (node, *args))

@@ -24,6 +24,7 @@ import torch
 from torch import fx
 
 from edgekit.compress.dynamic import fake_dynamic
+from edgekit.compress.fake import fake_quantize
 from edgekit.compress.graph import graph_module, tensor_of
 from edgekit.compress.plan import Edge, QuantPlan
 from edgekit.compress.precision import Cost, Unit, all_macs, cost_of, find_units, keep_float
@@ -354,6 +355,4 @@ def _edged(value: Any, edge: Edge | None) -> Any:
     """A value as the plan's integers hold it."""
     if edge is None:
         return value
-    return torch.fake_quantize_per_tensor_affine(
-        value, edge.scale[0], edge.zero_point[0], edge.quant_min, edge.quant_max
-    )
+    return fake_quantize(value, edge.scale[0], edge.zero_point[0], edge.quant_min, edge.quant_max)

@@ -60,9 +60,10 @@ def source_of(claimed: Model | int | None, store: Store) -> Source | None:
     )
 
     def fill(folder: Path) -> None:
+        from edgekit.compress import macs
         from edgekit.compress.graph import canonical, graph_module
 
-        stored = _stored(graph_module(canonical(claimed.program())))
+        stored = macs.numbers(graph_module(canonical(claimed.program())))
         (folder / "source.json").write_text(json.dumps({"stored": stored}))
 
     path = store.make(key, fill, what="source")
@@ -131,7 +132,7 @@ def _counted(planned: Planned, target: str, name: str, module: Any) -> dict[str,
         ],
         "products": macs.products(module),
         "weights": _weights(module, plan),
-        "stored": _stored(module),
+        "stored": macs.numbers(module),
     }
 
 
@@ -154,18 +155,6 @@ def _weights(module: Any, plan: Any) -> list[dict[str, Any]]:
             }
         )
     return found
-
-
-def _stored(module: Any) -> int:
-    """Floating-point numbers that a program's operators read, each constant once."""
-    from edgekit.compress.graph import tensor_of
-
-    read = {
-        str(n.target): tensor_of(module, n)
-        for n in module.graph.nodes
-        if n.op == "get_attr" and n.users
-    }
-    return sum(v.numel() for v in read.values() if v is not None and v.is_floating_point())
 
 
 def placed(row: Row, counted: Mapping[str, Any]) -> dict[str, Any]:

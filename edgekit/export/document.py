@@ -34,7 +34,9 @@ class Row:
     Attributes:
         job: what was asked for.
         artifact: what was made; None where the target refused.
-        twin: the float artifact of the same target.
+        twin: the float artifact of the same target; None where nobody asks for more than that
+            what was made is smaller than the float model's numbers alone, which it is.
+        least_float: what these numbers take, in bytes.
         status: ``ok`` or ``failed``.
         reason: why it failed.
         placement: operators and bytes, as the target's `inspect` gives them.
@@ -48,6 +50,7 @@ class Row:
     job: Job
     artifact: Artifact | None = None
     twin: Artifact | None = None
+    least_float: int | None = None
     status: str = "ok"
     reason: str | None = None
     placement: Mapping[str, Any] | None = None

@@ -74,7 +74,11 @@ def _smaller(row: Row) -> dict[str, Any] | None:
         return None
     mine = row.artifact.bytes
     if row.twin is None:
-        return gate(row.id, "smaller", None, mine, None, "there is no float file beside it")
+        least = row.least_float
+        if least is None or mine >= least:
+            return gate(row.id, "smaller", None, mine, None, "there is no float file beside it")
+        said = f"{mine:,} bytes; the float model's numbers alone take {least:,}"
+        return gate(row.id, "smaller", least, mine, True, said)
     beside = row.twin.bytes
     constants = sum(converting.placement(row.twin)["bytes_by_dtype"].values())
     said = f"{mine:,} bytes, {beside:,} in float"

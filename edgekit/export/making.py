@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
-from edgekit import engines
+from edgekit import cores, engines
 from edgekit.artifact import Artifact, Store
 from edgekit.data import Samples
 from edgekit.device import Job
@@ -27,6 +26,10 @@ from edgekit.runtime.cpu import lacks_vnni
 from edgekit.targets import worker
 
 __all__ = ["make"]
+
+FLOAT: Final[converting.Wanted] = ("fp32", None)
+"""The float twin. Latency is compared with it, and parameters are counted in it; where nobody asks
+for these, an artifact that is smaller than the float model's numbers needs none."""
 
 
 def make(
@@ -64,7 +67,7 @@ def make(
         }
 
     # Converting needs the plan alone, and happens in other processes.
-    with beside(answer, request.listener) as answers:
+    with cores.shared(_at_a_time(jobs) + 1), beside(answer, request.listener) as answers:
         sides = {io: Side(io, one.model, its[io], answers, one.feeds) for io, one in given.items()}
         rows = _each_target(jobs, sides, store, request, calib)
     return sides, rows
@@ -77,7 +80,7 @@ def _each_target(
     request: ExportRequest,
     calib: Samples | None,
 ) -> list[Row]:
-    """Converts and proves, target by target; two targets at a time where there are two cores."""
+    """Converts and proves, target by target; several at a time where there are cores."""
     targets = list(dict.fromkeys(j.target for j in jobs))
     about = converting.about_of(sides[FLOAT_IO].model)
 
@@ -93,7 +96,7 @@ def _each_target(
     made: list[Row] = []
     with (
         request.listener.progress("converting and proving", len(targets)) as advance,
-        ThreadPoolExecutor(max_workers=min(len(targets), os.cpu_count() or 1, 3)) as pool,
+        ThreadPoolExecutor(max_workers=_at_a_time(jobs)) as pool,
     ):
         running = [pool.submit(one, target) for target in targets]
         try:
@@ -106,6 +109,11 @@ def _each_target(
             _abandon(running)
             raise
     return made
+
+
+def _at_a_time(jobs: Sequence[Job]) -> int:
+    """How many targets are converted and proven at a time."""
+    return min(len({j.target for j in jobs}), cores.usable(), 3)
 
 
 def _abandon(running: Sequence[Future[Any]]) -> None:
@@ -130,26 +138,14 @@ def _make_target(
     about: converting.About | None,
 ) -> list[Row]:
     """The artifacts of one target and one io."""
-    target, io, planned = jobs[0].target, jobs[0].io, side.planned
-    wanted: list[converting.Wanted] = [(j.scheme, j.variant) for j in jobs]
-    wanted = list(dict.fromkeys([*wanted, ("fp32", None)]))
-    ours = wanted if request.engine is None else [("fp32", None)]
-    signature, listener = side.model.signature, request.listener
+    asked = list(dict.fromkeys((j.scheme, j.variant) for j in jobs))
     try:
-        made = converting.convert(
-            target, ours, planned, signature, store, listener, io=io, about=about
-        )
-        if request.engine is not None and calib is not None:
-            engine = engines.find(request.engine)
-            for one in (w for w in wanted if w not in ours):
-                made[one] = converting.convert_by_engine(
-                    engine, target, one[0], planned, calib, signature, store, listener, about=about
-                )
+        made = _convert(jobs[0].target, asked, side, store, request, calib, about)
     except WorkerCrashed as error:
         if not request.keep_going:
             raise
-        made = dict.fromkeys(wanted, error)
-    twin = made["fp32", None]
+        made = dict.fromkeys(asked, error)
+    twin = made.get(FLOAT)
     rows = []
     for job in jobs:
         artifact = made[job.scheme, job.variant]
@@ -159,12 +155,55 @@ def _make_target(
             twin=twin if isinstance(twin, Artifact) else None,
         )
         if isinstance(artifact, EdgekitError):
-            if not request.keep_going:
-                raise artifact
             rows.append(replace(row, status="failed", reason=artifact.message))
             continue
+        row = replace(row, least_float=side.reference.least_bytes())
         rows.append(_prove(row, artifact, side, store, request))
     return rows
+
+
+def _convert(
+    target: str,
+    asked: Sequence[converting.Wanted],
+    side: Side,
+    store: Store,
+    request: ExportRequest,
+    calib: Samples | None,
+    about: converting.About | None,
+) -> dict[converting.Wanted, Artifact | EdgekitError]:
+    """What was asked of one target, or the errors with which it refuses, and the float twin.
+
+    Raises:
+        EdgekitError: it refuses one, without ``keep_going``.
+        WorkerCrashed: the converter or the engine died.
+    """
+    planned, signature, listener = side.planned, side.model.signature, request.listener
+
+    def convert(
+        some: Sequence[converting.Wanted],
+    ) -> dict[converting.Wanted, Artifact | EdgekitError]:
+        return converting.convert(
+            target, some, planned, signature, store, listener, io=side.io, about=about
+        )
+
+    beside = request.bench or request.pruned_from is not None
+    wanted = list(dict.fromkeys([*asked, FLOAT])) if beside else list(asked)
+    ours = [w for w in wanted if request.engine is None or w == FLOAT]
+    made = convert(ours) if ours else {}
+    if request.engine is not None and calib is not None:
+        engine = engines.find(request.engine)
+        for one in (w for w in wanted if w not in ours):
+            made[one] = converting.convert_by_engine(
+                engine, target, one[0], planned, calib, signature, store, listener, about=about
+            )
+    results = [made[w] for w in asked]
+    refused = next((r for r in results if isinstance(r, EdgekitError)), None)
+    if refused is not None and not request.keep_going:
+        raise refused
+    sizes = [r.bytes for r in results if isinstance(r, Artifact)]
+    if FLOAT not in made and any(size >= side.reference.least_bytes() for size in sizes):
+        made |= convert([FLOAT])
+    return made
 
 
 def _prove(

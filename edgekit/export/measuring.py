@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgekit import cores
 from edgekit.artifact import Artifact, Store, fingerprint
 from edgekit.bench.measure import BenchRequest, bench
 from edgekit.export.document import Row
@@ -28,7 +28,7 @@ def measure(
     ``sides`` gives, by what an artifact takes, the sample that it is measured with.
     """
     measured = list(rows)
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    usable = cores.usable()
     for target in dict.fromkeys(r.job.target for r in rows):
         mine = [i for i, r in enumerate(rows) if r.job.target == target and r.artifact is not None]
         if not mine:

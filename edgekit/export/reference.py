@@ -54,9 +54,13 @@ class Referenced:
     probes: int
 
     def facts(self) -> dict[str, Any]:
-        """Output steps and rounding floor by the plan's name."""
+        """Output steps and rounding floor by the plan's name; of ``fp32``, its numbers too."""
         loaded: dict[str, Any] = json.loads((self.path / "facts.json").read_text())
         return loaded
+
+    def least_bytes(self) -> int:
+        """What the float model's numbers take in float32: no float file of it is smaller."""
+        return 4 * int(self.facts()["fp32"]["numbers"])
 
     def labels(self) -> npt.NDArray[np.int64] | None:
         """Class indices [n], or None where a sample has none."""
@@ -97,7 +101,9 @@ def refer(
     def fill(folder: Path) -> None:
         import torch
 
+        from edgekit.compress import macs
         from edgekit.compress.evaluate import evaluate
+        from edgekit.compress.graph import graph_module
         from edgekit.compress.plan import QuantPlan
         from edgekit.compress.render import render
         from edgekit.verify import output_steps
@@ -127,6 +133,8 @@ def refer(
                     model.signature, module, feeds, answers, steps, n, plan.scheme, tick=tick
                 )
             facts[name] = {"steps": steps, **floors}
+            if name == "fp32":
+                facts[name]["numbers"] = macs.numbers(graph_module(program))
         (folder / "facts.json").write_text(json.dumps(facts))
 
     path = store.make(key, fill, what="reference")
@@ -161,7 +169,7 @@ def rounding_floors(
         scheme: of the plan.
         tick: called with the number of samples newly evaluated; it may raise.
     """
-    from edgekit.compress.evaluate import evaluate, with_rounding_noise
+    from edgekit.compress.evaluate import batches, evaluate, with_rounding_noise
     from edgekit.verify import rounding_floor
 
     names, outs = ([s.name for s in side] for side in (signature.inputs, signature.outputs))
@@ -170,7 +178,7 @@ def rounding_floors(
         """The answers to some samples, and those under one draw of noise."""
         few, right = ({k: v[part] for k, v in of.items()} for of in (feeds, answers))
         noisy = with_rounding_noise(module, draw=draw)
-        return right, evaluate(noisy, few, names, outs, progress=tick)
+        return right, evaluate(noisy, few, names, outs, progress=tick, together=together)
 
     def floor(pairs: Sequence[tuple[Arrays, Arrays]]) -> dict[str, Any]:
         right, disturbed = (
@@ -178,6 +186,8 @@ def rounding_floors(
         )
         return rounding_floor(signature, right, disturbed, steps, scheme)
 
+    # Noise treats samples apart: what is found of the graph holds under every draw.
+    together = batches(module, feeds, names)
     count = min(FLOOR_SAMPLES, n)
     draws = min(PROBE_DRAWS, -(-FLOOR_SAMPLES // count))
     probes = slice(n, len(feeds[names[0]]))

@@ -159,7 +159,7 @@ def _export(
     takes_pixels = any(job.io == PICTURE_IO for job in jobs)
     if takes_pixels:
         pixel_samples(model, held)  # refuses data without pictures before a plan is made
-    # The float twin of every artifact is made too: it is what latency is compared with.
+    # The float model is what accuracy and latency are compared with.
     schemes = list(dict.fromkeys([*(j.scheme for j in jobs), "fp32"]))
     # An engine needs no plan: what it makes is held against the float model.
     planned_for = schemes if request.engine is None else ["fp32"]

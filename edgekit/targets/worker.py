@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekit import errors
+from edgekit import cores, errors
 from edgekit.errors import (
     BadData,
     EdgekitError,
@@ -105,6 +105,7 @@ def _supervise(
     on_done: Callable[[int], None] | None,
 ) -> int | None:
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    cores.wait_passively(environment)
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "edgekit.targets.worker", str(request)],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +47,28 @@ def zeroed():
         model[1].weight[::2] = 0
     return model, inputs
 '''
+
+
+PLANTED = """
+import json
+from pathlib import Path
+
+import torch
+
+from edgekit.compress.graph import graph_module
+from edgekit.compress.plan import QuantPlan
+from edgekit.compress.precision import find_units, keep_float
+from edgekit.targets.worker import _task_convert
+
+
+def convert(target, task):
+    plan = QuantPlan.from_json(json.loads(Path(task["plan"]).read_text()))
+    module = graph_module(torch.export.load(task["program"]))
+    last = [u for u in find_units(module, plan) if "linear" in u.nodes]
+    other = Path(task["out"]).with_name("other.json")
+    other.write_text(json.dumps(keep_float(module, plan, last).to_json()))
+    return _task_convert(target, {**task, "plan": str(other)})
+"""
 
 
 @pytest.fixture(scope="module")
@@ -170,25 +191,13 @@ def test_an_int8_file_with_a_layer_in_float_fails(
     edgekit: Run, shop: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A converter that leaves the last layer in float, its weights included, and tells nobody."""
-    import torch
-
-    from edgekit.compress.graph import graph_module
-    from edgekit.compress.plan import QuantPlan
-    from edgekit.compress.precision import find_units, keep_float
-
     real = worker.run
+    (tmp_path / "planted.py").write_text(PLANTED)
+    monkeypatch.syspath_prepend(tmp_path)
 
     def run(target: str, tasks: Sequence[dict[str, Any]], **options: Any) -> list[dict[str, Any]]:
-        for task in tasks:
-            if task["op"] != "convert":
-                continue
-            plan = QuantPlan.from_json(json.loads(Path(task["plan"]).read_text()))
-            module = graph_module(torch.export.load(task["program"]))
-            last = [u for u in find_units(module, plan) if "linear" in u.nodes]
-            kept = keep_float(module, plan, last)
-            task["plan"] = str(tmp_path / f"{plan.scheme}.json")
-            Path(task["plan"]).write_text(json.dumps(kept.to_json()))
-        return real(target, tasks, **options)
+        ops = {"convert": "planted:convert"}
+        return real(target, [{**t, "op": ops.get(t["op"], t["op"])} for t in tasks], **options)
 
     monkeypatch.setattr(worker, "run", run)
     monkeypatch.setenv("EDGEKIT_STORE", str(tmp_path / "store"))

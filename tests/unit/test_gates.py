@@ -128,6 +128,16 @@ def test_without_a_float_file_nothing_is_said_of_size(row: Make) -> None:
     assert find(truth([row(twin=None)], context()), "smaller")["passed"] is None
 
 
+@pytest.mark.parametrize(("least", "passed"), [(40_001, True), (40_000, None), (None, None)])
+def test_without_a_float_file_the_float_models_numbers_are_what_it_must_stay_under(
+    row: Make, least: int | None, passed: bool | None
+) -> None:
+    made = dataclasses.replace(row(twin=None), least_float=least)
+    gate = find(truth([made], context()), "smaller")
+    assert gate["passed"] is passed and gate["limit"] == (least if passed else None)
+    assert not passed or "alone take 40,001" in gate["detail"]
+
+
 def test_a_float_artifact_claims_neither(row: Make) -> None:
     assert truth([row("fp32")], context()) == []
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import fx, nn
 
+from edgekit.compress.fake import fake_quantize
 from edgekit.compress.graph import canonical, graph_module, program_digest, tensor_of
 from edgekit.compress.plan import QuantPlan
 from edgekit.compress.quantize import quantize
@@ -126,8 +127,7 @@ def test_activations_are_the_plans_and_on_its_grid(
     plan: QuantPlan,
     samples: list[tuple[torch.Tensor, ...]],
 ) -> None:
-    operator = torch.ops.aten.fake_quantize_per_tensor_affine.default
-    found = [n for n in render(program, plan, "fake").graph.nodes if n.target is operator]
+    found = [n for n in render(program, plan, "fake").graph.nodes if n.target is fake_quantize]
     stated = [(n.args[1], n.args[2]) for n in found]
     assert stated == [(e.scale[0], e.zero_point[0]) for e in plan.activations().values()]
     last = [e for e in plan.edges if e.kind == "activation"][-1]

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import fx, nn
 
-from edgekit.compress.graph import aten, canonical, compute_nodes, graph_module
+from edgekit.compress.fake import fake_quantize
+from edgekit.compress.graph import canonical, compute_nodes, graph_module
 from edgekit.compress.plan import QuantPlan
 from edgekit.compress.quantize import quantize
 from edgekit.compress.render import render
@@ -63,7 +64,7 @@ class Recorder(fx.Interpreter):
     def run_node(self, node: fx.Node) -> Any:
         value = super().run_node(node)
         name = node.name
-        if node.target is aten.fake_quantize_per_tensor_affine.default:
+        if node.target is fake_quantize:
             name = node.all_input_nodes[0].name
         self.values[name] = value
         return value
