@@ -34,7 +34,7 @@ def wait_passively(environment: MutableMapping[str, str]) -> None:
     instead of 21.
     """
     if _POLICY not in environment:
-        environment |= {_POLICY: "PASSIVE", _OURS: "1"}
+        environment.update({_POLICY: "PASSIVE", _OURS: "1"})
 
 
 def without_policy(environment: MutableMapping[str, str]) -> None:

@@ -30,6 +30,7 @@ from edgekit.export.reference import Referenced
 from edgekit.export.request import MIN_CALIB, ExportRequest
 from edgekit.export.scoring import reference_score, scored
 from edgekit.export.sides import Given, Side, check_io, given_pixels, pixel_samples
+from edgekit.export.systems import check_systems
 from edgekit.model import Model
 from edgekit.names import (
     CALIBRATED,
@@ -91,6 +92,7 @@ def export_bundle(
         jobs = _without_variants(jobs, request)
     for job in jobs:
         require_installed(find(job.target))
+    check_systems(jobs, {d.id: d for d in profiles})
     if request.engine is not None:
         _check_engine(request.engine, jobs)
     check_io(model, request.ios, [j.target for j in jobs], request.engine)
