@@ -204,6 +204,27 @@ def state_pools(module: fx.GraphModule) -> None:
             node.meta["val"] = node.meta["val"].reshape(*shape, 1, 1)
 
 
+def state_max_pools(module: fx.GraphModule) -> None:
+    """Writes adaptive max pooling as max pooling, where all its windows are of one size.
+
+    Runtimes have no kernel for it. It gives indices too; where these are read it stays.
+    """
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target is not aten.adaptive_max_pool2d.default:
+            continue
+        sizes = list(node.args[0].meta["val"].shape[-2:])
+        wanted = [w or s for w, s in zip(node.args[1], sizes, strict=True)]
+        if any(s % w for s, w in zip(sizes, wanted, strict=True)):
+            continue
+        if any(u.target is not operator.getitem or u.args[1] != 0 for u in node.users):
+            continue
+        window = [s // w for s, w in zip(sizes, wanted, strict=True)]
+        for first in list(node.users):
+            first.target, first.args = aten.max_pool2d.default, (node.args[0], window, window)
+        graph.erase_node(node)
+
+
 def state_moves(module: fx.GraphModule) -> None:
     """Writes a split as slices, and drops copies into another layout: a reshape makes its own."""
     graph = module.graph

@@ -82,6 +82,7 @@ def canonical(program: torch.export.ExportedProgram) -> torch.export.ExportedPro
         _rewrite.state_clamps(clean)
         _rewrite.state_pads(clean)
         _rewrite.state_pools(clean)
+        _rewrite.state_max_pools(clean)
         _rewrite.state_moves(clean)
         _rewrite.fold_constants(clean)
         _rewrite.fold_hard_sigmoid(clean)

@@ -69,7 +69,8 @@ class Executorch:
         from edgekit.compress.graph import example_args, graph_module
         from edgekit.compress.render import render
         from edgekit.targets._executorch_dynamic import quantize_inputs
-        from edgekit.targets._executorch_file import quiet
+        from edgekit.targets._executorch_file import quiet, read
+        from edgekit.targets._executorch_kernels import check_kernels
         from edgekit.targets._executorch_partition import needed_passes, partitioner
         from edgekit.targets._executorch_tables import look_up_integers
 
@@ -82,6 +83,7 @@ class Executorch:
             with quiet(), needed_passes(), torch.no_grad():
                 exported = torch.export.export(module, example_args(program), strict=False)
                 out.write_bytes(lowered(exported, partitioner()))
+                check_kernels(read(out))
         except Exception as error:
             raise converter_error("executorch", error) from error
         return [out]

@@ -98,7 +98,7 @@ LAST = ("average-pool-of-four",)
 """Operators with no layer behind them: the mean of four integers often lies halfway between two, in
 torch no less than elsewhere, and a layer would sum up which way each of them fell."""
 
-REFUSED = {("tflite", "adaptive-max-pool"), ("tflite", "normalize")}
+REFUSED = {("tflite", "normalize")}
 """What a target's converter can't take yet; to be shortened, never to be lengthened lightly."""
 
 
