@@ -18,7 +18,7 @@ def quantize_inputs(module: fx.GraphModule, plan: QuantPlan) -> None:
     """Puts before each such layer what the partitioner makes XNNPACK's own quantization of.
 
     The operators say one scale for the tensor. XNNPACK takes one for each row of a linear layer,
-    and one for each picture under a convolution.
+    one for each pixel of a 1 x 1 convolution, and one for each picture under any other.
     """
     graph = module.graph
     nodes = {n.name: n for n in graph.nodes}

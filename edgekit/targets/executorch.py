@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit.compress.dynamic import PER_SAMPLE, as_computed
+from edgekit.compress.dynamic import PER_ROW_ALONE, as_computed
 from edgekit.names import IOS
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
@@ -54,7 +54,7 @@ class Executorch:
     schemes = ("w8a8", "fp32", "w8a8-dyn")
     delegates = ("xnnpack",)
     ios = IOS
-    dynamic = PER_SAMPLE
+    dynamic = PER_ROW_ALONE
 
     def convert(
         self,
