@@ -23,6 +23,7 @@ from edgekit.metrics import passes
 from edgekit.parity import (
     TOLERANCES,
     Check,
+    OutputStats,
     ParityAccumulator,
     ParityReport,
     Tolerance,
@@ -171,20 +172,23 @@ def judge(
         runtime: the runtime's name and version.
         against: what the reference is, for the reader.
     """
-    tolerance, floor_checks = _tolerance(reference.scheme, reference.floor)
     total = reference.n + reference.probes
-    report = _parity(reference, signature, outputs, order, range(reference.n), tolerance)
+    report, floor_checks = _held(
+        reference, reference.floor, signature, outputs, order, range(reference.n)
+    )
     checks = [*report.checks, *floor_checks]
     suspects = [s.worst_sample for s in report.outputs if s.worst_sample is not None]
     if reference.probes:
-        loose, probe_floor = _tolerance(reference.scheme, reference.probe_floor)
-        probed = _parity(reference, signature, outputs, order, range(reference.n, total), loose)
+        probes = range(reference.n, total)
+        probed, probe_floor = _held(
+            reference, reference.probe_floor, signature, outputs, order, probes
+        )
         checks += [
             dataclasses.replace(c, name=f"probes/{c.name}") for c in (*probed.checks, *probe_floor)
         ]
         worst = [s.worst_sample for s in probed.outputs if s.worst_sample is not None]
         suspects += [reference.n + i for i in worst]
-    repeats = tolerance.repeats
+    repeats = TOLERANCES[reference.scheme].repeats
     checks.append(
         Check(
             "repeatable",
@@ -260,18 +264,63 @@ def rounding_floor(
         scheme: of the plan.
 
     Returns:
-        ``{"sqnr_db", "within_fraction"}``: the lowest over the outputs, None where nothing moved.
+        ``{"sqnr_db", "within_fraction", "within_with_margin"}``: the lowest over the outputs, None
+        where nothing moved. The last is the fraction under noise that is `FLOOR_MARGIN_DB` larger.
     """
-    accumulator = ParityAccumulator(signature.outputs, TOLERANCES[scheme], dict(steps))
-    count = len(next(iter(disturbed.values())))
-    for i in range(count):
-        accumulator.add(
-            {k: v[i] for k, v in reference.items()}, {k: v[i] for k, v in disturbed.items()}
+
+    def stats(disturbed: Arrays) -> list[OutputStats]:
+        accumulator = ParityAccumulator(signature.outputs, TOLERANCES[scheme], dict(steps))
+        for i in range(len(next(iter(disturbed.values())))):
+            accumulator.add(
+                {k: v[i] for k, v in reference.items()}, {k: v[i] for k, v in disturbed.items()}
+            )
+        return list(accumulator.report(self_testing=False).outputs)
+
+    def within(found: Sequence[OutputStats]) -> float | None:
+        return min(
+            (s.within_fraction for s in found if s.within_fraction is not None), default=None
         )
-    stats = accumulator.report(self_testing=False).outputs
-    ratios = [s.sqnr_db for s in stats if s.sqnr_db is not None and np.isfinite(s.sqnr_db)]
-    within = [s.within_fraction for s in stats if s.within_fraction is not None]
-    return {"sqnr_db": min(ratios, default=None), "within_fraction": min(within, default=None)}
+
+    def amplified(right: npt.NDArray[Any], moved: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        if right.dtype.kind != "f":
+            return moved
+        return (right + (moved - right) * 10 ** (FLOOR_MARGIN_DB / 20)).astype(right.dtype)
+
+    plain = stats(disturbed)
+    ratios = [s.sqnr_db for s in plain if s.sqnr_db is not None and np.isfinite(s.sqnr_db)]
+    larger = stats({k: amplified(reference[k], v) for k, v in disturbed.items()})
+    return {
+        "sqnr_db": min(ratios, default=None),
+        "within_fraction": within(plain),
+        "within_with_margin": within(larger),
+    }
+
+
+def _held(
+    reference: Reference,
+    floor: Mapping[str, Any] | None,
+    signature: Signature,
+    outputs: Arrays,
+    order: Sequence[str],
+    samples: range,
+) -> tuple[ParityReport, list[Check]]:
+    """Parity on some samples, by the limits that the plan's floor leaves, and what says so.
+
+    How many elements are off by more than two steps is a count of rare events: draws of noise may
+    meet none where a right runtime has three in 640. Where nothing else is wrong, it is held to
+    what noise does that is larger by the margin that `FLOOR_MARGIN_DB` gives its ratio. A limit
+    lowered like this has every layer judged too.
+    """
+    tolerance, checks = _tolerance(reference.scheme, floor)
+    report = _parity(reference, signature, outputs, order, samples, tolerance)
+    failed = [c.name.partition(":")[0] for c in report.checks if c.passed is False]
+    if set(failed) != {"within-steps"} or not floor or floor.get("within_with_margin") is None:
+        return report, checks
+    wider = {**floor, "within_fraction": floor["within_with_margin"]}
+    tolerance, wider_checks = _tolerance(reference.scheme, wider)
+    if not wider_checks:
+        return report, checks
+    return _parity(reference, signature, outputs, order, samples, tolerance), wider_checks
 
 
 def _tolerance(scheme: str, floor: Mapping[str, Any] | None) -> tuple[Tolerance, list[Check]]:

@@ -105,7 +105,7 @@ class Prepared:
         feeds: the same, for judging; ``feeds_path`` holds them as a file.
         labels: of each sample in ``feeds``.
         right: the share of samples that outputs by name have right, from the labels.
-        whole: whether it is one of `NETWORKS`, which are judged as ``edgekit verify`` does.
+        whole: whether it is one of `NETWORKS`, or as deep, and judged as ``edgekit verify`` does.
         folder: for files of this model.
     """
 
@@ -306,7 +306,7 @@ def prepared(
             feeds_path=folder / "feeds.npz",
             labels=subject.labels,
             right=subject.right,
-            whole=name in NETWORKS,
+            whole=name in (*NETWORKS, "mobilenet_v3_small"),
             folder=folder,
         )
 

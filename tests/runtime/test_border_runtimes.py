@@ -130,7 +130,8 @@ def check(folder: Path, target: str, kind: str, scheme: str) -> None:
         assert np.abs(mine - own).max() <= limit
         # Behind a picture that it turns around itself, OpenVINO moves and rounds in kernels of
         # their own, which count as float.
-        most = 2 if (target, kind) == ("openvino", "bgr-sum") else 0
+        # A grey one keeps its layout as a reshape, between the arithmetic and the rounding.
+        most = {("openvino", "bgr-sum"): 2, ("openvino", "grey"): 1}.get((target, kind), 0)
         assert placement["float_ops"] <= most
         outside = dict(OUTSIDE.get(target, {}))
         if (target, kind) == ("executorch", "bgr-sum"):  # the first layer can't take BGR instead

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from edgekit import verify
 from edgekit.compress import evaluate as evaluation
 from edgekit.compress.graph import canonical
 from edgekit.compress.quantize import quantize
@@ -57,3 +58,48 @@ def test_few_samples_are_disturbed_more_often(
         signal += float(np.square(answers["y"][:count], dtype=np.float64).sum())
     assert floors["floor"]["sqnr_db"] == pytest.approx(10 * np.log10(signal / noise), abs=1e-6)
     assert floors["probe_floor"]["sqnr_db"] is not None
+
+
+def held(off: int, floor: dict[str, Any] | None, elements: int = 640) -> verify.Verdict:
+    """The verdict on answers with some elements off by two and a half steps."""
+    signature = Signature((TensorSpec("x", (1, 1)),), (TensorSpec("y", (1, 10)),))
+    right = np.random.default_rng(0).normal(0, 3, (elements // 10, 1, 10)).astype(np.float32)
+    answers = right.copy()
+    answers.reshape(-1)[np.arange(off) * 7] += 2.5 * 0.02
+    feeds = {"x": np.zeros((len(right), 1, 1), np.float32)}
+    reference = verify.Reference("w8a8", feeds, {"y": right}, {"y": 0.02}, floor=floor)
+    return verify.judge(
+        reference, signature, {"y": answers}, ["y"], 1, stored_faults=None, runtime="none 1"
+    )
+
+
+def steps_of(verdict: verify.Verdict) -> tuple[bool | None, float]:
+    [check] = [c for c in verdict.checks if c.name == "within-steps:y"]
+    return check.passed, round(float(check.limit), 4)
+
+
+def test_what_noise_a_little_larger_does_to_a_few_elements_no_runtime_is_refused_for() -> None:
+    floor = {"sqnr_db": 41.0, "within_fraction": 1.0, "within_with_margin": 1 - 2 / 640}
+    assert steps_of(held(3, None)) == (False, 0.999)
+    assert steps_of(held(3, {**floor, "within_with_margin": 1.0})) == (False, 0.999)
+    lowered = held(3, floor)
+    assert steps_of(lowered) == (True, round(1 - 4 * 2 / 640, 4))
+    # Every layer is judged then: `look_closer` goes by this check.
+    assert "plan-floor" in [c.name for c in lowered.checks]
+    assert steps_of(held(9, floor))[0] is False
+    # Nothing is lowered where there is no need.
+    assert "plan-floor" not in [c.name for c in held(0, floor).checks]
+    # A bundle made before tells no such fraction.
+    del floor["within_with_margin"]
+    assert steps_of(held(3, floor)) == (False, 0.999)
+
+
+def test_the_margin_is_one_on_the_size_of_the_noise() -> None:
+    signature = Signature((TensorSpec("x", (1, 1)),), (TensorSpec("y", (1, 10)),))
+    right = np.zeros((8, 1, 10), np.float32)
+    right[:] = np.arange(10)
+    moved = right.copy()
+    moved[0, 0, 0] += 1.9 * 0.02
+    moved[1, 0, 0] += 1.3 * 0.02
+    found = verify.rounding_floor(signature, {"y": right}, {"y": moved}, {"y": 0.02}, "w8a8")
+    assert (found["within_fraction"], found["within_with_margin"]) == (1.0, 1 - 1 / 80)
