@@ -277,14 +277,14 @@ def rounding_floor(
         return list(accumulator.report(self_testing=False).outputs)
 
     def within(found: Sequence[OutputStats]) -> float | None:
-        return min(
-            (s.within_fraction for s in found if s.within_fraction is not None), default=None
-        )
+        fractions = [s.within_fraction for s in found if s.within_fraction is not None]
+        return min(fractions, default=None)
 
     def amplified(right: npt.NDArray[Any], moved: npt.NDArray[Any]) -> npt.NDArray[Any]:
         if right.dtype.kind != "f":
             return moved
-        return (right + (moved - right) * 10 ** (FLOOR_MARGIN_DB / 20)).astype(right.dtype)
+        larger: npt.NDArray[Any] = right + (moved - right) * 10 ** (FLOOR_MARGIN_DB / 20)
+        return larger.astype(right.dtype)
 
     plain = stats(disturbed)
     ratios = [s.sqnr_db for s in plain if s.sqnr_db is not None and np.isfinite(s.sqnr_db)]
