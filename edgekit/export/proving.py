@@ -72,7 +72,7 @@ def prove(
         stage="verify",
         artifact=artifact.digest,
         reference=reference.key,
-        code=code("parity", "verify.py", "layerwise.py", "runtime"),
+        code=code("parity", "verify.py", "floors.py", "layerwise.py", "runtime"),
         versions={**installed(find(target)), **versions("numpy")},
         isa=isa(),
         **_emulation(target),
@@ -282,7 +282,7 @@ class _Otherwise:
             reference=self.reference.key,
             name=self.name,
             plan=self.plan.to_json(),
-            code=code("compress", "parity", "verify.py", "export/reference.py"),
+            code=code("compress", "parity", "floors.py", "export/reference.py"),
             versions=versions("torch", "numpy"),
             isa=isa(),
         )

@@ -92,7 +92,7 @@ def refer(
         plan=planned.key,
         samples=None if samples is None else [samples.digest, len(samples)],
         schemes=sorted(names),
-        code=code("compress", "parity", "verify.py"),
+        code=code("compress", "parity", "verify.py", "floors.py"),
         versions=versions("torch", "numpy"),
         isa=isa(),
     )
