@@ -229,14 +229,14 @@ def integer_biases(model: Any) -> None:
         if scale is not None:
             real = numpy_helper.to_array(values[bias])
             stored = np.rint(real.astype(np.float64) / scale.astype(np.float64)).astype(np.int32)
-            names = [f"{node.name}_bias{s}" for s in ("_int32", "_scale", "_zero_point", "_float")]
-            arrays = (stored, scale, np.zeros(stored.shape, np.int32))
-            for array, name in zip(arrays, names[:3], strict=True):
+            names = [f"{node.name}_bias{s}" for s in ("_int32", "_scale", "_float")]
+            for array, name in zip((stored, scale), names[:2], strict=True):
                 graph.initializer.append(numpy_helper.from_array(array, name))
+            # Without a zero point, which is optional: zeros as large as all biases together.
             nodes.append(
-                helper.make_node("DequantizeLinear", names[:3], [names[3]], names[3], axis=0)
+                helper.make_node("DequantizeLinear", names[:2], [names[2]], names[2], axis=0)
             )
-            node.input[2] = names[3]
+            node.input[2] = names[2]
         nodes.append(node)
     replace_nodes(graph, nodes)
 
