@@ -10,14 +10,15 @@ from edgekit.cli._output import emit, json_option, table, verbosity_options
 
 __all__ = ["command"]
 
-_KEYS = ("id", "suffix", "extra", "schemes", "delegates", "installed", "version", "install")
+_KEYS = ("id", "suffix", "extra", "schemes", "delegates", "ios", "installed", "version", "install")
 
 
 @click.command()
 @json_option
 @verbosity_options
 def command(as_json: bool) -> None:
-    """List targets with their schemes and delegates, and what installs the missing ones.
+    """List targets with their schemes, delegates and what their artifacts can take (--io), and
+    what installs the missing ones.
 
     \b
     edgekit targets
@@ -36,8 +37,9 @@ def _text(rows: list[dict[str, Any]]) -> str:
             row["suffix"],
             " ".join(row["schemes"]),
             " ".join(row["delegates"]),
+            " ".join(row["ios"]),
             row["version"] if row["installed"] else f"missing: {row['install']}",
         ]
         for row in rows
     ]
-    return table(["target", "suffix", "schemes", "delegates", "installed"], cells)
+    return table(["target", "suffix", "schemes", "delegates", "takes", "installed"], cells)

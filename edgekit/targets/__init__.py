@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from edgekit.errors import MissingDependency, UsageError
-from edgekit.names import TARGETS, TEST_TARGET, install_command, unknown
+from edgekit.names import FLOAT_IO, TARGETS, TEST_TARGET, install_command, unknown
 from edgekit.signature import Signature
 
 if TYPE_CHECKING:
@@ -261,6 +261,7 @@ def describe() -> list[dict[str, Any]]:
                 "extra": target.extra,
                 "schemes": list(target.schemes),
                 "delegates": list(target.delegates),
+                "ios": list(getattr(target, "ios", (FLOAT_IO,))),
                 "installed": not missing,
                 "version": None if missing else ", ".join(f"{n} {v}" for n, v in versions.items()),
                 "install": install_command(target.extra) if missing else None,

@@ -189,7 +189,8 @@ def examples() -> dict[str, dict[str, Any]]:
             {"file": "a.toml", "id": None, "passed": False, "problems": ["x"], "unverified": []}]},
         "targets": {"schema": "edgekit.targets/1", "targets": [
             {"id": "tflite", "suffix": ".tflite", "extra": "tflite", "schemes": ["w8a8"],
-             "delegates": ["xnnpack"], "installed": True, "version": "x 1", "install": None}]},
+             "delegates": ["xnnpack"], "ios": ["float32", "uint8"], "installed": True,
+             "version": "x 1", "install": None}]},
         "run": {"schema": "edgekit.run/1", "recipe": "mobilenet", "wall_s": 1.0, "stages": [
             {"name": "train", "status": "ok", "cached": True, "fingerprint": SHA, "wall_s": 0.1}]},
         "doctor": {
