@@ -157,7 +157,7 @@ def test_depthwise_weights_stay_float_where_inputs_do(made: dict[str, Any]) -> N
     program = canonical(torch.export.export(module, (torch.randn(1, 4, 8, 8),), strict=False))
     plan = quantize_weights(program, "w8a8-dyn")
     computed = as_computed(graph_module(program), plan, TARGET)
-    assert [d.per for d in computed.dynamic] == ["sample"]
+    assert [d.per for d in computed.dynamic] == ["pixel"]
     assert [reason for _, reason in computed.kept_float][-1:] == [NO_OTHERS]
     assert len(computed.edges) == len(plan.edges) - 1
 
