@@ -164,7 +164,12 @@ def test_the_demo_exports_to_every_runtime_and_loses_nothing(demo: tuple[Path, s
         assert artifact["status"] == "ok"
         assert artifact["verification"] == ("emulated" if emulated else "runtime")
         assert artifact["drop_points"] <= 1
-        assert artifact["bytes"] < artifact["float"]["bytes"]
+        # Without measuring no float file is made: the float model's numbers alone take more.
+        assert artifact["float"] is None
+        [smaller] = [
+            g for g in report["gates"] if (g["artifact"], g["name"]) == (artifact["id"], "smaller")
+        ]
+        assert smaller["passed"] is True and artifact["bytes"] < smaller["limit"]
         assert artifact["id"] in said
     # Nothing was measured, so nothing is said of speed; all else is judged, and holds.
     assert {g["name"] for g in report["gates"]} >= {"parity", "smaller", "faster", "weights"}
