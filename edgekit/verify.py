@@ -97,6 +97,9 @@ class Verdict:
         runtime: the runtime's name and version.
         against: what the reference is, for the reader.
         suspects: indices of the samples that each output came off worst with, probes included.
+        excused: the same checks with the share of elements beyond two steps held against noise that
+            is larger by a margin, where that alone failed and this would do; else None. They count
+            once every layer was found right by itself (`look_closer`), and not before.
     """
 
     report: ParityReport
@@ -105,6 +108,7 @@ class Verdict:
     runtime: str
     against: str = "plan"
     suspects: tuple[int, ...] = ()
+    excused: tuple[Check, ...] | None = None
 
     @property
     def passed(self) -> bool:
@@ -162,22 +166,16 @@ def judge(
         runtime: the runtime's name and version.
         against: what the reference is, for the reader.
     """
-    total = reference.n + reference.probes
-    report, floor_checks = _held(
-        reference, reference.floor, signature, outputs, order, range(reference.n)
-    )
-    checks = [*report.checks, *floor_checks]
+    held = _held(reference, reference.floor, signature, outputs, order, range(reference.n))
+    report, parts = held.report, [held]
     suspects = [s.worst_sample for s in report.outputs if s.worst_sample is not None]
     if reference.probes:
-        probes = range(reference.n, total)
-        probed, probe_floor = _held(
-            reference, reference.probe_floor, signature, outputs, order, probes
-        )
-        checks += [
-            dataclasses.replace(c, name=f"probes/{c.name}") for c in (*probed.checks, *probe_floor)
-        ]
-        worst = [s.worst_sample for s in probed.outputs if s.worst_sample is not None]
+        probes = range(reference.n, reference.n + reference.probes)
+        probed = _held(reference, reference.probe_floor, signature, outputs, order, probes)
+        parts.append(probed.named("probes/"))
+        worst = [s.worst_sample for s in probed.report.outputs if s.worst_sample is not None]
         suspects += [reference.n + i for i in worst]
+    checks = []
     repeats = TOLERANCES[reference.scheme].repeats
     checks.append(
         Check(
@@ -195,7 +193,13 @@ def judge(
             "; ".join(stored_faults[:3]) or "stored scales, zero points and weights: the plan's"
         )
         checks.append(Check("stored-plan", not stored_faults, len(stored_faults), 0, detail))
-    return Verdict(report, tuple(checks), None, runtime, against, tuple(dict.fromkeys(suspects)))
+    excused = None
+    if any(part.excused is not None for part in parts):
+        lenient = [part.checks if part.excused is None else part.excused for part in parts]
+        excused = tuple([c for part in lenient for c in part] + checks)
+    checks = [c for part in parts for c in part.checks] + checks
+    seen = tuple(dict.fromkeys(suspects))
+    return Verdict(report, tuple(checks), None, runtime, against, seen, excused)
 
 
 def judge_without_plan(
@@ -237,6 +241,24 @@ def _kind(check: Check) -> str:
     return check.name.removeprefix("probes/").partition(":")[0]
 
 
+@dataclass(frozen=True)
+class _Held:
+    """Parity on some samples, and its checks; ``excused`` as in `Verdict`."""
+
+    report: ParityReport
+    checks: tuple[Check, ...]
+    excused: tuple[Check, ...] | None = None
+
+    def named(self, prefix: str) -> _Held:
+        """With a prefix to the names of all checks."""
+
+        def renamed(checks: Sequence[Check]) -> tuple[Check, ...]:
+            return tuple(dataclasses.replace(c, name=prefix + c.name) for c in checks)
+
+        excused = None if self.excused is None else renamed(self.excused)
+        return dataclasses.replace(self, checks=renamed(self.checks), excused=excused)
+
+
 def _held(
     reference: Reference,
     floor: Mapping[str, Any] | None,
@@ -244,24 +266,28 @@ def _held(
     outputs: Arrays,
     order: Sequence[str],
     samples: range,
-) -> tuple[ParityReport, list[Check]]:
+) -> _Held:
     """Parity on some samples, by the limits that the plan's floor leaves, and what says so.
 
     How many elements are off by more than two steps is a count of rare events: draws of noise may
-    meet none where a right runtime has three in 640. Where nothing else is wrong, it is held to
-    what noise does that is larger by the margin that `FLOOR_MARGIN_DB` gives its ratio. A limit
-    lowered like this has every layer judged too.
+    meet none where a right runtime has three in 640. Where nothing else is wrong, the excuse is
+    what noise does that is larger by `edgekit.floors.FLOOR_MARGIN_DB`.
     """
-    tolerance, checks = limits(reference.scheme, floor)
-    report = _parity(reference, signature, outputs, order, samples, tolerance)
-    failed = [c.name.partition(":")[0] for c in report.checks if c.passed is False]
-    if set(failed) != {"within-steps"} or not floor or floor.get("within_with_margin") is None:
-        return report, checks
-    wider = {**floor, "within_fraction": floor["within_with_margin"]}
-    tolerance, wider_checks = limits(reference.scheme, wider)
-    if not wider_checks:
-        return report, checks
-    return _parity(reference, signature, outputs, order, samples, tolerance), wider_checks
+
+    def by(floor: Mapping[str, Any] | None) -> _Held:
+        tolerance, lowered = limits(reference.scheme, floor)
+        report = _parity(reference, signature, outputs, order, samples, tolerance)
+        return _Held(report, (*report.checks, *lowered))
+
+    found = by(floor)
+    failed = {c.name.partition(":")[0] for c in found.checks if c.passed is False}
+    margin = (floor or {}).get("within_with_margin")
+    if failed != {"within-steps"} or margin is None:
+        return found
+    larger = by({**(floor or {}), "within_fraction": margin})
+    if any(c.passed is False for c in larger.checks):
+        return found
+    return dataclasses.replace(found, excused=larger.checks)
 
 
 def first_bad_layer(
@@ -307,7 +333,8 @@ def look_closer(
     That is where a check failed, to name the layer, and where the plan's own floor lowered the
     limits (see `edgekit.floors.limits`), so that nothing hides behind that. Else the verdict stays
     as it is, for the sake of time: it takes one more conversion, of a program with many outputs.
-    The arguments are those of `first_bad_layer`.
+    What `Verdict.excused` would let pass, passes where every layer is right; not where they could
+    not be judged. The arguments are those of `first_bad_layer`.
     """
     lowered = any(c.name.endswith("plan-floor") for c in verdict.checks)
     if verdict.passed and not lowered:
@@ -323,9 +350,10 @@ def look_closer(
     if bad:
         detail += f"; first {bad[0].layer}: {bad[0].fault}"
     check = Check("layers", not bad, len(bad), 0, detail)
+    excused = verdict.excused if errors and not bad else None
     return dataclasses.replace(
         verdict,
-        checks=(*verdict.checks, check),
+        checks=(*(verdict.checks if excused is None else excused), check),
         first_bad_layer=bad[0].layer if bad else None,
     )
 
