@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from edgekit import __version__
+from edgekit import __version__, cores
 from edgekit.errors import MissingDependency, UnsupportedError, UsageError
 from edgekit.names import EXTRAS, TARGETS, TEST_TARGET, unknown
 
@@ -249,9 +249,7 @@ def machine_facts() -> dict[str, Any]:
         "release": platform.release(),
         "machine": platform.machine(),
         "libc": " ".join(platform.libc_ver()).strip() or None,
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": cores.usable(),
         "memory_mib": _memory_mib(),
         "disk_free_mib": shutil.disk_usage(tempfile.gettempdir()).free >> 20,
     }

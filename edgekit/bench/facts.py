@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import edgekit
+from edgekit import cores
 
 __all__ = ["host_facts", "load_average"]
 
@@ -31,7 +32,7 @@ def host_facts() -> dict[str, Any]:
         "machine": platform.machine(),
         "isa": sorted(flags & _ISA),
         "cores": os.cpu_count(),
-        "usable_cores": len(os.sched_getaffinity(0)),
+        "usable_cores": cores.usable(),
         "governor": _line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "memory_mib": _total_memory_mib(),
         "load_average": load_average(),

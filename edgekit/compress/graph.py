@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import fx
 
-from edgekit.compress import _rewrite
+from edgekit.compress import _pools, _rewrite
 from edgekit.compress._nodes import (
     COMPUTE,
     CONVS,
@@ -81,8 +81,8 @@ def canonical(program: torch.export.ExportedProgram) -> torch.export.ExportedPro
         _rewrite.drop_identities(clean)
         _rewrite.state_clamps(clean)
         _rewrite.state_pads(clean)
-        _rewrite.state_pools(clean)
-        _rewrite.state_max_pools(clean)
+        _pools.state_pools(clean)
+        _pools.state_max_pools(clean)
         _rewrite.state_moves(clean)
         _rewrite.fold_constants(clean)
         _rewrite.fold_hard_sigmoid(clean)

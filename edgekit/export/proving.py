@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     import torch
     from torch import fx
 
+    from edgekit import verify
     from edgekit.compress.plan import QuantPlan
+    from edgekit.signature import Signature
     from edgekit.verify import Verdict
 
 __all__ = ["Proof", "prove"]
@@ -131,6 +134,27 @@ class _Ran:
     def outputs(self) -> Arrays:
         return load_arrays(self.folder / "outputs.npz")
 
+    def judge(
+        self,
+        held: verify.Reference,
+        signature: Signature,
+        faults: Sequence[str] | None,
+        against: str,
+    ) -> Verdict:
+        """See `edgekit.verify.judge`; ``faults`` are its ``stored_faults``."""
+        from edgekit import verify
+
+        return verify.judge(
+            held,
+            signature,
+            self.outputs(),
+            self.result["order"],
+            self.result["distinct"],
+            stored_faults=faults,
+            runtime=self.result["runtime"],
+            against=against,
+        )
+
 
 def _judge(
     ran: _Ran,
@@ -150,7 +174,7 @@ def _judge(
     from edgekit.compress.unrounded import Unrounded
 
     artifact, left_out = ran.artifact, Unrounded.from_json(ran.unrounded)
-    scheme, name = artifact.scheme, plan_name(target, artifact.scheme, artifact.variant)
+    name = plan_name(target, artifact.scheme, artifact.variant)
     program = torch.export.load(planned.program(name))
     made = QuantPlan.from_json(json.loads(planned.plan(name).read_text()))
     made = dataclasses.replace(made, variant=artifact.variant)
@@ -162,15 +186,15 @@ def _judge(
         against = f"plan, without the rounding of {left_out.words(program, plan)}"
     elif plan != made:
         against = "plan, with the runtime's own scales of inputs that it quantizes as it runs"
-    other = None
-    if computed != made:
-        other = _Otherwise(name, program, computed, facts["steps"], planned, reference, model)
+    other = _Otherwise(name, program, computed, facts["steps"], planned, reference, model)
+    if computed == made:
+        outputs = load_arrays(reference.path / f"outputs-{name}.npz")
+    else:
+        outputs = other.outputs(feeds, store)
     held = verify.Reference(
-        scheme=scheme,
+        scheme=artifact.scheme,
         feeds=feeds,
-        outputs=load_arrays(reference.path / f"outputs-{name}.npz")
-        if other is None
-        else other.outputs(feeds, store),
+        outputs=outputs,
         steps=facts["steps"],
         probes=reference.probes,
         floor=facts["floor"],
@@ -180,27 +204,15 @@ def _judge(
     stored = json.loads((artifact.path.parent / "convert.json").read_text())["stored"]
     carried = left_out.not_stored().without(program, plan)
     faults = verify.compare_stored(program, carried, stored) if plan.edges else None
-
-    def judge(held: verify.Reference) -> Verdict:
-        return verify.judge(
-            held,
-            model.signature,
-            ran.outputs(),
-            ran.result["order"],
-            ran.result["distinct"],
-            stored_faults=faults,
-            runtime=ran.result["runtime"],
-            against=against,
-        )
-
-    lowered = any(verify.lowers(scheme, facts[f]) for f in ("floor", "probe_floor"))
-    if other is None or not other.has_own_floors(plan, made):
+    judge = functools.partial(ran.judge, signature=model.signature, faults=faults, against=against)
+    if not other.has_own_floors(plan, made):
         verdict = judge(held)
     else:
         # The floors of what was computed take long. What keeps within the scheme's own figures
         # needs none, where the plan's floors leave these as they are.
         verdict = judge(dataclasses.replace(held, floor=None, probe_floor=None))
-        if lowered or not verdict.passed:
+        floors = (held.floor, held.probe_floor)
+        if not verdict.passed or any(verify.lowers(held.scheme, floor) for floor in floors):
             verdict = judge(dataclasses.replace(held, **other.floors(feeds, store)))
     return verify.look_closer(verdict, target, program, plan, model.signature, feeds)
 
@@ -313,7 +325,6 @@ def _judge_without_plan(
 def _save(folder: Path, verdict: Verdict, artifact: Artifact, emulated: bool) -> None:
     saved = {
         "document": verdict.document(artifact.id),
-        "summary": verdict.report.summary(),
         "reason": verdict.reason,
         "runtime": verdict.runtime,
         "emulated": emulated,

@@ -330,6 +330,24 @@ def test_average_pooling_pads_before_it_pools(
 
 
 @pytest.mark.parametrize(
+    ("pool", "expected"),
+    [
+        (nn.AdaptiveMaxPool2d(1), aten.max_pool2d.default),
+        (nn.AdaptiveMaxPool2d((2, 4)), aten.max_pool2d.default),
+        (nn.AdaptiveMaxPool2d((None, 2)), aten.max_pool2d.default),
+        (nn.AdaptiveMaxPool2d(3), aten.adaptive_max_pool2d.default),
+    ],
+    ids=["whole", "windows", "one-axis", "windows-of-two-sizes"],
+)
+def test_adaptive_max_pooling_is_max_pooling_where_its_windows_are_alike(
+    pool: nn.Module, expected: Any
+) -> None:
+    program = program_of(Wired(pool), X)
+    assert operators(program)[0] == expected
+    assert torch.equal(answer(program, X), pool(X))
+
+
+@pytest.mark.parametrize(
     ("mean", "expected"),
     [
         (lambda x: x.mean((2, 3)), [aten.adaptive_avg_pool2d.default, aten.reshape.default]),
