@@ -10,8 +10,9 @@ BENCHES := $(patsubst tests/benchmarks/bench_%.py,out/bench/%.json,$(wildcard te
 EXPORT_TIME := out/bench/export_time.json
 SOAKS := $(patsubst tests/benchmarks/soak_%.py,out/soak/%.json,$(wildcard tests/benchmarks/soak_*.py))
 
-# Where a core is taken, OpenMP's threads that spin while they wait take ten times as long.
-export OMP_WAIT_POLICY ?= PASSIVE
+# Where a core is taken, OpenMP's threads that spin while they wait take many times as long
+# (edgekit/cores.py).
+export GOMP_SPINCOUNT ?= 1000
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

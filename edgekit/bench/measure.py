@@ -266,7 +266,7 @@ def _ask(
 def _environment(threads: int) -> dict[str, str]:
     """This process's environment, with edgekit importable and numpy's own threads bounded."""
     env = dict(os.environ)
-    cores.without_policy(env)
+    cores.as_it_comes(env)
     root = str(Path(edgekit.__file__).resolve().parents[1])
     env["PYTHONPATH"] = os.pathsep.join(p for p in (root, env.get("PYTHONPATH")) if p)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):

@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if argv is None else argv)
     _output.reset()
-    cores.wait_passively(os.environ)
+    cores.spin_briefly(os.environ)
     try:
         code = _invoke(args)
     except Exception as error:

@@ -105,7 +105,7 @@ def _supervise(
     on_done: Callable[[int], None] | None,
 ) -> int | None:
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    cores.wait_passively(environment)
+    cores.spin_briefly(environment)
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "edgekit.targets.worker", str(request)],

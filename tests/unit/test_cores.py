@@ -15,13 +15,14 @@ ASK = """
 import os, sys
 from edgekit.cli.main import main
 assert main(["devices"]) == 0 and "torch" not in sys.modules
-print(os.environ.get("OMP_WAIT_POLICY"))
+print(os.environ.get("GOMP_SPINCOUNT"))
 """
 
 
 def told(code: str, **environment: str) -> str:
     """What a fresh interpreter prints."""
-    own = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", cores._OURS)}
+    ruled = (*cores._POLICIES, cores._OURS)
+    own = {k: v for k, v in os.environ.items() if k not in ruled}
     done = subprocess.run(
         [sys.executable, "-c", code], env=own | environment, capture_output=True, text=True
     )
@@ -29,23 +30,27 @@ def told(code: str, **environment: str) -> str:
     return done.stdout.split()[-1]
 
 
-def test_the_command_waits_without_spinning() -> None:
-    assert told(ASK) == "PASSIVE"
+def test_threads_of_the_command_spin_briefly() -> None:
+    assert told(ASK) == "1000"
 
 
-def test_the_users_policy_holds() -> None:
-    assert told(ASK, OMP_WAIT_POLICY="ACTIVE") == "ACTIVE"
+@pytest.mark.parametrize(
+    ("name", "value", "seen"),
+    [("OMP_WAIT_POLICY", "ACTIVE", "None"), ("GOMP_SPINCOUNT", "infinity", "infinity")],
+)
+def test_the_users_policy_holds(name: str, value: str, seen: str) -> None:
+    assert told(ASK, **{name: value}) == seen
 
 
 @pytest.mark.parametrize(
     ("given", "left"),
     [
-        ({"OMP_WAIT_POLICY": "PASSIVE", cores._OURS: "1", "A": "b"}, {"A": "b"}),
-        ({"OMP_WAIT_POLICY": "PASSIVE"}, {"OMP_WAIT_POLICY": "PASSIVE"}),
+        ({"GOMP_SPINCOUNT": "1000", cores._OURS: "1", "A": "b"}, {"A": "b"}),
+        ({"GOMP_SPINCOUNT": "1000"}, {"GOMP_SPINCOUNT": "1000"}),
     ],
 )
 def test_what_is_measured_waits_as_it_comes(given: dict[str, str], left: dict[str, str]) -> None:
-    cores.without_policy(given)
+    cores.as_it_comes(given)
     assert given == left
 
 
