@@ -83,7 +83,7 @@ class Artifact:
         )
         digest = hashlib.sha256("".join(f"{r.path}\0{r.sha256}\n" for r in records).encode())
         return cls(
-            id=artifact_id(target, scheme, variant, io),
+            id=artifact_id(target, scheme, variant, io, delegate),
             target=target,
             delegate=delegate,
             scheme=scheme,

@@ -15,6 +15,10 @@ TARGETS: Final = ("tflite", "openvino", "onnxruntime", "executorch", "torch-mobi
 
 TEST_TARGET: Final = "null"
 
+DELEGATES: Final = {"executorch": ("xnnpack", "vulkan", "coreml")}
+"""Delegates of targets that lower to several, the usual one first. The others are asked for by
+``TARGET:DELEGATE`` and have it in their artifacts' ids."""
+
 ENGINES: Final = (
     "ai-edge-quantizer",
     "coremltools",
@@ -125,9 +129,28 @@ def scheme_id(name: str) -> str:
     return canonical
 
 
-def artifact_id(target: str, scheme: str, variant: str | None = None, io: str = FLOAT_IO) -> str:
-    """``<target>-<scheme>``, then the variant and the io where they are not the usual ones."""
-    return "-".join(filter(None, (target, scheme, variant, None if io == FLOAT_IO else io)))
+def artifact_id(
+    target: str,
+    scheme: str,
+    variant: str | None = None,
+    io: str = FLOAT_IO,
+    delegate: str | None = None,
+) -> str:
+    """``<target>-<scheme>``, then delegate, variant and io where they are not the usual ones."""
+    through = split_target(through_target(target, delegate))[1]
+    parts = (target, scheme, through, variant, None if io == FLOAT_IO else io)
+    return "-".join(filter(None, parts))
+
+
+def through_target(target: str, delegate: str | None) -> str:
+    """``TARGET:DELEGATE``, or the target alone where the delegate is its usual or only one."""
+    return f"{target}:{delegate}" if delegate in DELEGATES.get(target, ())[1:] else target
+
+
+def split_target(name: str) -> tuple[str, str | None]:
+    """Target and delegate of what `through_target` gives; None for the usual delegate."""
+    target, _, delegate = name.partition(":")
+    return target, delegate or None
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from edgekit.artifact import files_of
 from edgekit.bench.measure import BenchRequest, stated_signature
 from edgekit.errors import BadData, UnsupportedError, UsageError
-from edgekit.names import unknown
+from edgekit.names import through_target, unknown
 from edgekit.runtime.bundle import Bundle, BundleArtifact
 from edgekit.runtime.session import Array, unavailable
 
@@ -46,8 +46,8 @@ def bundle_requests(bundle: Bundle, ids: tuple[str, ...] = ()) -> list[BenchRequ
         raise UsageError(unknown(f"artifact of bundle {bundle.name!r}", wrong, known))
     chosen = [artifact for artifact in bundle.artifacts if not ids or artifact.id in ids]
     for artifact in chosen:
-        others = [a.id for a in chosen if unavailable(a.target) is None]
-        _check_measurable(artifact.target, artifact.id, others)
+        others = [a.id for a in chosen if unavailable(_through(a)) is None]
+        _check_measurable(_through(artifact), artifact.id, others)
     return [
         BenchRequest(
             artifact=artifact.id,
@@ -63,12 +63,17 @@ def bundle_requests(bundle: Bundle, ids: tuple[str, ...] = ()) -> list[BenchRequ
     ]
 
 
+def _through(artifact: BundleArtifact) -> str:
+    return through_target(artifact.target, artifact.delegate)
+
+
 def _check_measurable(target: str, name: str, others: Sequence[str] = ()) -> None:
     """Refuses what only an emulation could run here: its speed and memory would say nothing."""
     reason = unavailable(target)
     if reason is not None:
         raise UnsupportedError(
-            f"{name} can't be measured here: {reason}; the speed of an emulation says nothing",
+            f"{name} can't be measured here: {reason}"
+            + ("" if ":" in target else "; the speed of an emulation says nothing"),
             hint="choose the others: " + " ".join(f"--artifact {o}" for o in others)
             if others
             else "measure it where its runtime is",

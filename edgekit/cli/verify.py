@@ -62,7 +62,9 @@ def command(bundle: Path, ids: tuple[str, ...], keep_going: bool, as_json: bool)
     Every file is checked against the manifest. Then each artifact is loaded by its own runtime, in
     a process of its own, and has to answer the bundle's golden vectors as the plan does, within
     the limits of its scheme, and alike in 20 runs. Where this system has no such runtime (Core ML
-    off the Mac), the target's emulation takes its place, and the artifact counts as "emulated".
+    off the Mac), the target's emulation takes its place, and the artifact counts as "emulated". Where
+    there is neither (ExecuTorch's Vulkan and Core ML delegates), its file alone is checked, and it
+    counts as "structural".
 
     \b
     Exit codes: 0 verified, 1 an artifact gives other answers, 3 a runtime is missing, 6 the bundle
@@ -109,6 +111,7 @@ class _Found:
         report: parity; None where only the float model's answers are there.
         outputs: as the verify document has them.
         emulated: whether something else than the runtime itself gave the answers.
+        structural: whether nothing here could run it, so that its file alone was checked.
     """
 
     artifact: BundleArtifact
@@ -119,6 +122,7 @@ class _Found:
     report: ParityReport | None = None
     outputs: tuple[Mapping[str, Any], ...] = ()
     emulated: bool = False
+    structural: bool = False
 
     @property
     def passed(self) -> bool:
@@ -129,6 +133,8 @@ class _Found:
         """How it was verified, out of `edgekit.names.VERIFICATIONS`."""
         if not self.passed:
             return "none"
+        if self.structural:
+            return "structural"
         return "emulated" if self.emulated else "runtime"
 
     @property
@@ -161,7 +167,7 @@ def _absent(artifacts: Sequence[BundleArtifact], keep_going: bool) -> dict[str, 
                     "not know",
                     hint="update edgekit, or choose others with --artifact",
                 )
-            require_installed(find(artifact.target))
+            require_installed(find(_through(artifact)))
         except (MissingDependency, UnsupportedError) as error:
             if not keep_going:
                 raise
@@ -174,8 +180,11 @@ def _verify(bundle: Bundle, artifact: BundleArtifact, scratch: Path, keep_going:
     import numpy as np
 
     from edgekit.parity import TOLERANCES
+    from edgekit.structure import only_by_structure
     from edgekit.targets import worker
 
+    if only_by_structure(_through(artifact)) is not None:
+        return _look(bundle, artifact, keep_going)
     feeds, wanted, against = _golden(bundle, artifact)
     feeds, read = from_pictures_check(bundle, artifact, feeds)
     try:
@@ -195,7 +204,7 @@ def _verify(bundle: Bundle, artifact: BundleArtifact, scratch: Path, keep_going:
     }
     tasks = [task, *metadata_tasks(bundle, artifact, path)]
     try:
-        result, *told = worker.run(artifact.target, tasks)
+        result, *told = worker.run(_through(artifact), tasks)
         for answer in (result, *told):
             if "error" in answer:
                 raise answer["error"]
@@ -215,6 +224,41 @@ def _verify(bundle: Bundle, artifact: BundleArtifact, scratch: Path, keep_going:
         found = _judge(artifact, feeds, outputs, wanted, result, against)
     own = tuple(metadata_check(answer["faults"]) for answer in told)
     return dataclasses.replace(found, checks=(*read, *own, *found.checks))
+
+
+def _through(artifact: BundleArtifact) -> str:
+    from edgekit.names import through_target
+
+    return through_target(artifact.target, artifact.delegate)
+
+
+def _look(bundle: Bundle, artifact: BundleArtifact, keep_going: bool) -> _Found:
+    """Checks the file of an artifact that nothing here can run."""
+    from edgekit.structure import AGAINST, checks_of
+    from edgekit.targets import worker
+
+    try:
+        path = bundle.place(artifact)
+    except UnsupportedError as error:
+        if not keep_going:
+            raise
+        return _failed(artifact, "installed", error)
+    task = {
+        "op": "structure",
+        "artifact": str(path.absolute()),
+        "signature": artifact.signature.to_json(),
+        "scheme": artifact.scheme,
+    }
+    try:
+        (result,) = worker.run(_through(artifact), [task])
+        if "error" in result:
+            raise result["error"]
+    except _SETTLED:
+        raise
+    except EdgekitError as error:
+        return _failed(artifact, "structure", error)
+    checks = checks_of(result["findings"], result["mutant"])
+    return _Found(artifact, checks, AGAINST, result["runtime"], structural=True)
 
 
 def _golden(

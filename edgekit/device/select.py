@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgekit.device.profile import Device
+from edgekit.device.profile import Device, TargetSupport
 from edgekit.errors import UnsupportedError, UsageError
 from edgekit.names import (
+    DELEGATES,
     FLOAT_IO,
     IOS,
     NO_VNNI,
@@ -16,6 +17,8 @@ from edgekit.names import (
     TEST_TARGET,
     artifact_id,
     scheme_id,
+    split_target,
+    through_target,
     unknown,
 )
 
@@ -47,11 +50,21 @@ class Job:
     @property
     def id(self) -> str:
         """The artifact's id, see `edgekit.names.artifact_id`."""
-        return artifact_id(self.target, self.scheme, self.variant, self.io)
+        return artifact_id(self.target, self.scheme, self.variant, self.io, self.delegate)
+
+    @property
+    def through(self) -> str:
+        """Its target, with the delegate where that is not the usual one."""
+        return through_target(self.target, self.delegate)
 
 
 _Key = tuple[str, str, str, str | None]
 """Target, scheme, delegate and variant of a job."""
+
+_DELEGATES_RUN = {
+    "vulkan": "its profile lists no GPU that ExecuTorch's Vulkan delegate is known to run on.",
+    "coreml": "Core ML is part of Apple's systems, and its profile lists none that runs it.",
+}
 
 
 def plan_targets(
@@ -64,7 +77,8 @@ def plan_targets(
 
     Args:
         devices: at least one profile.
-        targets: target ids the user named; empty means all that each device runs.
+        targets: target ids the user named, with ``:DELEGATE`` for other than the usual one; empty
+            means all that each device runs.
         schemes: scheme ids or aliases the user named; empty means the first, preferred, scheme of
             each target on each device.
         ios: what the artifacts take (`edgekit.names.IOS`); empty means the model's own tensors.
@@ -94,7 +108,7 @@ def plan_targets(
     _refuse_idle(devices, jobs, wanted, wanted_schemes)
     order = [*TARGETS, TEST_TARGET]
     ranks = {scheme: rank for rank, scheme in enumerate(wanted_schemes)}
-    keys = sorted(jobs, key=lambda k: (order.index(k[0]), ranks.get(k[1], 0), k[3] or ""))
+    keys = sorted(jobs, key=lambda k: (order.index(k[0]), _rank(k), ranks.get(k[1], 0), k[3] or ""))
     return tuple(
         Job(
             *key[:3],
@@ -109,10 +123,30 @@ def plan_targets(
 
 
 def _known_targets(targets: Sequence[str]) -> tuple[str, ...]:
-    for target in targets:
+    for name in targets:
+        target, _, delegate = name.partition(":")
         if target not in (*TARGETS, TEST_TARGET):
             raise UsageError(unknown("target", target, TARGETS))
-    return tuple(dict.fromkeys(targets))
+        known = DELEGATES.get(target, ())
+        if ":" in name and delegate not in known:
+            if not known:
+                raise UsageError(
+                    f"target {target!r} has one delegate alone; {name!r} names another",
+                    hint=f"Give --target {target}; delegates can be chosen for "
+                    + ", ".join(DELEGATES),
+                )
+            raise UsageError(unknown(f"delegate of {target}", delegate, known))
+    return tuple(dict.fromkeys(through_target(*split_target(name)) for name in targets))
+
+
+def _rank(key: _Key) -> int:
+    """The place of a key's delegate among those of its target."""
+    known = DELEGATES.get(key[0], ())
+    return known.index(key[2]) if key[2] in known else 0
+
+
+def _through(entry: TargetSupport) -> str:
+    return through_target(entry.target, entry.delegate)
 
 
 def _known_schemes(schemes: Sequence[str]) -> tuple[str, ...]:
@@ -138,7 +172,7 @@ def _choose(device: Device, targets: Sequence[str], schemes: Sequence[str]) -> l
     return [
         (entry.target, scheme, entry.delegate, _variant(device, entry.target, scheme))
         for entry in device.targets
-        if (entry.target in targets if targets else not entry.when_named)
+        if (_through(entry) in targets if targets else not entry.when_named)
         for scheme in (schemes or entry.schemes[:1])
         if scheme in entry.schemes
     ]
@@ -160,7 +194,7 @@ def _refuse_idle(
     can = "; ".join(_can(device) for device in devices)
     reached = [key[1] for key in jobs]
     for target in targets:
-        if all(key[0] != target for key in jobs):
+        if all(through_target(key[0], key[2]) != target for key in jobs):
             with_scheme = f" as {', '.join(schemes)}" if schemes else ""
             why = " ".join(filter(None, (_reason(device, target) for device in devices)))
             raise UnsupportedError(
@@ -183,10 +217,13 @@ def _nothing(device: Device, targets: Sequence[str], schemes: Sequence[str]) -> 
 
 
 def _reason(device: Device, target: str) -> str:
+    target, delegate = split_target(target)
     reasons = [u.reason for u in device.unsupported if u.target == target]
+    if delegate is not None and not reasons:
+        reasons = [_DELEGATES_RUN[delegate]]
     return f"{device.id}: {reasons[0]}" if reasons else ""
 
 
 def _can(device: Device) -> str:
-    runs = [f"{entry.target} ({', '.join(entry.schemes)})" for entry in device.targets]
+    runs = [f"{_through(entry)} ({', '.join(entry.schemes)})" for entry in device.targets]
     return f"{device.id} runs {', '.join(runs) or 'no target there is'}"

@@ -82,7 +82,7 @@ def count(rows: Sequence[Row], planned: Planned, store: Store) -> Mapping[str, M
         program).
     """
     wanted = {
-        r.id: [r.job.target, plan_name(r.job.target, r.job.scheme, r.job.variant)]
+        r.id: [r.job.through, plan_name(r.job.target, r.job.scheme, r.job.variant)]
         for r in rows
         if r.artifact is not None
     }

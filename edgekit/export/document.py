@@ -13,6 +13,7 @@ from edgekit.export.proving import Proof
 from edgekit.export.request import ExportRequest
 from edgekit.model import Model
 from edgekit.names import NO_VNNI
+from edgekit.structure import only_by_structure
 from edgekit.targets import find
 
 SCHEMA = "edgekit.export/1"
@@ -68,9 +69,11 @@ class Row:
     @property
     def verification(self) -> str:
         """``runtime`` once its real runtime gave the right answers, ``emulated`` if an emulation of
-        it did."""
+        it did, ``structural`` if nothing here could run it and its file is as it should be."""
         if self.proof is None or not self.proof.document["passed"]:
             return "none"
+        if self.proof.structural:
+            return "structural"
         return "emulated" if self.proof.emulated else "runtime"
 
     @property
@@ -119,7 +122,7 @@ class Row:
         }
 
     def _parity(self) -> dict[str, Any] | None:
-        if self.proof is None:
+        if self.proof is None or self.proof.structural:
             return None
         outputs = self.proof.document["outputs"]
         return {
@@ -170,7 +173,11 @@ def gates_of(rows: Sequence[Row], request: ExportRequest) -> list[dict[str, Any]
     gates: list[dict[str, Any]] = []
     for row in rows:
         passed = None if row.proof is None else bool(row.proof.document["passed"])
-        gates.append(gate(row.id, "parity", row.against, row.verification, passed))
+        told = None
+        if row.proof is not None and row.proof.structural and passed:
+            # The file is as it should be; what it answers, nobody knows.
+            passed, told = None, only_by_structure(row.job.through) or "nothing here ran it"
+        gates.append(gate(row.id, "parity", row.against, row.verification, passed, told))
         if request.require_verified:
             gates.append(
                 gate(row.id, "verified", "runtime", row.verification, row.verification == "runtime")
@@ -260,9 +267,10 @@ def requirements(row: Row, overrides: Mapping[str, Any]) -> dict[str, Any]:
         row: the artifact's.
         overrides: of the plan that it was rendered from; empty where there is none.
     """
-    target = find(row.job.target)
+    target = find(row.job.through)
     runtime = {"tflite": "ai-edge-litert"}.get(target.id, target.id)
-    proven = None if row.proof is None else _version(row.proof.runtime)
+    ran = row.proof is not None and not row.proof.structural
+    proven = _version(row.proof.runtime) if row.proof is not None and ran else None
     needs: dict[str, Any] = {"runtime": runtime, "min_version": proven}
     systems = getattr(target, "systems", {}).get(row.job.scheme)
     if systems is not None:

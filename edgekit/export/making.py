@@ -81,12 +81,12 @@ def _each_target(
     calib: Samples | None,
 ) -> list[Row]:
     """Converts and proves, target by target; several at a time where there are cores."""
-    targets = list(dict.fromkeys(j.target for j in jobs))
+    targets = list(dict.fromkeys(j.through for j in jobs))
     about = converting.about_of(sides[FLOAT_IO].model)
 
     def one(target: str) -> list[Row]:
         rows: dict[str, Row] = {}
-        mine = [j for j in jobs if j.target == target]
+        mine = [j for j in jobs if j.through == target]
         for io in dict.fromkeys(j.io for j in mine):
             some = [j for j in mine if j.io == io]
             done = _make_target(some, sides[io], store, request, calib, about)
@@ -113,7 +113,7 @@ def _each_target(
 
 def _at_a_time(jobs: Sequence[Job]) -> int:
     """How many targets are converted and proven at a time."""
-    return min(len({j.target for j in jobs}), cores.usable(), 3)
+    return min(len({j.through for j in jobs}), cores.usable(), 3)
 
 
 def _abandon(running: Sequence[Future[Any]]) -> None:
@@ -140,7 +140,7 @@ def _make_target(
     """The artifacts of one target and one io."""
     asked = list(dict.fromkeys((j.scheme, j.variant) for j in jobs))
     try:
-        made = _convert(jobs[0].target, asked, side, store, request, calib, about)
+        made = _convert(jobs[0].through, asked, side, store, request, calib, about)
     except WorkerCrashed as error:
         if not request.keep_going:
             raise
@@ -216,7 +216,7 @@ def _prove(
     row = replace(row, placement=converting.placement(artifact))
     try:
         proof: Proof = proving.prove(
-            row.job.target,
+            row.job.through,
             artifact,
             side.planned,
             side.reference,

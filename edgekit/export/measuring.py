@@ -29,8 +29,8 @@ def measure(
     """
     measured = list(rows)
     usable = cores.usable()
-    for target in dict.fromkeys(r.job.target for r in rows):
-        mine = [i for i, r in enumerate(rows) if r.job.target == target and r.artifact is not None]
+    for target in dict.fromkeys(r.job.through for r in rows):
+        mine = [i for i, r in enumerate(rows) if r.job.through == target and r.artifact is not None]
         if not mine:
             continue
         reason = unavailable(target)

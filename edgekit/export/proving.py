@@ -22,6 +22,7 @@ from edgekit.export.request import Listener
 from edgekit.model import Model
 from edgekit.parity import TOLERANCES
 from edgekit.runtime.session import unavailable
+from edgekit.structure import AGAINST, checks_of, only_by_structure
 from edgekit.targets import find, installed, worker
 
 if TYPE_CHECKING:
@@ -53,6 +54,11 @@ class Proof:
     path: Path
     emulated: bool = False
 
+    @property
+    def structural(self) -> bool:
+        """Whether the file was read and nothing ran it."""
+        return bool(self.document["against"] == AGAINST)
+
 
 def prove(
     target: str,
@@ -65,12 +71,17 @@ def prove(
     listener: Listener,
 ) -> Proof:
     """Runs an artifact in its real runtime, or in the target's emulation where this system has
-    none, and judges its answers.
+    none, and judges its answers. Where there is neither, its structure is checked.
+
+    ``target`` has the artifact's delegate where that is not the usual one.
 
     Raises:
         WorkerCrashed: the runtime died over it.
         EdgekitError: the runtime refused it.
     """
+    absent = only_by_structure(target)
+    if absent is not None:
+        return _look(target, artifact, model, store, listener, absent)
     key = fingerprint(
         stage="verify",
         artifact=artifact.digest,
@@ -113,6 +124,50 @@ def prove(
     path = store.make(key, fill, what=f"verify {artifact.id}")
     saved = json.loads((path / "verify.json").read_text())
     return Proof(saved["document"], saved["reason"], saved["runtime"], path, saved["emulated"])
+
+
+def _look(
+    target: str, artifact: Artifact, model: Model, store: Store, listener: Listener, absent: str
+) -> Proof:
+    """The proof of an artifact that nothing here can run: its structure."""
+    key = fingerprint(
+        stage="structure",
+        artifact=artifact.digest,
+        signature=model.signature.to_json(),
+        code=code("structure.py", "targets"),
+        versions=installed(find(target)),
+    )
+
+    def fill(folder: Path) -> None:
+        listener.note(f"{target}: checking the structure of {artifact.scheme} alone: {absent}")
+        task = {
+            "op": "structure",
+            "artifact": str(artifact.path),
+            "signature": model.signature.to_json(),
+            "scheme": artifact.scheme,
+        }
+        (found,) = worker.run(target, [task])
+        if "error" in found:
+            raise found["error"]
+        checks = checks_of(found["findings"], found["mutant"])
+        failed = next((c for c in checks if c.passed is False), None)
+        document = {
+            "schema": "edgekit.verify/1",
+            "artifact": artifact.id,
+            "against": AGAINST,
+            "checks": [c.to_json() for c in checks],
+            "outputs": [],
+            "first_bad_layer": None,
+            "self_test": {c.name: c.passed for c in checks if c.name == "self-test"},
+            "passed": failed is None,
+        }
+        reason = None if failed is None else f"{failed.name}: {failed.detail}"
+        saved = {"document": document, "reason": reason, "runtime": found["runtime"]}
+        (folder / "verify.json").write_text(json.dumps(saved))
+
+    path = store.make(key, fill, what=f"structure {artifact.id}")
+    saved = json.loads((path / "verify.json").read_text())
+    return Proof(saved["document"], saved["reason"], saved["runtime"], path)
 
 
 def _emulation(target: str) -> dict[str, Any]:

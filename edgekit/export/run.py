@@ -91,11 +91,11 @@ def export_bundle(
     if request.engine is not None:
         jobs = _without_variants(jobs, request)
     for job in jobs:
-        require_installed(find(job.target))
+        require_installed(find(job.through))
     check_systems(jobs, {d.id: d for d in profiles})
     if request.engine is not None:
         _check_engine(request.engine, jobs)
-    check_io(model, request.ios, [j.target for j in jobs], request.engine)
+    check_io(model, request.ios, [j.through for j in jobs], request.engine)
     if request.out is not None:
         check_destination(request.out)
     try:

@@ -32,24 +32,28 @@ def check_systems(jobs: Sequence[Job], devices: Mapping[str, Device]) -> None:
     """
     for job in jobs:
         for device in (devices[d] for d in job.devices):
-            needed = _needed(job.target, job.scheme, device)
+            needed = _needed(job.through, job.scheme, device)
             if needed is None or _runs(device, needed):
                 continue
-            listed = [e.schemes for e in device.targets if e.target == job.target]
+            listed = [
+                e.schemes
+                for e in device.targets
+                if (e.target, e.delegate) == (job.target, job.delegate)
+            ]
             carried = dict.fromkeys(
                 scheme
                 for schemes in listed
                 for scheme in schemes
-                if (least := _needed(job.target, scheme, device)) is None or _runs(device, least)
+                if (least := _needed(job.through, scheme, device)) is None or _runs(device, least)
             )
             raise UnsupportedError(
-                f"{job.target} {job.scheme} needs {_words(device, needed)}, and the profile of "
+                f"{job.through} {job.scheme} needs {_words(device, needed)}, and the profile of "
                 f"{device.id} says {device.os!r}",
                 hint=f"choose another --scheme ({', '.join(carried)}), or raise `os` in a copy of "
                 "the profile if all your devices run more than it says"
                 if carried
                 else f"raise `os` in a copy of the profile if all your devices run more than it "
-                f"says, or leave {job.target} out with --target",
+                f"says, or leave {job.through} out with --target",
             )
 
 

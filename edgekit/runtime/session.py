@@ -127,11 +127,16 @@ def preload(target: str) -> None:
 def unavailable(target: str) -> str | None:
     """Why a target's runtime does not exist for this system; None where it does.
 
+    ``TARGET:DELEGATE`` asks whether its runtime here has the delegate.
+
     Whether it is installed is another question, which `open_session` answers.
     """
+    target, _, delegate = target.partition(":")
     if target not in session_targets():
         return None
     ask = getattr(_session_module(target), "unavailable", None)
+    if delegate and ask is not None:
+        return cast("str | None", ask(delegate))
     return None if ask is None else cast("str | None", ask())
 
 

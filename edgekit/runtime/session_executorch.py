@@ -146,6 +146,24 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
+_BACKENDS = {"vulkan": "VulkanBackend", "coreml": "CoreMLBackend"}
+
+
+def unavailable(delegate: str | None = None) -> str | None:
+    """Why ExecuTorch can't run what is made for a delegate here; None where it can.
+
+    XNNPACK is in every build; of the others the runtime itself says which are in this one.
+    """
+    if delegate not in _BACKENDS:
+        return None
+    with _quiet():
+        registry = require("executorch.runtime", "executorch").Runtime.get().backend_registry
+        name = _BACKENDS[delegate]
+        if name in registry.registered_backend_names and registry.is_available(name):
+            return None
+    return f"the ExecuTorch of this machine has no {name}, so nothing here can run it"
+
+
 _Details = list[tuple[list[int], str]]
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from edgekit.errors import MissingDependency, UsageError
-from edgekit.names import FLOAT_IO, TARGETS, TEST_TARGET, install_command, unknown
+from edgekit.names import DELEGATES, FLOAT_IO, TARGETS, TEST_TARGET, install_command, unknown
 from edgekit.signature import Signature
 
 if TYPE_CHECKING:
@@ -186,11 +186,14 @@ def available() -> tuple[str, ...]:
 
 
 def find(name: str) -> Target:
-    """The target called ``name``, imported now.
+    """The target called ``name``, imported now; ``TARGET:DELEGATE`` is one through a delegate.
 
     Raises:
         UsageError: there is none; the message suggests the nearest.
     """
+    target, _, delegate = name.partition(":")
+    if ":" in name and target in DELEGATES:
+        return cast(Target, cast(Any, find(target)).via(delegate))
     if ":" in name:
         module, _, attribute = name.partition(":")
         return cast(Target, getattr(importlib.import_module(module), attribute))

@@ -7,25 +7,40 @@ A program is a flatbuffer with segments behind it, which ExecuTorch's own reader
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import struct
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgekit.errors import BadData
-from edgekit.targets import _executorch_xnnpack
 from edgekit.targets._executorch_xnnpack import Operator, Value
 
 XNNPACK = "XnnpackBackend"
+_GRAPHS = {
+    XNNPACK: "_executorch_xnnpack",
+    "VulkanBackend": "_executorch_vulkan",
+    "CoreMLBackend": "_executorch_coreml",
+}
+"""Modules that read what a delegate got, by its name in the file."""
 
 _DAMAGE = (ValueError, IndexError, KeyError, AssertionError, AttributeError, struct.error)
-_SCALARS = {0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 6: "float32", 11: "bool"}
+_SCALARS = {
+    5: "float16",
+    0: "uint8",
+    1: "int8",
+    2: "int16",
+    3: "int32",
+    4: "int64",
+    6: "float32",
+    11: "bool",
+}
 
 
 @dataclass(frozen=True)
@@ -36,25 +51,30 @@ class Contents:
         operators: in the order they run.
         values: what they read and make, by name; constants carry their bytes.
         border: names of the program's inputs and outputs.
+        inputs, outputs: what these are, in their order.
+        options: what the delegates were compiled with.
     """
 
     operators: tuple[Operator, ...]
     values: Mapping[str, Value]
     border: frozenset[str]
+    inputs: tuple[Value, ...] = ()
+    outputs: tuple[Value, ...] = ()
+    options: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def read(path: Path) -> Contents:
+def read(path: Path, backend: str = XNNPACK) -> Contents:
     """Takes a ``.pte`` apart.
 
     Raises:
-        BadData: it is damaged, or delegates to something else than XNNPACK.
+        BadData: it is damaged, or delegates to something else than ``backend``.
     """
     with quiet():
         from executorch.exir._serialize._program import deserialize_pte_binary
 
     try:
         file = deserialize_pte_binary(path.read_bytes())
-        return _Reader(file).contents()
+        return _Reader(file, backend).contents()
     except (
         ValueError,
         IndexError,
@@ -82,7 +102,8 @@ def quiet() -> Iterator[None]:
 class _Reader:
     """A program that ExecuTorch's reader has taken apart, on the way to `Contents`."""
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: Any, backend: str) -> None:
+        self._backend = backend
         self._program = file.program
         self._plan = file.program.execution_plan[0]
         self._named: dict[str, bytes] = {}
@@ -92,6 +113,7 @@ class _Reader:
             self._named = {key: bytes(buffers[e.buffer_index]) for key, e in entries.items()}
         self._operators: list[Operator] = []
         self._values: dict[str, Value] = {}
+        self._options: dict[str, bytes] = {}
 
     def contents(self) -> Contents:
         for i, value in enumerate(self._plan.values):
@@ -105,7 +127,13 @@ class _Reader:
                 elif type(call).__name__ == "KernelCall":
                     self._kernel(call)
         border = frozenset(_name(i) for i in (*self._plan.inputs, *self._plan.outputs))
-        return Contents(tuple(self._operators), self._values, border)
+        ends = tuple(
+            tuple(self._values[_name(i)] for i in side if _name(i) in self._values)
+            for side in (self._plan.inputs, self._plan.outputs)
+        )
+        return Contents(
+            tuple(self._operators), self._values, border, ends[0], ends[1], self._options
+        )
 
     def _tensor(self, tensor: Any) -> Value:
         dtype = _SCALARS.get(int(tensor.scalar_type), tensor.scalar_type.name.lower())
@@ -128,13 +156,13 @@ class _Reader:
 
     def _delegate(self, call: Any) -> None:
         delegate = self._plan.delegates[call.delegate_index]
-        if delegate.id != XNNPACK:
-            raise ValueError(f"it delegates to {delegate.id}, not to {XNNPACK}")
+        if delegate.id != self._backend:
+            raise ValueError(f"it delegates to {delegate.id}, not to {self._backend}")
         blob = bytes(self._program.backend_delegate_data[delegate.processed.index].data)
         arguments = [_name(i) for i in call.args]
-        operators, values = _executorch_xnnpack.graph(
-            blob, self._named, arguments, call.delegate_index
-        )
+        module = importlib.import_module(f"edgekit.targets.{_GRAPHS[self._backend]}")
+        operators, values = module.graph(blob, self._named, arguments, call.delegate_index)
+        self._options |= {s.key: bytes(s.value) for s in delegate.compile_specs}
         self._operators += operators
         self._values |= values
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.compress.dynamic import PER_ROW_ALONE, as_computed
-from edgekit.names import IOS
+from edgekit.errors import UsageError
+from edgekit.names import DELEGATES, IOS, unknown
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
 from edgekit.targets._common import channel_digest, converter_error
@@ -52,9 +53,23 @@ class Executorch:
     extra = "executorch"
     packages = ("executorch",)
     schemes = ("w8a8", "fp32", "w8a8-dyn")
-    delegates = ("xnnpack",)
+    delegates = DELEGATES["executorch"]
     ios = IOS
     dynamic = PER_ROW_ALONE
+
+    def via(self, delegate: str) -> Any:
+        """The target through another delegate than XNNPACK.
+
+        Raises:
+            UsageError: there is no such delegate.
+        """
+        from edgekit.targets._executorch_through import Through
+
+        if delegate == self.delegates[0]:
+            return self
+        if delegate not in self.delegates:
+            raise UsageError(unknown("delegate of executorch", delegate, self.delegates))
+        return Through(delegate)
 
     def convert(
         self,

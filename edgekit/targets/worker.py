@@ -306,6 +306,31 @@ def _task_metadata_faults(target: Any, task: Task) -> Result:
     return {"faults": found}
 
 
+def _task_structure(target: Any, task: Task) -> Result:
+    """What can be told of an artifact that nothing here can run, from its file.
+
+    ``{"artifact", "signature", "scheme"}`` -> ``{"findings", "mutant", "runtime"}``: lists of a
+    check's name, whether it holds and what was seen, for the artifact as it is and for a signature
+    that it does not have, at which they have to find fault.
+    """
+    import dataclasses
+
+    from edgekit.signature import Signature
+    from edgekit.targets import installed
+
+    path, scheme = Path(task["artifact"]), task["scheme"]
+    signature = Signature.from_json(task["signature"])
+    last = signature.outputs[-1]
+    wrong = dataclasses.replace(last, shape=(*last.shape, 2))
+    mutant = Signature(inputs=signature.inputs, outputs=(*signature.outputs[:-1], wrong))
+    known = installed(target)
+    return {
+        "findings": target.structure(path, signature, scheme),
+        "mutant": target.structure(path, mutant, scheme),
+        "runtime": f"{target.id} {known[target.id]}",
+    }
+
+
 def _task_stored(target: Any, task: Task) -> Result:
     """``{"artifact"}`` -> ``{"stored"}``: every quantized tensor in the file."""
     from dataclasses import asdict
@@ -322,6 +347,7 @@ _TASKS: dict[str, Callable[[Any, Task], Result]] = {
     "metadata_faults": _task_metadata_faults,
     "unrounded": _task_unrounded,
     "stored": _task_stored,
+    "structure": _task_structure,
 }
 
 
