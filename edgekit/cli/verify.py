@@ -62,9 +62,9 @@ def command(bundle: Path, ids: tuple[str, ...], keep_going: bool, as_json: bool)
     Every file is checked against the manifest. Then each artifact is loaded by its own runtime, in
     a process of its own, and has to answer the bundle's golden vectors as the plan does, within
     the limits of its scheme, and alike in 20 runs. Where this system has no such runtime (Core ML
-    off the Mac), the target's emulation takes its place, and the artifact counts as "emulated". Where
-    there is neither (ExecuTorch's Vulkan and Core ML delegates), its file alone is checked, and it
-    counts as "structural".
+    off the Mac), the target's emulation takes its place, and the artifact counts as "emulated".
+    Where there is neither (ExecuTorch's Vulkan and Core ML delegates), its file alone is checked,
+    and it counts as "structural".
 
     \b
     Exit codes: 0 verified, 1 an artifact gives other answers, 3 a runtime is missing, 6 the bundle

@@ -25,6 +25,12 @@ _RUNTIMES = {
     "coreml": "Core ML",
 }
 
+_BACKENDS = {
+    ("executorch", "vulkan"): "its delegate `VulkanBackend`",
+    ("executorch", "coreml"): "its delegate `CoreMLBackend`",
+}
+"""What of a runtime an app has to link beside the usual."""
+
 # The last of their kind that their makers have published: PyTorch Mobile's library for Android, the
 # Swift interpreter of TensorFlow Lite, ONNX Runtime's Swift package.
 _TORCH_ANDROID = "2.1.0"
@@ -118,6 +124,8 @@ def _needs(facts: Facts) -> str:
     for piece in facts.pieces:
         requires = piece.requires
         runtime = _RUNTIMES.get(piece.target, piece.target)
+        if backend := _BACKENDS.get((piece.target, _delegate(piece))):
+            runtime += f" with {backend}"
         version = requires.get("min_version")
         system = ", ".join(text(str(one)) for one in requires.get("os") or ()) or "-"
         isa = "; ".join(_isa(entry) for entry in piece.isa)
@@ -126,7 +134,15 @@ def _needs(facts: Facts) -> str:
             isa = "; ".join(f"`{k}` = `{v}` on x86 without VNNI" for k, v in sorted(settings))
         rows.append([code(piece.id), runtime, text(_release(version)) or "-", system, isa or "-"])
     table = _table(["artifact", "runtime", "proven in", "oldest system", "processor"], rows)
-    return f"{table}\n\nAn older runtime than the one that a file was proven in may refuse it."
+    said = f"{table}\n\nAn older runtime than the one that a file was proven in may refuse it."
+    if any((p.target, _delegate(p)) in _BACKENDS for p in facts.pieces):
+        said += (
+            " What is for another delegate than XNNPACK was not run when this bundle was made, "
+            "unless its proof above is `runtime`: judge its answers by the golden vectors on your "
+            "device. The app has to link that delegate's library, or the file does not load; the "
+            "C++ client's CMake file links XNNPACK's alone."
+        )
+    return said
 
 
 def _isa(entry: str) -> str:
@@ -302,10 +318,19 @@ def _gradle(piece: Piece) -> str:
     library = {
         "tflite": f"com.google.ai.edge.litert:litert:{version}",
         "onnxruntime": f"com.microsoft.onnxruntime:onnxruntime-android:{version}",
-        "executorch": f"org.pytorch:executorch-android:{version}",
+        "executorch": f"org.pytorch:executorch-android{_android(piece)}:{version}",
         "torch-mobile": f"org.pytorch:pytorch_android_lite:{_TORCH_ANDROID}",
     }[piece.target]
     return f'implementation("{library}")'
+
+
+def _delegate(piece: Piece) -> str:
+    return str(piece.entry.get("delegate") or "xnnpack")
+
+
+def _android(piece: Piece) -> str:
+    """ExecuTorch's library for Android comes with Vulkan under another name."""
+    return "-vulkan" if _delegate(piece) == "vulkan" else ""
 
 
 def _swift(facts: Facts) -> str:
@@ -330,8 +355,8 @@ def _package(piece: Piece) -> str:
         "onnxruntime": '`.package(url: "https://github.com/microsoft/'
         f'onnxruntime-swift-package-manager", from: "{_ONNXRUNTIME_SWIFT}")`',
         "executorch": '`.package(url: "https://github.com/pytorch/executorch", branch: '
-        f'"swiftpm-{version or "VERSION"}")`, products executorch, backend\\_xnnpack, '
-        "kernels\\_optimized, kernels\\_quantized",
+        f'"swiftpm-{version or "VERSION"}")`, products executorch, '
+        f"backend\\_{_delegate(piece)}, kernels\\_optimized, kernels\\_quantized",
     }[piece.target]
 
 

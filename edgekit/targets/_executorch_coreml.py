@@ -111,7 +111,9 @@ def graph(
     with tempfile.TemporaryDirectory() as folder:
         told = unpacked(blob, Path(folder))
         program = program_of(_coreml_package.read(Path(folder) / _ROOT / _PACKAGE))
-    ends = dict(zip([*told["inputNames"], *told["outputNames"]], arguments, strict=True))
+    ends: dict[str, str] = dict(
+        zip([*told["inputNames"], *told["outputNames"]], arguments, strict=True)
+    )
 
     def name(inner: str) -> str:
         return ends.get(inner, f"coreml {number}.{inner}")

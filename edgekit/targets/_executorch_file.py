@@ -43,6 +43,14 @@ _SCALARS = {
 }
 
 
+class OtherDelegate(ValueError):
+    """A program delegates to another backend, ``found``, than it was read for."""
+
+    def __init__(self, found: str, wanted: str) -> None:
+        super().__init__(f"it delegates to {found}, not to {wanted}")
+        self.found = found
+
+
 @dataclass(frozen=True)
 class Contents:
     """A whole program.
@@ -73,8 +81,9 @@ def read(path: Path, backend: str = XNNPACK) -> Contents:
         from executorch.exir._serialize._program import deserialize_pte_binary
 
     try:
-        file = deserialize_pte_binary(path.read_bytes())
-        return _Reader(file, backend).contents()
+        with quiet():
+            file = deserialize_pte_binary(path.read_bytes())
+            return _Reader(file, backend).contents()
     except (
         ValueError,
         IndexError,
@@ -157,7 +166,7 @@ class _Reader:
     def _delegate(self, call: Any) -> None:
         delegate = self._plan.delegates[call.delegate_index]
         if delegate.id != self._backend:
-            raise ValueError(f"it delegates to {delegate.id}, not to {self._backend}")
+            raise OtherDelegate(delegate.id, self._backend)
         blob = bytes(self._program.backend_delegate_data[delegate.processed.index].data)
         arguments = [_name(i) for i in call.args]
         module = importlib.import_module(f"edgekit.targets.{_GRAPHS[self._backend]}")

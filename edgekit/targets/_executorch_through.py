@@ -146,6 +146,11 @@ class Through:
         return read(path, self._module().BACKEND)
 
 
+def delegate_of(backend: str) -> str | None:
+    """The delegate whose backend has this name in files; None for one that is not known here."""
+    return next((d for d in _SHOWN if backend == Through(d)._module().BACKEND), None)
+
+
 def _stated(spec: TensorSpec) -> tuple[str, tuple[int, ...]]:
     return spec.dtype, tuple(spec.shape)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.compress.dynamic import PER_ROW_ALONE, as_computed
-from edgekit.errors import UsageError
+from edgekit.errors import BadData, UsageError
 from edgekit.names import DELEGATES, IOS, unknown
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
@@ -104,10 +104,22 @@ class Executorch:
         return [out]
 
     def inspect(self, path: Path) -> Placement:
-        """Operators as the file lists them: XNNPACK's by its names, those outside by theirs."""
-        from edgekit.targets._executorch_file import read
+        """Operators as the file lists them: XNNPACK's by its names, those outside by theirs.
 
-        return _placement(read(path))
+        A file for another delegate is read as such.
+        """
+        from edgekit.targets._executorch_file import OtherDelegate, read
+        from edgekit.targets._executorch_through import delegate_of
+
+        try:
+            return _placement(read(path))
+        except BadData as error:
+            found = error.__cause__
+            other = delegate_of(found.found) if isinstance(found, OtherDelegate) else None
+            if other is None:
+                raise
+            placement: Placement = self.via(other).inspect(path)
+            return placement
 
     def stored(self, path: Path) -> list[Stored]:
         """Every quantized tensor of XNNPACK's graphs, and embeddings."""
