@@ -80,7 +80,9 @@ OVERRIDES: dict[str, Any] = {
 def test_what_an_artifact_requires(
     target: str, variant: str | None, overrides: dict[str, Any], needs: dict[str, Any]
 ) -> None:
-    proof: Any = SimpleNamespace(runtime=f"{target} 1.2.3", document={"passed": True})
+    proof: Any = SimpleNamespace(
+        runtime=f"{target} 1.2.3", document={"passed": True}, structural=False
+    )
     row = Row(Job(target, "w8a8", "cpu", ("x",), 1, variant), proof=proof)
     found = requirements(row, overrides)
     assert found.pop("min_version") == "1.2.3"
