@@ -71,7 +71,12 @@ _RUNTIMES = {
 
 
 def carries(facts: Facts, piece: Piece) -> bool:
-    """Whether there is a Kotlin client for an artifact: its runtime and its types are known."""
+    """Whether there is a Kotlin client for an artifact: its runtime and its types are known.
+
+    ExecuTorch's library for Android has no Core ML.
+    """
+    if piece.target == "executorch" and piece.entry.get("delegate") == "coreml":
+        return False
     runtime = _RUNTIMES.get(piece.target)
     specs = (*piece.inputs, *facts.signature.outputs)
     return (

@@ -33,7 +33,12 @@ _Parts = tuple[list[str], list[str], list[str]]
 
 
 def carries(facts: Facts, piece: Piece) -> bool:
-    """Whether there is a Swift client for an artifact: its runtime and its types are known."""
+    """Whether there is a Swift client for an artifact: its runtime and its types are known.
+
+    ExecuTorch's Swift package has no Vulkan.
+    """
+    if piece.target == "executorch" and piece.entry.get("delegate") == "vulkan":
+        return False
     types = {spec.dtype for spec in (*piece.inputs, *facts.signature.outputs)}
     # Core ML's arrays are floats or int32; what is uint8 there is an image.
     known = _SCALARS.keys() - ({"int8"} if piece.target == "coreml" else set())

@@ -10,6 +10,7 @@ from edgekit import device
 from edgekit.device import Device, plan_targets
 from edgekit.errors import UnsupportedError
 from edgekit.export.systems import check_systems
+from edgekit.names import through_target
 
 SHIPPED = Path(device.__file__).parents[2] / "devices"
 
@@ -75,5 +76,6 @@ def test_shipped_profiles_run_all_that_they_list(profile: str) -> None:
     shipped = device.load(profile)
     for entry in shipped.targets:
         for scheme in entry.schemes:
-            jobs = plan_targets([shipped], [entry.target], [scheme])
+            through = through_target(entry.target, entry.delegate)
+            jobs = plan_targets([shipped], [through], [scheme])
             check_systems(jobs, {shipped.id: shipped})
