@@ -142,7 +142,7 @@ def main() -> int:
         try:
             if data is None:
                 raise Unavailable(f"no --{MODELS[name].data}")
-            ready = MODELS[name].prepare(data)
+            ready = MODELS[name].prepare(data, 0)
         except Unavailable as error:
             report["left_out"][name] = str(error)
             print(f"{name}: left out: {error}", flush=True)

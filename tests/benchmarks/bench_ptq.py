@@ -125,19 +125,21 @@ class Run:
         loaded: Document = json.loads(request.with_name("result.json").read_text())
         return loaded
 
-    def model(self, name: str, data: Path) -> tuple[Path, Document]:
-        """A model made ready: its folder and facts."""
+    def model(self, name: str, data: Path, shift: int = 0) -> tuple[Path, Document]:
+        """A model made ready: its folder and facts. ``shift`` is `ptq_models.Spec.prepare`'s."""
         about = sha256_of(data) if data.is_file() else _tree(data)
         key = fingerprint(
             step="prepare",
             model=name,
             data=about,
+            shift=shift,
             code=sha256_of(HERE / "ptq_models.py"),
             weights=_checkpoint_digest(name),
             canonical=_code("compress/graph.py", "compress/_*.py", "model"),
             versions=versions("torch", "transformers"),
         )
-        return self.step(key, {"step": "prepare", "model": name, "data": str(data)})
+        request = {"step": "prepare", "model": name, "data": str(data), "shift": shift}
+        return self.step(key, request)
 
     def row(self, name: str, runtime: str, engine: str, ready: tuple[Path, Document]) -> Document:
         """Makes one artifact, runs it over the evaluation samples, and scores nothing yet."""
@@ -320,7 +322,7 @@ def _code(*parts: str) -> str:
     return sha.hexdigest()
 
 
-def _chosen(runtime: str, wanted: Sequence[str]) -> list[str]:
+def chosen(runtime: str, wanted: Sequence[str]) -> list[str]:
     """float and edgekit first, then the engines that serve a runtime."""
     serving = [e for e in engines.available() if runtime in engines.find(e).targets]
     return ["float", *(e for e in ["edgekit", *serving] if e in wanted)]
@@ -402,7 +404,7 @@ def main() -> int:
         labels = np.load(ready[0] / "labels.npy")
         for runtime in options.runtimes:
             made = []
-            for engine in _chosen(runtime, options.engines):
+            for engine in chosen(runtime, options.engines):
                 print(f"{name} {runtime} {engine}", flush=True)
                 made.append(run.row(name, runtime, engine, ready))
                 if made[-1]["status"] != "ok":

