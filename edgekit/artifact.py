@@ -38,7 +38,7 @@ class Artifact:
         target: target id.
         delegate: the delegate it was made for.
         scheme: quantization scheme.
-        io: what it takes: ``float32`` for the model's own tensors, ``uint8`` for pixels.
+        io: what it takes, out of `edgekit.names.IOS`: ``float32`` for the model's own tensors.
         variant: name of the plan's override it was made with, or None.
         path: the main file, or the directory that the artifact is.
         files: all files, the main one first; those of a directory by name, the directory included.

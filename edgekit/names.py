@@ -58,9 +58,13 @@ METHODS: Final = {
 
 FLOAT_IO: Final = "float32"
 PICTURE_IO: Final = "uint8"
-IOS: Final = (FLOAT_IO, PICTURE_IO)
-"""What an artifact takes at its border: the model's own tensors, or pixels (uint8, NHWC) from which
-it makes the picture's tensor itself (`edgekit.runtime.border`)."""
+NHWC_IO: Final = "float32-nhwc"
+BORDERS: Final = {PICTURE_IO: "uint8", NHWC_IO: "float32"}
+"""Ios of artifacts that take a picture with its channels last, and the type of that input: pixels,
+or what `float32` takes but for the layout and the order of colours (`edgekit.runtime.border`)."""
+
+IOS: Final = (FLOAT_IO, *BORDERS)
+"""What an artifact takes at its border: the model's own tensors, or a picture (`BORDERS`)."""
 
 NO_VNNI: Final = "x86-no-vnni"
 OVERRIDES: Final = {NO_VNNI: ("openvino", "onnxruntime")}

@@ -16,7 +16,7 @@ import edgekit
 from edgekit import clients
 from edgekit.artifact import Artifact, sha256_of, storage_error
 from edgekit.errors import UsageError
-from edgekit.names import PICTURE_IO
+from edgekit.names import BORDERS
 from edgekit.runtime.border import PictureBorder
 from edgekit.runtime.manifest import MANIFEST, SCHEMA, canonical_json, directory_digest
 from edgekit.signature import Signature
@@ -36,7 +36,7 @@ class PackedArtifact:
         requires: run-time requirements, as the manifest's schema has them.
         verification: how it was verified.
         evidence: what verify, placement and bench found.
-        border: the picture border of one that takes pixels.
+        border: the picture border, of one that has it.
     """
 
     artifact: Artifact
@@ -61,8 +61,9 @@ class BundleContent:
         documents: further files by name; ``golden.npz`` becomes the manifest's golden entry and
             ``plan.json`` its plan.
         golden: what is to be said of the golden vectors: ``n`` samples, ``source`` of the inputs
-            (``pictures``, ``arrays`` or ``made-up``), and by ``pictures`` and ``uint8`` the number
-            of samples in ``golden-pictures.npz`` and ``golden-uint8.npz``, where there are any.
+            (``pictures``, ``arrays`` or ``made-up``), and by ``pictures`` and the ios of
+            `edgekit.names.BORDERS` the number of samples in ``golden-pictures.npz``,
+            ``golden-uint8.npz`` and so on, where there are any.
         statistics: reference statistics of inputs and predictions.
         lineage: where it all comes from.
         licence: SPDX id, or None.
@@ -234,7 +235,7 @@ def _golden(about: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, An
         return {"path": name, "sha256": hashes[name], "n": n}
 
     parts: dict[str, Any] = {k: v for k, v in about.items() if k == "source"}
-    for kind in ("pictures", PICTURE_IO):
+    for kind in ("pictures", *BORDERS):
         if kind in about:
             parts[kind] = entry(f"golden-{kind}.npz", about[kind]) if about[kind] else None
     return {**entry("golden.npz", about["n"]), **parts}

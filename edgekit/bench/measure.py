@@ -36,10 +36,10 @@ from edgekit.bench.facts import host_facts, load_average
 from edgekit.bench.process import run_bounded
 from edgekit.errors import BadData, EdgekitError, UsageError, WorkerCrashed
 from edgekit.metrics import percentile
-from edgekit.names import IOS
+from edgekit.names import FLOAT_IO, PICTURE_IO
 from edgekit.paired import MIN_RATIO_PAIRS, paired_ratio
 from edgekit.runtime.session import Array
-from edgekit.signature import Signature
+from edgekit.signature import Signature, TensorSpec
 
 __all__ = ["SCHEMA", "BenchRequest", "bench", "random_feeds", "stated_signature"]
 
@@ -283,7 +283,7 @@ def _as_error(error: Mapping[str, Any], what: str) -> EdgekitError:
 
 
 def _default_pairs(requests: Sequence[BenchRequest]) -> list[tuple[str, str]]:
-    """Float beside the other schemes, and the model's tensors beside pixels."""
+    """Float beside the other schemes, and the model's tensors beside pictures."""
     return [
         (base.artifact, other.artifact)
         for base in requests
@@ -299,10 +299,17 @@ def _is_float_twin(base: BenchRequest, other: BenchRequest) -> bool:
 
 
 def _adds_border(base: BenchRequest, other: BenchRequest) -> bool:
-    """Whether two artifacts of one scheme differ in that the second takes pixels."""
+    """Whether two artifacts of one scheme differ in that the second has a picture border."""
     pairs = zip(base.signature.inputs, other.signature.inputs, strict=False)
-    types = {(a.dtype, b.dtype) for a, b in pairs if a != b}
-    return base.scheme is not None and base.scheme == other.scheme and types == {IOS}
+    added = [_is_border(a, b) for a, b in pairs if a != b]
+    return base.scheme is not None and base.scheme == other.scheme and added == [True]
+
+
+def _is_border(own: TensorSpec, taken: TensorSpec) -> bool:
+    """Whether an input takes as a picture what another takes as the model's own tensor."""
+    pixels = (own.dtype, taken.dtype) == (FLOAT_IO, PICTURE_IO)
+    last = own.dtype == taken.dtype == FLOAT_IO and taken.layout == "NHWC" != own.layout
+    return pixels or last
 
 
 def _result(block: _Blocks, threads: int, facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,14 +88,16 @@ def told_by_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 def metadata_tasks(bundle: Bundle, artifact: BundleArtifact, path: Path) -> list[dict[str, Any]]:
     """The task that holds what an artifact tells of itself against the manifest; none where the
     bundle does not say that it tells anything."""
-    preprocess = bundle.manifest.get("preprocess")
-    if not artifact.evidence.get("metadata") or not preprocess:
+    from edgekit.runtime.preprocess import ImagePreprocess
+
+    preprocess = bundle.preprocess() if artifact.evidence.get("metadata") else None
+    if not isinstance(preprocess, ImagePreprocess):
         return []
     model = bundle.manifest.get("model") or {}
     about = {
         "name": str(model.get("name", "")),
         "licence": bundle.manifest.get("licence"),
-        "preprocess": preprocess,
+        "preprocess": preprocess.for_io(artifact.io).to_json(),
     }
     return [
         {

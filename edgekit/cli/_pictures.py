@@ -24,6 +24,7 @@ def from_pictures_check(
     pictures, preprocess = bundle.golden_pictures(), bundle.preprocess()
     if not pictures or not isinstance(preprocess, ImagePreprocess):
         return dict(feeds), ()
+    preprocess = preprocess.for_io(artifact.io)
     spec = picture_input(artifact.signature, preprocess)
     flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in feeds.items()}
     made, misread = from_pictures(flat, pictures, preprocess, spec)

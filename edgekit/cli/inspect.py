@@ -13,6 +13,7 @@ from edgekit.cli._metadata import metadata_lines, metadata_of, told_by_lines
 from edgekit.cli._output import emit, json_option, progress, table, verbosity_options
 from edgekit.cli._sensitivity import sensitivity_lines, sensitivity_of
 from edgekit.errors import BadData, StorageError, UnsupportedError, UsageError
+from edgekit.names import NHWC_IO, PICTURE_IO
 
 if TYPE_CHECKING:
     from edgekit.compress.plan import Edge
@@ -193,12 +194,15 @@ def _bundle_text(document: Mapping[str, Any]) -> str:
 
 
 def _pixel_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What artifacts take that take pixels; nothing where there is none."""
-    taking = [e for e in entries if "inputs" in e]
-    if not taking:
-        return []
-    names = ", ".join(e["id"] for e in taking)
-    return [f"{names} take pixels:", *_tensor_lines({"inputs": taking[0]["inputs"], "outputs": []})]
+    """What artifacts take that have a picture border; nothing where there is none."""
+    said = {PICTURE_IO: "take pixels", NHWC_IO: "take the model's tensor as a picture in RGB or grey"}
+    lines = []
+    for io, what in said.items():
+        taking = [e for e in entries if "inputs" in e and e["io"] == io]
+        if taking:
+            lines.append(f"{', '.join(e['id'] for e in taking)} {what}:")
+            lines += _tensor_lines({"inputs": taking[0]["inputs"], "outputs": []})
+    return lines
 
 
 # -- an artifact ----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgekit.clients._escape import camel, identifier
+from edgekit.names import BORDERS, FLOAT_IO
 from edgekit.runtime.golden import GOLDEN_SQNR_DB, OTHER_SQNR_DB
 from edgekit.runtime.preprocess import (
     ImagePreprocess,
@@ -70,7 +71,7 @@ class Facts:
         labels: class names, or none.
         preprocess: how raw data become the input, where that is known.
         golden: name and number of the golden vectors, where there are any.
-        golden_pixels: name of those for artifacts that take pixels.
+        golden_of: names of those for artifacts with a picture border, by io.
         pictures: name of the pictures that they were made of.
         pieces: all artifacts.
         manifest: all of it.
@@ -83,7 +84,7 @@ class Facts:
     labels: tuple[str, ...]
     preprocess: Preprocess | None
     golden: tuple[str, int] | None
-    golden_pixels: str | None
+    golden_of: Mapping[str, str]
     pictures: str | None
     pieces: tuple[Piece, ...]
     manifest: Mapping[str, Any]
@@ -125,11 +126,11 @@ def _inputs(
     own = entry.get("signature")
     if own is not None:
         return Signature.from_json(own).inputs
-    if io != "uint8" or not isinstance(step, ImagePreprocess):
+    if io not in BORDERS or not isinstance(step, ImagePreprocess):
         return signature.inputs
     shape = (1, step.height, step.width, step.channels)
     return tuple(
-        replace(spec, shape=shape, dtype="uint8", layout="NHWC")
+        replace(spec, shape=shape, dtype=BORDERS[io], layout="NHWC")
         if spec.shape == step.shape
         else spec
         for spec in signature.inputs
@@ -160,7 +161,7 @@ def facts_of(manifest: Mapping[str, Any]) -> Facts:
         labels=tuple(manifest.get("labels") or ()),
         preprocess=step,
         golden=None if golden is None else (str(golden["path"]), int(golden.get("n", 1))),
-        golden_pixels=_part(golden, "uint8"),
+        golden_of={io: name for io in BORDERS if (name := _part(golden, io)) is not None},
         pictures=_part(golden, "pictures"),
         pieces=_pieces(manifest, signature, step),
         manifest=manifest,
@@ -180,7 +181,7 @@ def _pieces(
             module, kind = f"{identifier(entry['id'])}_{number}", f"{camel(entry['id'])}{number}"
             number += 1
         files = entry.get("files") or _listed(manifest, entry["path"])
-        io = entry.get("io") or "float32"
+        io = entry.get("io") or FLOAT_IO
         pieces.append(
             Piece(
                 id=entry["id"],

@@ -8,7 +8,7 @@ from edgekit.clients._facts import Facts, Piece
 from edgekit.clients._picture import boolean, picture_fields
 from edgekit.clients._template import fill, load
 from edgekit.clients._words import head
-from edgekit.names import SCHEMES
+from edgekit.names import NHWC_IO, PICTURE_IO, SCHEMES
 from edgekit.runtime.preprocess import ImagePreprocess
 from edgekit.signature import TensorSpec
 
@@ -108,6 +108,8 @@ _TYPES = {
     "bool": "boolean",
 }
 
+_BORDERS = {PICTURE_IO: "pixels", NHWC_IO: "channels_last"}
+
 
 def files(facts: Facts) -> dict[str, str]:
     """The C++ clients of a bundle: contents by file name."""
@@ -173,12 +175,17 @@ def _golden(facts: Facts) -> str:
         names = {"FILE": text(facts.golden_pictures), "INPUT": text(f"input.{takes.name}")}
         pictures = fill(load("cpp/golden_pictures"), names, what="golden pictures")
     fields = {
-        "PIXELS": "nullptr" if facts.golden_pixels is None else text(facts.golden_pixels),
+        "PIXELS": _or_null(facts.golden_of.get(PICTURE_IO)),
+        "LAST": _or_null(facts.golden_of.get(NHWC_IO)),
         "TENSORS": text(facts.golden[0]),
         "PICTURES": pictures,
         "BATCH": str(facts.signature.inputs[0].shape[0]),
     }
     return fill(load("cpp/golden"), fields, what="golden")
+
+
+def _or_null(name: str | None) -> str:
+    return "nullptr" if name is None else text(name)
 
 
 def _model(facts: Facts, piece: Piece) -> str:
@@ -200,7 +207,7 @@ def _model(facts: Facts, piece: Piece) -> str:
         "KIND": piece.kind,
         "PATH": text(piece.path),
         "LIMIT_DB": escape.number(piece.limit_db),
-        "PIXELS": boolean(piece.io == "uint8"),
+        "BORDER": _BORDERS.get(piece.io, "tensor"),
         "NEEDS_VNNI": boolean(any(entry.startswith("x86_64:") for entry in piece.isa)),
         "INPUTS": _specs(piece.inputs),
         "OUTPUTS": _specs(facts.signature.outputs),

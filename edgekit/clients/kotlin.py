@@ -10,7 +10,7 @@ from edgekit.clients._facts import Facts, Piece
 from edgekit.clients._picture import boolean, picture_fields
 from edgekit.clients._template import fill, load
 from edgekit.clients._words import difference, head, resize_words
-from edgekit.names import SCHEMES
+from edgekit.names import FLOAT_IO, NHWC_IO, PICTURE_IO, SCHEMES
 from edgekit.runtime.preprocess import ImagePreprocess
 from edgekit.signature import TensorSpec
 
@@ -180,7 +180,7 @@ def _check(i: int, spec: TensorSpec) -> str:
     return f'require(input{i}.size == {_count(spec)}) {{ "{said}" }}'
 
 
-_FEEDS = {"float32": "tensor", "uint8": "pixels"}
+_FEEDS = {FLOAT_IO: "tensor", PICTURE_IO: "pixels", NHWC_IO: "channelsLast"}
 _Parts = tuple[list[str], list[str], list[str]]
 """Lines of the fields, of the call, and of what closes them."""
 

@@ -9,7 +9,7 @@ from edgekit.clients._escape import python as text
 from edgekit.clients._facts import Facts, Piece
 from edgekit.clients._template import fill, load
 from edgekit.clients._words import head
-from edgekit.names import SCHEMES
+from edgekit.names import FLOAT_IO, SCHEMES
 from edgekit.runtime.preprocess import ImagePreprocess, TextPreprocess
 from edgekit.signature import TensorSpec
 
@@ -111,8 +111,7 @@ def _shared(facts: Facts) -> str:
     what, lines = _feeds(facts)
     fields = {
         "HEAD": head(facts),
-        "GOLDEN": "None" if facts.golden is None else text(facts.golden[0]),
-        "GOLDEN_PIXELS": "None" if facts.golden_pixels is None else text(facts.golden_pixels),
+        "GOLDEN": _goldens(facts),
         "PICTURES": "None" if facts.golden_pictures is None else text(facts.golden_pictures),
         "PICTURE_INPUT": text(facts.picture_input.name if facts.picture_input else ""),
         "SCORES": "None" if facts.scores is None else text(facts.scores.name),
@@ -121,6 +120,12 @@ def _shared(facts: Facts) -> str:
         "FEEDS": "\n".join(f"    {line}".rstrip() for line in lines),
     }
     return fill(load("python/client.py"), fields, what="client")
+
+
+def _goldens(facts: Facts) -> str:
+    """The golden vectors' files by what the artifact takes, as the items of a dictionary."""
+    own = {} if facts.golden is None else {FLOAT_IO: facts.golden[0]}
+    return ", ".join(f"{text(io)}: {text(name)}" for io, name in {**own, **facts.golden_of}.items())
 
 
 def _feeds(facts: Facts) -> tuple[str, list[str]]:

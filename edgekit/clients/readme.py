@@ -11,6 +11,7 @@ from edgekit.clients._escape import markdown as text
 from edgekit.clients._facts import Facts, Piece
 from edgekit.clients._template import fill, load
 from edgekit.clients._words import resize_words
+from edgekit.names import NHWC_IO, PICTURE_IO
 from edgekit.runtime.preprocess import ImagePreprocess, TextPreprocess
 from edgekit.signature import TensorSpec
 
@@ -24,6 +25,15 @@ _RUNTIMES = {
     "torch-mobile": "PyTorch Mobile",
     "coreml": "Core ML",
 }
+
+_TAKEN = {
+    PICTURE_IO: "take the picture itself instead: uint8 `[1, height, width, channels]` in RGB order "
+    "(or grey), after the resize; what follows is inside of the file.",
+    NHWC_IO: "take what the model takes with its channels last: float32 `[1, height, width, "
+    "channels]` in RGB order (or grey), each channel by its own numbers below; layout and order "
+    "alone are inside of the file. Its TFLite Metadata tell these numbers.",
+}
+"""What artifacts with a picture border take."""
 
 _BACKENDS = {
     ("executorch", "vulkan"): "its delegate `VulkanBackend`",
@@ -170,13 +180,12 @@ def _tensor(spec: TensorSpec) -> list[str]:
 
 
 def _ios(facts: Facts) -> str:
-    pixels = [code(piece.id) for piece in facts.pieces if piece.io == "uint8"]
-    if not pixels:
-        return ""
-    return (
-        f"\n{', '.join(pixels)} take the picture itself instead: uint8 `[1, height, width, "
-        "channels]` in RGB order (or grey), after the resize; what follows is inside of the file.\n"
-    )
+    lines = []
+    for io, said in _TAKEN.items():
+        pieces = [code(piece.id) for piece in facts.pieces if piece.io == io]
+        if pieces:
+            lines.append(f"\n{', '.join(pieces)} {said}\n")
+    return "".join(lines)
 
 
 def _labels(facts: Facts) -> str:
@@ -259,8 +268,9 @@ def _golden(facts: Facts, languages: Sequence[str]) -> str:
             f"`{facts.golden_pictures}` holds the pictures that the first of them were made of "
             "(`picture.NUMBER`), so that the preprocessing is checked too."
         )
-    if facts.golden_pixels is not None:
-        lines.append(f"`{facts.golden_pixels}` is the same for files that take pixels.")
+    for io, name in facts.golden_of.items():
+        what = "pixels" if io == PICTURE_IO else "the picture with its channels last"
+        lines.append(f"`{name}` is the same for files that take {what}.")
     commands = []
     if "python" in languages and any(p.target in python.NEEDS for p in facts.pieces):
         piece = next(p for p in facts.pieces if p.target in python.NEEDS)

@@ -1,4 +1,4 @@
-"""The picture border as a graph: a program that takes pixels in front of the model's own.
+"""The picture border as a graph: what makes the model's tensor of a picture, in front of the model.
 
 The result is a canonical program and its plan like any other, so everything that renders, converts,
 evaluates or taps one does so with a border too. `find_prelude` tells it apart again, for targets
@@ -48,7 +48,7 @@ _ROOM = 0.02
 class Prelude:
     """The nodes of a picture border in a graph.
 
-    ``pixels`` (uint8 NHWC) -> ``flip`` -> ``permute`` -> ``convert`` (float32) -> ``scaled``
+    ``pixels`` (uint8 or float32, NHWC) -> ``flip`` -> ``permute`` -> ``convert`` (float32) -> ``scaled``
     (times ``factor``) -> ``result`` (plus ``offset``), which stands where the model's own input
     stood. ``permute`` is there for NCHW alone, ``flip`` for those BGR models alone whose first
     layers could not take their channels in the other order instead.
@@ -69,6 +69,11 @@ class Prelude:
     result: fx.Node
     factor: npt.NDArray[np.float32]
     offset: npt.NDArray[np.float32]
+
+    @property
+    def normalized(self) -> bool:
+        """Whether it takes float32 values that are the model's already, but for their order."""
+        return bool(self.pixels.meta["val"].dtype.is_floating_point)
 
     @property
     def nodes(self) -> tuple[fx.Node, ...]:
@@ -108,7 +113,7 @@ def find_prelude(module: fx.GraphModule) -> Prelude | None:
 def with_border(
     program: torch.export.ExportedProgram, plan: QuantPlan, border: PictureBorder, position: int
 ) -> tuple[torch.export.ExportedProgram, QuantPlan]:
-    """The program that takes pixels, and its plan under the new names.
+    """The program that takes a picture, and its plan under the new names.
 
     Args:
         program: the canonical program.
@@ -128,7 +133,7 @@ def with_border(
     graph.lint()
     module = fx.GraphModule(module, graph)  # without the checks of the old input
     args = list(example_args(program))
-    args[position] = torch.zeros(border.spec.shape, dtype=torch.uint8)
+    args[position] = torch.zeros(border.spec.shape, dtype=getattr(torch, border.dtype))
     # What the plan says of the old placeholder holds for what takes its place.
     shift = sum(n.op == "call_function" for n in graph.nodes) - sum(
         key.partition(":")[0].isdigit() for key in before
@@ -274,7 +279,7 @@ def fitted(
     side that the plan's own evaluation rounds to.
 
     Args:
-        border: of the model.
+        border: of the model; one that takes normalized values stays as it is.
         table: the model's own preprocessing, float32 ``[channels, 256]``: what each pixel value
             becomes.
         program: the canonical program.
@@ -284,7 +289,7 @@ def fitted(
     edges = plan.activations()
     nodes = [n for n in graph_module(program).graph.nodes if n.op == "placeholder"]
     name = first_quantized(nodes[position], edges)
-    if name is None:
+    if name is None or border.dtype != "uint8":
         return border
     offsets, differs = [], 0
     for channel, (factor, offset) in enumerate(zip(border.factor, border.offset, strict=True)):

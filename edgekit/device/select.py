@@ -36,7 +36,7 @@ class Job:
         devices: ids of the devices it serves, in the order they were asked for.
         threads: CPU threads to measure with: the fewest that any of its devices asks for.
         variant: the plan's override that its devices need (`edgekit.names.OVERRIDES`), or None.
-        io: what it takes: the model's own tensors, or pixels (`edgekit.names.IOS`).
+        io: what it takes: the model's own tensors, or a picture (`edgekit.names.IOS`).
     """
 
     target: str

@@ -45,14 +45,17 @@ About = Mapping[str, Any]
 """What an artifact can tell an app of its model: ``name``, ``licence`` and ``preprocess``."""
 
 
-def about_of(model: Model) -> About | None:
-    """What artifacts of a model of pictures tell; None for other models."""
+def about_of(model: Model, io: str = FLOAT_IO) -> About | None:
+    """What artifacts of a model of pictures tell; None for other models.
+
+    ``preprocess`` is that of the artifact's io, see `ImagePreprocess.for_io`.
+    """
     if not isinstance(model.preprocess, ImagePreprocess):
         return None
     return {
         "name": model.name,
         "licence": model.license,
-        "preprocess": model.preprocess.to_json(),
+        "preprocess": model.preprocess.for_io(io).to_json(),
     }
 
 
@@ -72,7 +75,7 @@ def convert(
     Args:
         target: a target id.
         wanted: pairs of a scheme and a variant of its plan, which may be None.
-        planned: the plans, those with a picture border for io ``uint8``.
+        planned: the plans, those with a picture border for an io that has one.
         signature: of what is made.
         store: where artifacts are kept.
         listener: hears of progress.

@@ -57,7 +57,8 @@ def make(
     """
     model = given[FLOAT_IO].model
     its = {
-        io: planned if io == FLOAT_IO else bordered(model, planned, plans, store) for io in given
+        io: planned if io == FLOAT_IO else bordered(model, planned, plans, store, io)
+        for io in given
     }
 
     def answer(aside: Aside) -> Mapping[str, Referenced]:
@@ -82,13 +83,14 @@ def _each_target(
 ) -> list[Row]:
     """Converts and proves, target by target; several at a time where there are cores."""
     targets = list(dict.fromkeys(j.through for j in jobs))
-    about = converting.about_of(sides[FLOAT_IO].model)
+    model = sides[FLOAT_IO].model
 
     def one(target: str) -> list[Row]:
         rows: dict[str, Row] = {}
         mine = [j for j in jobs if j.through == target]
         for io in dict.fromkeys(j.io for j in mine):
             some = [j for j in mine if j.io == io]
+            about = converting.about_of(model, io)
             done = _make_target(some, sides[io], store, request, calib, about)
             rows |= {r.id: r for r in done}
         return [rows[j.id] for j in mine]

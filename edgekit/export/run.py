@@ -29,13 +29,14 @@ from edgekit.export.planning import Planned, make_plan
 from edgekit.export.reference import Referenced
 from edgekit.export.request import MIN_CALIB, ExportRequest
 from edgekit.export.scoring import reference_score, scored
-from edgekit.export.sides import Given, Side, check_io, given_pixels, pixel_samples
+from edgekit.export.sides import Given, Side, bordered_samples, check_io, given_for, uneven
 from edgekit.export.systems import check_systems
 from edgekit.model import Model
 from edgekit.names import (
+    BORDERS,
     CALIBRATED,
     FLOAT_IO,
-    PICTURE_IO,
+    NHWC_IO,
     WAIVABLE,
     unknown,
 )
@@ -96,6 +97,11 @@ def export_bundle(
     if request.engine is not None:
         _check_engine(request.engine, jobs)
     check_io(model, request.ios, [j.through for j in jobs], request.engine)
+    if NHWC_IO in request.ios and uneven(model.preprocess):
+        request.listener.note(
+            f"io {NHWC_IO!r}: mean or std differs from channel to channel; MediaPipe Tasks can't "
+            "normalize so, and takes this model with io 'uint8'"
+        )
     if request.out is not None:
         check_destination(request.out)
     try:
@@ -158,9 +164,9 @@ def _export(
     source = source_of(request.pruned_from, store)
     calib, evaluation = samples_of(model, request, [j.scheme for j in jobs])
     held = evaluation if evaluation is not None else calib
-    takes_pixels = any(job.io == PICTURE_IO for job in jobs)
-    if takes_pixels:
-        pixel_samples(model, held)  # refuses data without pictures before a plan is made
+    borders = [io for io in BORDERS if any(job.io == io for job in jobs)]
+    for io in borders:
+        bordered_samples(model, held, io)  # refuses data without pictures before a plan is made
     # The float model is what accuracy and latency are compared with.
     schemes = list(dict.fromkeys([*(j.scheme for j in jobs), "fp32"]))
     # An engine needs no plan: what it makes is held against the float model.
@@ -179,8 +185,7 @@ def _export(
     plans = [*planned_for, *own]
     with tempfile.TemporaryDirectory(prefix="edgekit-feeds-") as folder:
         given = {FLOAT_IO: Given(model, held, Feeds(model, held, Path(folder) / "feeds.npz"))}
-        if takes_pixels:
-            given[PICTURE_IO] = given_pixels(model, held, Path(folder))
+        given |= {io: given_for(io, model, held, Path(folder)) for io in borders}
         sides: Mapping[str, Side] = {}
 
         def prove(planned: Planned) -> tuple[Referenced, list[Row]]:

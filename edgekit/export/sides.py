@@ -1,8 +1,8 @@
-"""The two sides of an export: artifacts that take the model's tensors, and those that take pixels.
+"""The sides of an export: artifacts that take the model's tensors, and those that take pictures.
 
-Each side has a model, plans, samples and reference answers of its own. Those of the pixels' side
-are made of the others by putting the picture border in front, so what converts, proves and measures
-an artifact needs to know of one side only.
+Each side has a model, plans, samples and reference answers of its own. Those of a side with a
+picture border are made of the model's own by putting the border in front, so what converts, proves
+and measures an artifact needs to know of one side only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import numpy as np
 
@@ -25,21 +25,30 @@ from edgekit.export.keys import code, versions
 from edgekit.export.planning import Planned
 from edgekit.export.reference import Referenced
 from edgekit.model import Model
-from edgekit.names import FLOAT_IO, PICTURE_IO
+from edgekit.names import BORDERS, FLOAT_IO, NHWC_IO, PICTURE_IO
 from edgekit.runtime.border import PictureBorder
-from edgekit.runtime.preprocess import ImagePreprocess
+from edgekit.runtime.preprocess import ImagePreprocess, Preprocess
 from edgekit.targets import find
 
 __all__ = [
+    "Arranged",
     "Given",
     "Pixels",
     "Side",
     "bordered",
+    "bordered_model",
+    "bordered_samples",
     "check_io",
-    "given_pixels",
-    "pixel_model",
-    "pixel_samples",
+    "given_for",
+    "uneven",
 ]
+
+_WHY: Final = {
+    PICTURE_IO: "its converter has no picture border yet",
+    NHWC_IO: "a float picture with its channels last is what LiteRT's apps make; apps of its "
+    "runtime make the model's own tensor or, where it takes them, pixels",
+}
+"""Why a target makes no artifacts of an io, where it does not say so itself."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,26 @@ class Pixels:
         return self._samples.label(i)
 
 
+class Arranged:
+    """Samples as an artifact of io ``float32-nhwc`` takes them: the model's tensors, rearranged."""
+
+    def __init__(self, samples: Samples, border: PictureBorder):
+        self._samples, self._border = samples, border
+        self.source, self.digest = samples.source, samples.digest
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def feed(self, i: int) -> dict[str, Any]:
+        """The picture of sample ``i`` with its channels last, and the other inputs as they are."""
+        feed = self._samples.feed(i)
+        return {**feed, self._border.input: self._border.arrange(feed[self._border.input])}
+
+    def label(self, i: int) -> int | None:
+        """See `edgekit.data.Samples.label`."""
+        return self._samples.label(i)
+
+
 def _no_pictures(source: str) -> BadData:
     return BadData(
         f"io {PICTURE_IO!r} takes pictures, and {source} holds the model's tensors alone",
@@ -126,49 +155,58 @@ def _no_pictures(source: str) -> BadData:
 
 
 def check_io(model: Model, ios: Sequence[str], targets: Sequence[str], engine: str | None) -> None:
-    """Refuses, before anything is made, artifacts that could not take pixels.
+    """Refuses, before anything is made, artifacts that could not take what their io says.
 
     Raises:
         UnsupportedError: the model has no picture input, a target has no such border, or an engine
             is to make the artifacts.
     """
-    if PICTURE_IO not in ios:
-        return
-    PictureBorder.of(model.signature, model.preprocess)
-    if engine is not None:
-        raise UnsupportedError(
-            f"engine {engine!r} makes no artifacts of io {PICTURE_IO!r}: they hold edgekit's plan",
-            hint=f"leave --engine or --io {PICTURE_IO} out",
-        )
-    for name in targets:
-        target = find(name)
-        if PICTURE_IO not in getattr(target, "ios", (FLOAT_IO,)):
-            why = getattr(target, "io_reason", "its converter has no picture border yet")
+    for io in (io for io in BORDERS if io in ios):
+        PictureBorder.of(model.signature, model.preprocess, io)
+        if engine is not None:
             raise UnsupportedError(
-                f"target {name!r} makes no artifacts of io {PICTURE_IO!r}: {why}",
-                hint=f"leave it out with --target, or export it with --io {FLOAT_IO}",
+                f"engine {engine!r} makes no artifacts of io {io!r}: they hold edgekit's plan",
+                hint=f"leave --engine or --io {io} out",
             )
+        for name in targets:
+            target = find(name)
+            if io not in getattr(target, "ios", (FLOAT_IO,)):
+                why = getattr(target, "io_reason", _WHY[io])
+                raise UnsupportedError(
+                    f"target {name!r} makes no artifacts of io {io!r}: {why}",
+                    hint=f"leave it out with --target, or export it with --io {FLOAT_IO}",
+                )
 
 
-def pixel_samples(model: Model, samples: Samples | None) -> Samples | None:
-    """The pixels behind some samples; None where there are no samples.
+def uneven(preprocess: Preprocess | None) -> bool:
+    """Whether channels are normalized by different numbers, which some readers of TFLite Metadata
+    (MediaPipe Tasks) don't do."""
+    if not isinstance(preprocess, ImagePreprocess):
+        return False
+    return len({*zip(preprocess.mean, preprocess.std, strict=True)}) > 1
+
+
+def bordered_samples(model: Model, samples: Samples | None, io: str) -> Samples | None:
+    """Samples as artifacts with a picture border take them; None where there are no samples.
 
     Raises:
-        BadData: they are no pictures.
+        BadData: io ``uint8`` needs pictures, and these are none.
     """
     if samples is None:
         return None
+    border = PictureBorder.of(model.signature, model.preprocess, io)
+    if io != PICTURE_IO:
+        return Arranged(samples, border)
     if picture_of(samples, 0) is None:
         raise _no_pictures(samples.source)
-    border = PictureBorder.of(model.signature, model.preprocess)
     return Pixels(samples, border, cast(ImagePreprocess, model.preprocess))
 
 
-def pixel_model(model: Model) -> Model:
+def bordered_model(model: Model, io: str) -> Model:
     """The model with its picture border in front, as a model of its own."""
     import torch
 
-    border = PictureBorder.of(model.signature, model.preprocess)
+    border = PictureBorder.of(model.signature, model.preprocess, io)
     names = [s.name for s in model.signature.inputs]
     position = names.index(border.input)
 
@@ -189,22 +227,25 @@ def pixel_model(model: Model) -> Model:
     )
 
 
-def given_pixels(model: Model, samples: Samples | None, folder: Path) -> Given:
-    """What artifacts that take pixels are made for.
+def given_for(io: str, model: Model, samples: Samples | None, folder: Path) -> Given:
+    """What artifacts with a picture border are made for.
 
     Args:
+        io: of the artifacts, out of `edgekit.names.BORDERS`.
         model: the model.
         samples: those that the other artifacts are proven on.
         folder: where files are written.
 
     Raises:
-        BadData: they are no pictures.
+        BadData: io ``uint8`` needs pictures, and these are none.
     """
-    taking, pixels = pixel_model(model), pixel_samples(model, samples)
-    return Given(taking, pixels, Feeds(taking, pixels, folder / "pixels.npz"))
+    taking, taken = bordered_model(model, io), bordered_samples(model, samples, io)
+    return Given(taking, taken, Feeds(taking, taken, folder / f"{io}.npz"))
 
 
-def bordered(model: Model, planned: Planned, names: Sequence[str], store: Store) -> Planned:
+def bordered(
+    model: Model, planned: Planned, names: Sequence[str], store: Store, io: str
+) -> Planned:
     """The programs and plans with the picture border in front, under the names that they had.
 
     Args:
@@ -212,11 +253,12 @@ def bordered(model: Model, planned: Planned, names: Sequence[str], store: Store)
         planned: its programs and plans.
         names: of the plans that are wanted.
         store: where the result is kept.
+        io: of the artifacts, out of `edgekit.names.BORDERS`.
 
     Returns:
         An entry with ``border-<name>.json`` beside each plan.
     """
-    border = PictureBorder.of(model.signature, model.preprocess)
+    border = PictureBorder.of(model.signature, model.preprocess, io)
     table = cast(ImagePreprocess, model.preprocess).table
     position = [s.name for s in model.signature.inputs].index(border.input)
     key = fingerprint(

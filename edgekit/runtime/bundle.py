@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from edgekit.errors import BadData, UnsupportedError, UsageError
-from edgekit.names import NO_VNNI, PICTURE_IO, scheme_id
+from edgekit.names import BORDERS, NO_VNNI, scheme_id
 from edgekit.runtime.container import Container, open_container
 from edgekit.runtime.cpu import lacks_vnni, unmet
 from edgekit.runtime.golden import (
@@ -52,7 +52,7 @@ class Bundle:
     Attributes:
         path: where it lies.
         manifest: the whole manifest, as JSON gives it.
-        signature: the model's inputs and outputs; an artifact that takes pixels has its own.
+        signature: the model's inputs and outputs; an artifact with a picture border has its own.
         artifacts: all of them, in the manifest's order.
         digest: one hash for the whole bundle, the manifest included (`directory_digest`).
     """
@@ -125,8 +125,9 @@ class Bundle:
             target: a target id.
             scheme: a scheme or its alias.
             device: a device id; artifacts made for no device in particular fit too.
-            io: what it takes: ``float32`` for the model's tensors, ``uint8`` for pixels. Without
-                it, where all else is equal, the one that takes the model's tensors.
+            io: what it takes, out of `edgekit.names.IOS`: ``float32`` for the model's tensors,
+                ``uint8`` for pixels. Without it, where all else is equal, the one that takes the
+                model's tensors.
 
         Raises:
             UsageError: none fits, or more than one does; the message lists them.
@@ -208,14 +209,14 @@ class Bundle:
         """The golden vectors: feeds and the float model's outputs, by name, arrays [n, ...].
 
         Args:
-            io: ``uint8`` for the feeds of artifacts that take pixels.
+            io: of artifacts with a picture border (`edgekit.names.BORDERS`), for their feeds.
 
         Raises:
             BadData: the bundle carries none, or they cannot be read.
         """
         entry = self.manifest.get("golden")
-        if entry is not None and io == PICTURE_IO:
-            entry = entry.get(PICTURE_IO)
+        if entry is not None and io in BORDERS:
+            entry = entry.get(io)
         if entry is None:
             raise BadData(f"bundle {self.name!r} carries no golden vectors")
         return unpack_golden(self._container.read(self._files[entry["path"]]))
@@ -245,7 +246,9 @@ class Bundle:
         artifact = self._opened[session]
         feeds, outputs = self.golden(artifact.io)
         preprocess = self.preprocess()
-        image = preprocess if isinstance(preprocess, ImagePreprocess) else None
+        image = None
+        if isinstance(preprocess, ImagePreprocess):
+            image = preprocess.for_io(artifact.io)
         pictures = {} if image is None else self.golden_pictures()
         return check_golden(
             session, feeds, outputs, scheme=artifact.scheme, pictures=pictures, preprocess=image
@@ -279,9 +282,9 @@ class Bundle:
 
 
 def _of_tensors(found: list[BundleArtifact]) -> list[BundleArtifact]:
-    """Without artifacts that take pixels, where others differ from them in that alone."""
-    taking = {_but_for_io(a) for a in found if a.io != PICTURE_IO}
-    return [a for a in found if a.io != PICTURE_IO or _but_for_io(a) not in taking]
+    """Without artifacts with a picture border, where others differ from them in that alone."""
+    taking = {_but_for_io(a) for a in found if a.io not in BORDERS}
+    return [a for a in found if a.io not in BORDERS or _but_for_io(a) not in taking]
 
 
 def _but_for_io(artifact: BundleArtifact) -> tuple[str | None, ...]:

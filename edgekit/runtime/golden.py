@@ -139,7 +139,7 @@ def from_pictures(
     Args:
         feeds: arrays [n, ...] by input name, as stored.
         pictures: by sample, uint8 ``[H, W, C]``.
-        preprocess: of the model.
+        preprocess: of the model, for the artifact's io (`ImagePreprocess.for_io`).
         input: the picture input of the artifact: uint8 where it takes pixels.
 
     Returns:

@@ -9,8 +9,8 @@ Rules:
 4. A file listed in more than one place (``files``, an artifact, ``golden``) has one size and hash.
 5. An artifact's ``sha256`` is its file's hash, or, where it consists of several files, their
    `directory_digest`; its ``bytes`` is the sum.
-6. An artifact's signature is the model's. Under io ``uint8`` alone it has a picture border, and its
-   picture input is then the border's.
+6. An artifact's signature is the model's. Under the ios of `edgekit.names.BORDERS` alone it has a
+   picture border of the io's type, and its picture input is then the border's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgekit.errors import BadData, TrustError
-from edgekit.names import PICTURE_IO, SCHEMES
+from edgekit.names import BORDERS, SCHEMES
 from edgekit.runtime.border import PictureBorder
 from edgekit.signature import Signature
 
@@ -66,8 +66,8 @@ class BundleArtifact:
         id: unique in the bundle.
         target, delegate, scheme, io, variant: what it was made for; ``io`` and ``variant`` may
             be None.
-        signature: what it takes and gives: the model's own, but for pixels under io ``uint8``.
-        border: what it does to pixels, under io ``uint8``; else None.
+        signature: what it takes and gives: the model's own, but for the picture with a border.
+        border: what it does to the picture, under an io of `edgekit.names.BORDERS`; else None.
         devices: ids of the devices it was made for; empty means any.
         path: the main file's name in the bundle, or of the folder that the artifact is.
         bytes: the size of all its files together.
@@ -301,10 +301,10 @@ def _taken(
     obj: Mapping[str, Any], io: str | None, model: Signature, where: str
 ) -> tuple[Signature, PictureBorder | None]:
     """What an artifact takes and gives (rule 6)."""
-    stated, border = obj.get("signature"), obj.get("border")
-    if (io == PICTURE_IO) != (border is not None):
+    stated, border, dtype = obj.get("signature"), obj.get("border"), BORDERS.get(io or "")
+    if (dtype is None) != (border is None):
         raise TrustError(
-            f"{where}: a picture border goes with io {PICTURE_IO!r}, and with no other"
+            f"{where}: a picture border goes with io {' or '.join(BORDERS)}, and with no other"
         )
     own = model if stated is None else _signature(_take(obj, "signature", dict, where))
     if border is None:
@@ -315,7 +315,9 @@ def _taken(
         read = PictureBorder.from_json(_take(obj, "border", dict, where))
     except BadData as error:
         raise TrustError(f"{where}: {error.message}") from error
-    if own != read.signature(model) or own == model:
+    if read.dtype != dtype:
+        raise TrustError(f"{where}: its border takes {read.dtype}, and io {io} takes {dtype}")
+    if own != read.signature(model) or read.input not in {s.name for s in model.inputs}:
         raise TrustError(f"{where}: its signature is not the model's with that border before it")
     return own, read
 
@@ -359,7 +361,7 @@ def _check_golden(obj: Mapping[str, Any], files: Mapping[str, FileEntry]) -> Non
         return
     if not isinstance(golden, dict):
         raise TrustError("the manifest's golden entry is not an object")
-    parts = [golden, *(golden[k] for k in ("pictures", PICTURE_IO) if golden.get(k) is not None)]
+    parts = [golden, *(golden[k] for k in ("pictures", *BORDERS) if golden.get(k) is not None)]
     for part in parts:
         if not isinstance(part, dict):
             raise TrustError("golden: one of its entries is not an object")

@@ -7,7 +7,7 @@ evaluation, server and device run this one implementation of it, in numpy alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, Self, get_args
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import BadData
+from edgekit.names import NHWC_IO
 from edgekit.runtime._fields import (
     fields_of,
     require_finite,
@@ -163,6 +164,18 @@ class ImagePreprocess:
         if resized.dtype != np.uint8:
             resized = np.rint(resized).clip(0, 255).astype(np.uint8)
         return np.ascontiguousarray(resized[None, :, :, :: -1 if self.color == "BGR" else 1])
+
+    def for_io(self, io: str | None) -> Self:
+        """The preprocessing whose `apply` makes what an artifact of an io takes.
+
+        For ``float32-nhwc`` that is RGB or grey with the channels last; for others the model's own,
+        whose `pixels` goes with ``uint8``.
+        """
+        if io != NHWC_IO:
+            return self
+        color, order = ("RGB", -1) if self.color == "BGR" else (self.color, 1)
+        mean, std = self.mean[::order], self.std[::order]
+        return replace(self, layout="NHWC", color=color, mean=mean, std=std)
 
     @cached_property
     def table(self) -> npt.NDArray[np.float32]:

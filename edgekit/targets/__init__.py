@@ -130,12 +130,12 @@ class Target(Protocol):
 
     ``ios`` beside these says what its artifacts can take (`edgekit.names.IOS`); without it, the
     model's own tensors alone, and ``io_reason`` may say why. `edgekit.compress.picture` has what a
-    program is like whose artifact takes pixels.
+    program is like whose artifact takes a picture.
 
     A runtime whose files can tell an app of their pictures and labels has ``metadata(path)``, what
     a file tells, ``metadata_faults(path, signature, about)``, where that is not so, and
     ``describe(path, signature, about)`` if it is written after the conversion. ``about`` has the
-    model's ``name``, ``licence`` and ``preprocess``.
+    model's ``name``, ``licence`` and, for the artifact's io, ``preprocess``.
     """
 
     id: str

@@ -95,12 +95,12 @@ def describe(
     """What to tell of an artifact of a picture model.
 
     An input of pixels (uint8) takes them as they are: mean 0, standard deviation 1. A float input
-    takes ``(pixel - mean) / std``. Pictures in BGR have a color that the schema lacks; without one
+    takes ``(pixel - mean) / std``, in the layout that ``preprocess`` has. Pictures in BGR have a color that the schema lacks; without one
     no app takes them for RGB.
 
     Args:
         signature: the artifact's own.
-        preprocess: the model's.
+        preprocess: the model's, for the artifact's io (`ImagePreprocess.for_io`).
         name: of the model.
         licence: an SPDX identifier, if it is known.
     """

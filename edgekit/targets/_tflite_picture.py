@@ -1,10 +1,11 @@
-"""A picture's pixels at the border of a ``.tflite`` file: uint8 ``[1, H, W, C]``.
+"""A picture at the border of a ``.tflite`` file, its channels last: ``[1, H, W, C]``.
 
+The transpose that a model with its channels first begins with falls away. Of uint8 pixels,
 ``DEQUANTIZE`` takes pixels to float, a ``CONV_2D`` of one weight per channel multiplies and adds,
 and in an integer graph ``QUANTIZE`` rounds, in int8 to the plan's integers (`fitted` of
 `edgekit.compress.picture` sees to it); a step of int16 is no larger than what float32 arithmetic
-errs by, so there a pixel may be one off. The transpose that a model with its channels first begins
-with falls away.
+errs by, so there a pixel may be one off. Of float32 values that are normalized already, ``QUANTIZE``
+is left, and the convolution where colours have to be reordered and no layer can do it.
 
 XNNPACK takes all three: on one thread of an x86-64 with AVX-512, MobileNetV2 at 224 x 224 pixels
 takes 3.42 ms of processor time so, and 3.41 ms with its own tensor and the transpose (float: 7.26
@@ -23,21 +24,21 @@ from edgekit.targets import _tflite_file as file
 if TYPE_CHECKING:
     from edgekit.compress.picture import Prelude
 
-__all__ = ["border", "take_pixels"]
+__all__ = ["border", "take_picture"]
 
 Array = np.ndarray[Any, Any]
 
 _NHWC, _NCHW = [0, 2, 3, 1], [0, 3, 1, 2]
 
 
-def take_pixels(model: Any, position: int, prelude: Prelude) -> None:
-    """Makes an input of the main subgraph uint8 pixels, NHWC, in place.
+def take_picture(model: Any, position: int, prelude: Prelude) -> None:
+    """Makes an input of the main subgraph a picture, NHWC, in place.
 
     Args:
         model: as `_tflite_file.read` gives it, with a float32 boundary, of the graph without its
             prelude.
         position: of the picture among the inputs.
-        prelude: what turns pixels into what the model takes.
+        prelude: what turns the picture into what the model takes.
     """
     graph = model.subgraphs[0]
     graph.inputs, graph.operators = list(graph.inputs), list(graph.operators)
@@ -50,26 +51,34 @@ def take_pixels(model: Any, position: int, prelude: Prelude) -> None:
         graph.operators.remove(readers[0])
         core = int(readers[0].outputs[0])
     last = core if prelude.permute is None else _channels_last(model, core)
-    pixels, chain = _chain(model, last, prelude, rounds=rounds, name=name)
-    graph.inputs[position] = pixels
+    picture, chain = _chain(model, last, prelude, rounds=rounds)
+    graph.tensors[picture].name = name
+    graph.inputs[position] = picture
     graph.operators = [*chain, *graph.operators]
     for definition in model.signatureDefs or []:
         for entry in definition.inputs:
             if entry.tensorIndex == old:
-                entry.tensorIndex = pixels
+                entry.tensorIndex = picture
 
 
 def border(model: Any) -> list[Any]:
-    """The operators that make a model's input out of pixels, in order; none where it takes none."""
+    """The operators that make a model's input out of a picture, in order; none where there are
+    none. Of a float picture those are the ones that reorder its colours."""
     graph = model.subgraphs[0]
-    given = {int(i) for i in graph.inputs if _is_pixels(graph.tensors[int(i)])}
-    found = []
+    pictures = [int(i) for i in graph.inputs if len(graph.tensors[int(i)].shape) == 4]
+    pixels = {i for i in pictures if file.dtype_name(graph.tensors[i]) == "uint8"}
+    values = {i for i in pictures if file.dtype_name(graph.tensors[i]) == "float32"}
+    given, found = set(pixels), []
     for op in graph.operators:
         if not len(op.inputs):
             continue
-        kind = file.op_name(model, op)
-        steps = kind in ("DEQUANTIZE", "QUANTIZE") or (kind == "CONV_2D" and _of_pixels(model, op))
-        if int(op.inputs[0]) not in given or not steps:
+        kind, source = file.op_name(model, op), int(op.inputs[0])
+        if kind == "CONV_2D":
+            orders = source in values and _of_pixels(model, op, only_orders=True)
+            steps = orders or (source in given and _of_pixels(model, op))
+        else:
+            steps = source in given and kind in ("DEQUANTIZE", "QUANTIZE")
+        if not steps:
             continue
         found.append(op)
         if kind != "QUANTIZE":
@@ -77,14 +86,17 @@ def border(model: Any) -> list[Any]:
     return found
 
 
-def _is_pixels(tensor: Any) -> bool:
-    return file.dtype_name(tensor) == "uint8" and len(tensor.shape) == 4
+def _of_pixels(model: Any, op: Any, *, only_orders: bool = False) -> bool:
+    """Whether a convolution only scales and orders channels: one weight for each that it makes.
 
-
-def _of_pixels(model: Any, op: Any) -> bool:
-    """Whether a convolution only scales and orders channels: one weight for each that it makes."""
-    weight = file.constant(model, model.subgraphs[0].tensors[int(op.inputs[1])])
+    With ``only_orders``, whether it changes no value.
+    """
+    tensors = model.subgraphs[0].tensors
+    weight, *bias = (file.constant(model, tensors[int(i)]) for i in op.inputs[1:3] if i >= 0)
     if weight is None or weight.dtype != np.float32 or weight.shape[1:3] != (1, 1):
+        return False
+    same = np.isin(weight, (0, 1)).all() and all(b is not None and not b.any() for b in bias)
+    if only_orders and not same:
         return False
     return weight.shape[0] == weight.shape[3] and bool(((weight != 0).sum(3) == 1).all())
 
@@ -130,18 +142,26 @@ def _moves_last(model: Any, op: Any, core: int) -> bool:
     return kind == "RESHAPE" and shape[1] == 1 and made == [shape[i] for i in _NHWC]
 
 
-def _chain(
-    model: Any, last: int, prelude: Prelude, *, rounds: bool, name: bytes
-) -> tuple[int, list[Any]]:
-    """The pixels' tensor, and the operators from it to ``last``."""
+def _chain(model: Any, last: int, prelude: Prelude, *, rounds: bool) -> tuple[int, list[Any]]:
+    """The picture's tensor, and the operators from it to ``last``."""
     api, graph = file.schema(), model.subgraphs[0]
     shape = [int(n) for n in graph.tensors[last].shape]
-    pixels = _like(graph, last, b"", shape, api.TensorType.UINT8)
-    graph.tensors[pixels].name = name
-    graph.tensors[pixels].quantization = _quantization(1.0, 0)
-    plain = _like(graph, last, b"_pixels", shape, api.TensorType.FLOAT32)
     result = _like(graph, last, b"_float", shape, api.TensorType.FLOAT32) if rounds else last
-    channels = shape[-1]
+    behind = [file.operator(model, "QUANTIZE", [result], [last])] if rounds else []
+    if prelude.normalized and prelude.flip is None:
+        return result, behind
+    plain = _like(graph, last, b"_picture", shape, api.TensorType.FLOAT32)
+    convolution = _channel_by_channel(model, plain, result, prelude)
+    if prelude.normalized:
+        return plain, [convolution, *behind]
+    pixels = _like(graph, last, b"", shape, api.TensorType.UINT8)
+    graph.tensors[pixels].quantization = _quantization(1.0, 0)
+    return pixels, [file.operator(model, "DEQUANTIZE", [pixels], [plain]), convolution, *behind]
+
+
+def _channel_by_channel(model: Any, plain: int, result: int, prelude: Prelude) -> Any:
+    """The convolution that multiplies, adds to and orders the channels of ``plain``."""
+    api, channels = file.schema(), len(prelude.factor)
     weight = np.zeros((channels, 1, 1, channels), np.float32)
     for made in range(channels):
         weight[made, 0, 0, made if prelude.flip is None else channels - 1 - made] = prelude.factor[
@@ -158,10 +178,7 @@ def _chain(
     options.padding = api.Padding.VALID
     convolution.builtinOptionsType = api.BuiltinOptions.Conv2DOptions
     convolution.builtinOptions = options
-    chain = [file.operator(model, "DEQUANTIZE", [pixels], [plain]), convolution]
-    if rounds:
-        chain.append(file.operator(model, "QUANTIZE", [result], [last]))
-    return pixels, chain
+    return convolution
 
 
 def _like(graph: Any, index: int, suffix: bytes, shape: list[int], dtype: int | None = None) -> int:

@@ -28,7 +28,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edgekit.names import IOS
+from edgekit.names import FLOAT_IO, PICTURE_IO
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
 
@@ -49,7 +49,7 @@ class Coreml:
     packages = ("coremltools",)
     schemes = ("w8a8", "fp16", "w8", "w4", "fp32")
     delegates = ("coreml",)
-    ios = IOS
+    ios = (FLOAT_IO, PICTURE_IO)
     systems: ClassVar[dict[str, tuple[str, ...]]] = {
         "fp32": ("iOS 16", "macOS 13"),
         "fp16": ("iOS 16", "macOS 13"),

@@ -15,7 +15,7 @@ import numpy as np
 
 from edgekit.compress.dynamic import PER_ROW_ALONE, as_computed
 from edgekit.errors import BadData, UsageError
-from edgekit.names import DELEGATES, IOS, unknown
+from edgekit.names import DELEGATES, FLOAT_IO, PICTURE_IO, unknown
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
 from edgekit.targets._common import channel_digest, converter_error
@@ -54,7 +54,7 @@ class Executorch:
     packages = ("executorch",)
     schemes = ("w8a8", "fp32", "w8a8-dyn")
     delegates = DELEGATES["executorch"]
-    ios = IOS
+    ios = (FLOAT_IO, PICTURE_IO)
     dynamic = PER_ROW_ALONE
 
     def via(self, delegate: str) -> Any:

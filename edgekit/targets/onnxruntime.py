@@ -24,7 +24,7 @@ import numpy as np
 
 from edgekit.compress.dynamic import PER_TENSOR, as_computed
 from edgekit.compress.weights import SCHEMES as WEIGHTS
-from edgekit.names import IOS
+from edgekit.names import FLOAT_IO, PICTURE_IO
 from edgekit.runtime.session_onnxruntime import without_propagation
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
@@ -74,7 +74,7 @@ class Onnxruntime:
     packages = ("onnx", "onnxscript", "onnxruntime")
     schemes = ("w8a8", "fp32", "w8a8-dyn", "w8", "w4", "fp16")
     delegates = ("cpu",)
-    ios = IOS
+    ios = (FLOAT_IO, PICTURE_IO)
     dynamic = PER_TENSOR
 
     def convert(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.compress.weights import SCHEMES as WEIGHTS
-from edgekit.names import IOS
+from edgekit.names import FLOAT_IO, PICTURE_IO
 from edgekit.runtime._silence import silence
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
@@ -56,7 +56,7 @@ class Openvino:
     packages = ("openvino",)
     schemes = ("w8a8", "fp32", "w8", "w4", "fp16")
     delegates = ("cpu",)
-    ios = IOS
+    ios = (FLOAT_IO, PICTURE_IO)
 
     def convert(
         self,

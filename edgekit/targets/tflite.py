@@ -119,7 +119,7 @@ class Tflite:
         if plan.scheme == WIDE:
             _tflite_wide.widen(model)
         if prelude is not None:
-            _tflite_picture.take_pixels(model, position, prelude)
+            _tflite_picture.take_picture(model, position, prelude)
         _tflite_file.rename_boundary(
             model, [t.name for t in signature.inputs], [t.name for t in signature.outputs]
         )

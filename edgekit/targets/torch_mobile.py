@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.compress.dynamic import PER_TENSOR, as_computed
-from edgekit.names import IOS
+from edgekit.names import FLOAT_IO, PICTURE_IO
 from edgekit.runtime.ptl import Program, operators_of, read_program
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
@@ -42,7 +42,7 @@ class TorchMobile:
     packages = ("torch",)
     schemes = ("w8a8", "fp32", "w8a8-dyn")
     delegates = ("qnnpack",)
-    ios = IOS
+    ios = (FLOAT_IO, PICTURE_IO)
     dynamic = PER_TENSOR
 
     def convert(

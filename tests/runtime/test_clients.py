@@ -414,6 +414,7 @@ int main(int, char** words) {
                           channels, p.bytes.data()};
     write_npy(words[2] + entry.first + ".tensor.npy", feed(picture));
     write_npy(words[2] + entry.first + ".pixels.npy", feed(picture, Border::pixels));
+    write_npy(words[2] + entry.first + ".last.npy", feed(picture, Border::channels_last));
   }
 }
 """
@@ -472,3 +473,5 @@ def test_the_cpp_client_prepares_pictures_to_the_bit(step: ImagePreprocess, tmp_
         pixels = np.load(tmp_path / f"{name}.pixels.npy")
         assert pixels.dtype == np.uint8
         np.testing.assert_array_equal(pixels, np.rint(plain.apply(picture)).clip(0, 255))
+        last = np.load(tmp_path / f"{name}.last.npy")
+        np.testing.assert_array_equal(last, step.for_io("float32-nhwc").apply(picture))

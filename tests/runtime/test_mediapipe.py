@@ -34,6 +34,7 @@ UNEVEN = ImagePreprocess(
     SIDE, SIDE, resize="none", color="BGR", mean=(0.1, 0.3, 0.5), std=(0.2, 0.3, 0.25)
 )
 EVEN = ImagePreprocess(SIDE, SIDE, resize="none", layout="NHWC", mean=(0.5,) * 3, std=(0.25,) * 3)
+FIRST = dataclasses.replace(EVEN, color="BGR", layout="NCHW", mean=(0.45,) * 3, std=(0.225,) * 3)
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +148,9 @@ def same(bundle: Bundle, id: str, answers: Any, pictures: np.ndarray[Any, Any]) 
     _, classes = digits()
     right = 0
     for i, picture in enumerate(pictures):
-        pixels = artifact.border is not None
-        feed = preprocess.pixels(picture) if pixels else preprocess.apply(picture)
+        pixels = artifact.io == "uint8"
+        taken = preprocess.for_io(artifact.io)
+        feed = taken.pixels(picture) if pixels else taken.apply(picture)
         scores = session.run({"input": feed})["output"][0]
         theirs = dict(answers[i])
         assert answers[i][0][0] == LABELS[int(scores.argmax())]
@@ -212,3 +214,40 @@ def test_it_makes_the_float_tensor_that_the_metadata_tells_of(
         assert "answers" in found, found
         assert same(bundle, "tflite-w8a8", found["answers"], pictures) > 0.8 * SHOWN
     assert "Per-channel image normalization" in refused["refused"]
+
+
+def test_it_takes_the_float_file_of_channels_last_and_gives_our_label(
+    mediapipe_python: Path, tmp_path: Path
+) -> None:
+    """A model of blue first and channels first, by the file of io float32-nhwc.
+
+    Without its NormalizationOptions it is refused, and with other numbers for each channel.
+    """
+    model = trained(FIRST)
+    pictures = digits()[0][-SHOWN:]
+    ids = ("tflite-fp32-float32-nhwc", "tflite-w8a8-float32-nhwc")
+    other = tmp_path / "other"
+    other.mkdir()
+    uneven = dataclasses.replace(FIRST, mean=(0.4, 0.45, 0.5))
+    second = exported(dataclasses.replace(model, preprocess=uneven), ("float32-nhwc",), other)
+    with (
+        Bundle.open(exported(model, ("float32-nhwc",), tmp_path)) as bundle,
+        Bundle.open(second) as unlike,
+    ):
+        files = [bundle.place(bundle.artifact(id=id)) for id in ids]
+        planted = tmp_path / "unnormalized.tflite"
+        shutil.copyfile(files[0], planted)
+        told = _tflite_metadata_file.read(planted)
+        assert told is not None and told.inputs[0].mean == pytest.approx((0.45 * 255,) * 3)
+        without = dataclasses.replace(told.inputs[0], mean=(), std=())
+        _tflite_metadata_file.write(planted, dataclasses.replace(told, inputs=(without,)))
+        files += [planted, unlike.place(unlike.artifact(id=ids[0]))]
+        *taken, plain, channels = ask(mediapipe_python, files, pictures, tmp_path)
+        for id, found in zip(ids, taken, strict=True):
+            assert "answers" in found, found
+            assert same(bundle, id, found["answers"], pictures) > 0.8 * SHOWN
+        (swapped,) = ask(mediapipe_python, files[:1], pictures[..., ::-1], tmp_path)
+        with pytest.raises(AssertionError):
+            same(bundle, ids[0], swapped["answers"], pictures)
+    assert "NormalizationOptions" in plain["refused"]
+    assert "Per-channel image normalization" in channels["refused"]

@@ -1,4 +1,4 @@
-"""Artifacts that take a picture's pixels, in LiteRT and as Core ML images: the plan's own integers.
+"""Artifacts that take a picture, in LiteRT and as Core ML images: the plan's own integers.
 
 Each is held against the plan's evaluation of the program with the picture border in front, and
 against the artifact that takes the model's own tensor, fed by the model's own preprocessing.
@@ -25,7 +25,7 @@ from edgekit.compress.quantize import quantize
 from edgekit.compress.render import render
 from edgekit.compress.weights import SCHEMES, quantize_weights
 from edgekit.errors import BadData
-from edgekit.names import CALIBRATED
+from edgekit.names import CALIBRATED, NHWC_IO, PICTURE_IO
 from edgekit.runtime.border import PictureBorder
 from edgekit.runtime.preprocess import ImagePreprocess
 from edgekit.runtime.session import read_signature
@@ -91,22 +91,27 @@ def network(kind: str) -> nn.Module:
 
 @dataclass(frozen=True)
 class Case:
-    """A program that takes pixels, its plan, and the files of both borders."""
+    """A program that takes a picture, its plan, and the files of both borders."""
 
+    io: str
     border: PictureBorder
     program: torch.export.ExportedProgram
     plan: QuantPlan
     signature: Signature
-    pixels: Path
+    taking: Path
     own: Path | None
     pictures: list[np.ndarray[Any, Any]]
     preprocess: ImagePreprocess
 
     def feed(self, picture: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
-        return {"image": self.preprocess.pixels(picture)}
+        if self.io == PICTURE_IO:
+            return {"image": self.preprocess.pixels(picture)}
+        return {"image": self.preprocess.for_io(self.io).apply(picture)}
 
 
-def case(folder: Path, target_id: str, kind: str, scheme: str, *, own: bool) -> Case:
+def case(
+    folder: Path, target_id: str, kind: str, scheme: str, *, own: bool, io: str = PICTURE_IO
+) -> Case:
     target, preprocess = find(target_id), PREPROCESSES[kind]
     chance = np.random.default_rng(0)
     pictures = [chance.integers(0, 256, (20, 18, 3), dtype=np.uint8) for _ in range(8)]
@@ -121,10 +126,10 @@ def case(folder: Path, target_id: str, kind: str, scheme: str, *, own: bool) -> 
         plan = QuantPlan("fp32", program_digest(program))
     outputs = (TensorSpec("scores", (1, 4), labels=LABELS),)
     signature = Signature((TensorSpec("image", preprocess.shape),), outputs)
-    border = PictureBorder.of(signature, preprocess)
+    border = PictureBorder.of(signature, preprocess, io)
     border = fitted(border, preprocess.table, program, plan, 0)
     bordered, moved = with_border(program, plan, border, 0)
-    files = [folder / name / f"model{target.suffix}" for name in ("pixels", "own")]
+    files = [folder / name / f"model{target.suffix}" for name in ("taking", "own")]
     for file in files:
         file.parent.mkdir(parents=True)
     target.convert(bordered, moved, border.signature(signature), files[0])
@@ -132,7 +137,7 @@ def case(folder: Path, target_id: str, kind: str, scheme: str, *, own: bool) -> 
         target.convert(program, plan, signature, files[1])
     taken = border.signature(signature)
     mine = files[1] if own else None
-    return Case(border, bordered, moved, taken, files[0], mine, pictures, preprocess)
+    return Case(io, border, bordered, moved, taken, files[0], mine, pictures, preprocess)
 
 
 def limit_of(made: Case, exact: bool) -> float:
@@ -147,7 +152,7 @@ def limit_of(made: Case, exact: bool) -> float:
 def check(made: Case, target_id: str, *, exact: bool) -> None:
     """The file answers as the plan does, and as the file of the model's own tensor does."""
     target = find(target_id)
-    session = open_session(target, made.pixels, made.signature, 1)
+    session = open_session(target, made.taking, made.signature, 1)
     plan = render(made.program, made.plan, "fake")
     got = [session.run(made.feed(p))["scores"] for p in made.pictures]
     assert len({g.tobytes() for g in got}) > 4, "the pictures make a difference"
@@ -173,7 +178,7 @@ def check(made: Case, target_id: str, *, exact: bool) -> None:
 
 def lean(made: Case, target_id: str, *, rounds: bool) -> None:
     """Nothing of the border counts as computed in float, and no transpose is left."""
-    found = find(target_id).inspect(made.pixels)
+    found = find(target_id).inspect(made.taking)
     assert "TRANSPOSE" not in found.ops and "transpose" not in found.ops
     assert found.boundary_ops >= (3 if rounds else 2)
     assert any(r.why.startswith("makes the model's input") for r in found.reasons) or not rounds
@@ -191,10 +196,10 @@ def test_litert_makes_the_plans_integers_of_pixels_within_xnnpack(tmp_path: Path
     made = case(tmp_path, "tflite", "bgr", "w8a8", own=False)
     check(made, "tflite", exact=True)
     lean(made, "tflite", rounds=True)
-    assert read_signature("tflite", made.pixels).inputs == (
+    assert read_signature("tflite", made.taking).inputs == (
         TensorSpec("image", (1, 16, 16, 3), "uint8"),
     )
-    stored = find("tflite").stored(made.pixels)
+    stored = find("tflite").stored(made.taking)
     assert [1.0] not in [list(s.scale) for s in stored], "the pixels' own scale is no plan's"
 
 
@@ -215,6 +220,35 @@ def test_litert_takes_pixels_of_every_kind(tmp_path: Path, kind: str, scheme: st
         lean(made, "tflite", rounds=scheme == "w8a8")
 
 
+def test_litert_takes_a_normalized_picture_with_its_channels_last(tmp_path: Path) -> None:
+    """The first layers can't take blue first in the other order here, so the file reorders it."""
+    made = case(tmp_path, "tflite", "skip", "w8a8", own=False, io=NHWC_IO)
+    check(made, "tflite", exact=True)
+    taken = TensorSpec("image", (1, 16, 16, 3))
+    assert read_signature("tflite", made.taking).inputs == (taken,)
+    found = find("tflite").inspect(made.taking)
+    assert (found.float_ops, found.undelegated_ops) == (0, 0)
+    assert any(r.why.startswith("makes the model's input") for r in found.reasons)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "scheme"), pairs(("w8a8", "fp32"), ("w8a8-dyn", "w8", "fp16", "w8a16"))
+)
+def test_litert_takes_channels_last_of_every_kind(tmp_path: Path, kind: str, scheme: str) -> None:
+    own = scheme in ("w8a8", "fp32", "w8a16")
+    made = case(tmp_path, "tflite", kind, scheme, own=own, io=NHWC_IO)
+    check(made, "tflite", exact=scheme == "w8a8")
+    found = find("tflite").inspect(made.taking)
+    if kind not in ("skip", "flat"):
+        assert "TRANSPOSE" not in found.ops
+        assert found.ops.get("CONV_2D", 0) == 1, "the model's own"
+    if scheme == "w8a8":
+        assert (found.float_ops, found.first_fallback) == (0, None)
+    if scheme != "w8a16":
+        assert found.undelegated_ops == 0, found.first_undelegated
+
+
 # -- Core ML --------------------------------------------------------------------------------------
 
 
@@ -226,7 +260,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Case:
 def test_core_ml_takes_an_image_and_scales_each_channel_by_its_own(image: Case) -> None:
     check(image, "coreml", exact=True)
     lean(image, "coreml", rounds=True)
-    package = read(image.pixels)
+    package = read(image.taking)
     (feature,) = package.spec.description.input
     kind = feature.type.imageType
     assert (kind.width, kind.height) == (16, 16)
@@ -235,13 +269,13 @@ def test_core_ml_takes_an_image_and_scales_each_channel_by_its_own(image: Case) 
     for wanted in (image.border.factor, image.border.offset):
         held = [np.ravel(c.value) for c in constants if not isinstance(c.value, str)]
         assert any(h.shape == (3,) and (h == np.float32(wanted)).all() for h in held)
-    assert read_signature("coreml", image.pixels) == Signature(
+    assert read_signature("coreml", image.taking) == Signature(
         (TensorSpec("image", (1, 16, 16, 3), "uint8"),), (TensorSpec("scores", (1, 4)),)
     )
 
 
 def test_it_is_a_classifier_with_the_models_labels(image: Case) -> None:
-    package = read(image.pixels)
+    package = read(image.taking)
     described = package.spec.description
     assert [o.name for o in described.output] == [LABEL, PROBABILITIES, "scores"]
     assert (described.predictedFeatureName, described.predictedProbabilitiesName) == (
@@ -254,15 +288,15 @@ def test_it_is_a_classifier_with_the_models_labels(image: Case) -> None:
     assert program.classifier.labels == ("ant", "bee (1)", "cat", "bee (3)")
     about = {"preprocess": image.preprocess.to_json()}
     target: Any = find("coreml")
-    assert target.metadata_faults(image.pixels, image.signature, about) == []
-    told = target.metadata(image.pixels)
+    assert target.metadata_faults(image.taking, image.signature, about) == []
+    told = target.metadata(image.taking)
     assert told["inputs"] == [{"name": "image", "image": True, "color": "BGR"}]
     assert told["outputs"][-1] == {"name": LABEL, "image": False, "labels": 4}
 
 
 def test_other_labels_and_colours_are_told(image: Case, tmp_path: Path) -> None:
     copy = tmp_path / "model.mlpackage"
-    shutil.copytree(image.pixels, copy)
+    shutil.copytree(image.taking, copy)
     file = copy / "Data/com.apple.CoreML/model.mlmodel"
     data = file.read_bytes()
     label = b"\n\x03ant"  # as a protobuf has a text of three bytes
@@ -280,7 +314,7 @@ def test_other_labels_and_colours_are_told(image: Case, tmp_path: Path) -> None:
 def test_an_image_of_another_size_than_its_program_takes_is_damage(
     image: Case, tmp_path: Path
 ) -> None:
-    package = read(image.pixels)
+    package = read(image.taking)
     package.spec.description.input[0].type.imageType.width = 15
     with pytest.raises(BadData, match="not what its program takes"):
         program_of(package)
@@ -301,7 +335,7 @@ def test_core_ml_takes_images_of_every_kind(tmp_path: Path, kind: str, scheme: s
 
 @pytest.mark.skipif(sys.platform != "darwin", reason="Core ML itself runs on a Mac alone")
 def test_core_ml_itself_takes_the_image(image: Case) -> None:
-    session = open_session(find("coreml"), image.pixels, image.signature, 1)
+    session = open_session(find("coreml"), image.taking, image.signature, 1)
     assert not getattr(session, "emulated", False)
     plan = render(image.program, image.plan, "fake")
     for picture in image.pictures:

@@ -23,8 +23,9 @@ from edgekit.compress.render import render
 from edgekit.compress.taps import tap
 from edgekit.data import ArraySamples, Samples
 from edgekit.errors import BadData, TrustError, UnsupportedError
-from edgekit.export.sides import check_io, pixel_model, pixel_samples
+from edgekit.export.sides import bordered_model, bordered_samples, check_io, uneven
 from edgekit.model import Model
+from edgekit.names import NHWC_IO, PICTURE_IO
 from edgekit.runtime.border import PictureBorder
 from edgekit.runtime.golden import from_pictures
 from edgekit.runtime.manifest import canonical_json as canonical_bytes
@@ -81,12 +82,15 @@ class Made:
     def pixels(self) -> np.ndarray[Any, Any]:
         return np.stack([self.preprocess.pixels(p) for p in self.pictures])
 
+    def channels_last(self) -> np.ndarray[Any, Any]:
+        return np.stack([self.preprocess.for_io(NHWC_IO).apply(p) for p in self.pictures])
+
 
 def answers(program: Any, plan: QuantPlan, feeds: Any, **options: Any) -> Any:
     return evaluate(render(program, plan, "fake", **options), {"x": feeds}, ["x"], ["y"])["y"]
 
 
-def make(kind: str, scheme: str = "w8a8") -> Made:
+def make(kind: str, scheme: str = "w8a8", io: str = PICTURE_IO) -> Made:
     torch.manual_seed(0)
     preprocess = KINDS[kind]
     pictures = np.random.default_rng(0).integers(0, 256, (12, 12, 12, 3), dtype=np.uint8)
@@ -96,7 +100,7 @@ def make(kind: str, scheme: str = "w8a8") -> Made:
     if scheme != "fp32":
         plan = quantize(program, inputs, scheme=scheme)
     signature = Signature((TensorSpec("x", preprocess.shape),))
-    border = PictureBorder.of(signature, preprocess)
+    border = PictureBorder.of(signature, preprocess, io)
     border = fitted(border, preprocess.table, program, plan, 0)
     return Made(preprocess, program, plan, *with_border(program, plan, border, 0), border, pictures)
 
@@ -119,6 +123,27 @@ def test_pixels_become_the_very_integers_that_the_plan_makes_of_the_picture(kind
     assert (prelude.flip is not None) == (kind == "bgr-sum")
     swapped = answers(made.bordered, made.moved, made.pixels()[..., ::-1].copy())
     assert kind == "grey" or (swapped != want).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_normalized_picture_with_its_channels_last_is_the_model_s_tensor(kind: str) -> None:
+    made = make(kind, io=NHWC_IO)
+    taken = made.channels_last()
+    assert taken.shape == (12, 1, 12, 12, KINDS[kind].channels)
+    for tensor, picture in zip(made.tensors(), taken, strict=True):
+        np.testing.assert_array_equal(made.border.apply(picture), tensor)
+        np.testing.assert_array_equal(made.border.arrange(tensor), picture)
+    assert (set(made.border.factor), set(made.border.offset)) == ({1.0}, {0.0})
+    want = answers(made.program, made.plan, made.tensors())
+    np.testing.assert_array_equal(answers(made.bordered, made.moved, taken), want)
+    prelude = find_prelude(graph_module(made.bordered))
+    assert prelude is not None and prelude.normalized
+    assert (prelude.flip is not None) == (kind == "bgr-sum")
+    swapped = answers(made.bordered, made.moved, taken[..., ::-1].copy())
+    assert kind == "grey" or (swapped != want).any()
+    # Its range is that of the model's own tensor.
+    own = input_ranges(made.program, made.plan, ["x"])
+    assert input_ranges(made.bordered, made.moved, ["x"]) == pytest.approx(own)
 
 
 @pytest.mark.parametrize("kind", ["bgr", "grey"])
@@ -210,6 +235,8 @@ def test_models_that_take_no_one_picture_are_refused() -> None:
     two = model(module=Two().eval(), examples={"a": zeros, "b": zeros})
     with pytest.raises(UnsupportedError, match=r"of this model's 2 do \(a, b\)"):
         check_io(two, ["uint8"], ["openvino"], None)
+    with pytest.raises(UnsupportedError, match="io 'float32-nhwc' needs one input"):
+        check_io(two, [NHWC_IO], ["tflite"], None)
     pairs = Signature((TensorSpec("x", (2, 3, 12, 12)),))
     with pytest.raises(UnsupportedError, match="one picture at a time"):
         PictureBorder.of(pairs, KINDS["rgb"])
@@ -222,25 +249,46 @@ def test_targets_and_engines_without_borders_are_refused() -> None:
         check_io(net, ["uint8"], ["openvino", "null"], None)
     with pytest.raises(UnsupportedError, match="engine 'nncf'"):
         check_io(net, ["uint8"], ["openvino"], "nncf")
+    ios = ["float32", "uint8", NHWC_IO]
+    check_io(net, ios, ["tflite"], None)
+    for target in ("openvino", "onnxruntime", "executorch", "torch-mobile", "coreml"):
+        with pytest.raises(UnsupportedError, match="channels last is what LiteRT's apps") as error:
+            check_io(net, ios, ["tflite", target], None)
+        assert f"target {target!r} makes no artifacts of io 'float32-nhwc'" in error.value.message
+        assert "--io float32" in error.value.hint
+
+
+def test_channels_that_are_normalized_by_other_numbers_are_told() -> None:
+    assert uneven(KINDS["rgb"]) and not uneven(KINDS["grey"]) and not uneven(None)
+    assert not uneven(ImagePreprocess(12, 12, mean=(0.5,) * 3, std=(0.2,) * 3))
+    assert uneven(ImagePreprocess(12, 12, std=(0.2, 0.2, 0.3)))
 
 
 def test_samples_give_their_pictures_or_say_that_they_have_none() -> None:
     net = model("bgr")
     pictures = np.random.default_rng(2).integers(0, 256, (3, 12, 12, 3), dtype=np.uint8)
     known = {"signature": net.signature, "preprocess": net.preprocess}
-    samples = pixel_samples(net, ArraySamples({"x": pictures}, [0, 1, 2], **known))
+    held = ArraySamples({"x": pictures}, [0, 1, 2], **known)
+    samples = bordered_samples(net, held, PICTURE_IO)
     assert samples is not None
     np.testing.assert_array_equal(samples.feed(1)["x"], pictures[1:2])
+    normalized = bordered_samples(net, held, NHWC_IO)
+    assert normalized is not None and (len(normalized), normalized.label(2)) == (3, 2)
+    last = KINDS["bgr"].for_io(NHWC_IO).apply(pictures[1])
+    np.testing.assert_array_equal(normalized.feed(1)["x"], last)
     tensors = np.zeros((3, 3, 12, 12), np.float32)
     with pytest.raises(BadData, match="the model's tensors alone"):
-        pixel_samples(net, ArraySamples({"x": tensors}, **known))
+        bordered_samples(net, ArraySamples({"x": tensors}, **known), PICTURE_IO)
+    # Of tensors alone, pictures can't be made; but they can be put in another order.
+    made = bordered_samples(net, ArraySamples({"x": tensors}, **known), NHWC_IO)
+    assert made is not None and made.feed(0)["x"].shape == (1, 12, 12, 3)
 
     class Liar(ArraySamples):
         def picture(self, i: int) -> Any:
             return pictures[0]
 
     lying: Samples = Liar({"x": pictures}, **known)
-    wrong = pixel_samples(net, lying)
+    wrong = bordered_samples(net, lying, PICTURE_IO)
     assert wrong is not None
     with pytest.raises(BadData, match="picture of sample 1 does not give its tensor"):
         wrong.feed(1)
@@ -249,16 +297,20 @@ def test_samples_give_their_pictures_or_say_that_they_have_none() -> None:
 def test_the_bordered_model_answers_as_the_model_does() -> None:
     net = model("bgr")
     picture = np.random.default_rng(3).integers(0, 256, (12, 12, 3), dtype=np.uint8)
-    taking = pixel_model(net)
+    taking = bordered_model(net, PICTURE_IO)
     assert taking.signature.inputs == (TensorSpec("x", (1, 12, 12, 3), "uint8", "NHWC"),)
     (mine,) = taking.run(torch.from_numpy(KINDS["bgr"].pixels(picture)))
     (want,) = net.run(torch.from_numpy(KINDS["bgr"].apply(picture)))
     torch.testing.assert_close(mine, want)
+    last = bordered_model(net, NHWC_IO)
+    assert last.signature.inputs == (TensorSpec("x", (1, 12, 12, 3), "float32", "NHWC"),)
+    (mine,) = last.run(torch.from_numpy(KINDS["bgr"].for_io(NHWC_IO).apply(picture)))
+    assert torch.equal(mine, want)
 
 
-@pytest.mark.parametrize("pixels", [True, False])
-def test_golden_pictures_tell_another_preprocessing(pixels: bool) -> None:
-    right = KINDS["rgb"]
+@pytest.mark.parametrize("io", ["uint8", "float32", NHWC_IO])
+def test_golden_pictures_tell_another_preprocessing(io: str) -> None:
+    right, pixels = KINDS["bgr"].for_io(io), io == "uint8"
     pictures = np.random.default_rng(4).integers(0, 256, (3, 12, 12, 3), dtype=np.uint8)
     made = [right.pixels(p) if pixels else right.apply(p) for p in pictures]
     feeds = {"x": np.concatenate(made)}
@@ -295,6 +347,10 @@ def test_a_manifest_states_borders_that_fit_or_is_refused(
     assert (read[1].border, read[1].signature) == (None, signature)
     for changes in (
         {"io": "float32"},
+        {"io": NHWC_IO},
+        {"border": {**border.to_json(), "dtype": "float32"}},
+        {"border": {**border.to_json(), "dtype": "int8"}},
+        {"border": {**border.to_json(), "input": "y"}},
         {"border": None},
         {"signature": None},
         {"signature": signature.to_json()},
@@ -305,6 +361,28 @@ def test_a_manifest_states_borders_that_fit_or_is_refused(
         wrong = {**manifest, "artifacts": [{**entry, **changes}, *manifest["artifacts"][1:]]}
         with pytest.raises(TrustError, match="null-fp32"):
             parse_manifest(canonical_bytes(wrong))
+    last = PictureBorder.of(signature, KINDS["rgb"], NHWC_IO)
+    entry |= {"io": NHWC_IO, "border": last.to_json()}
+    entry["signature"] = last.signature(signature).to_json()
+    read = parse_manifest(canonical_bytes(manifest)).artifacts
+    assert (read[0].border, read[0].signature.inputs) == (last, (last.spec,))
+    # A bundle from before there were others than pixels.
+    before = {k: v for k, v in border.to_json().items() if k != "dtype"}
+    entry |= {"io": "uint8", "border": before, "signature": taken}
+    assert parse_manifest(canonical_bytes(manifest)).artifacts[0].border == border
+
+
+def test_a_model_that_takes_such_a_picture_keeps_its_signature(
+    bundle_contents: tuple[dict[str, bytes], dict[str, Any]],
+) -> None:
+    _, manifest = copy.deepcopy(bundle_contents)
+    image = TensorSpec("x", (1, 12, 12, 3), layout="NHWC")
+    signature = Signature((image,), Signature.from_json(manifest["signature"]).outputs)
+    border = PictureBorder.of(signature, KINDS["rgb-last"], NHWC_IO)
+    manifest["signature"] = signature.to_json()
+    own = {"border": border.to_json(), "signature": signature.to_json()}
+    manifest["artifacts"][0] |= {"io": NHWC_IO, **own}
+    assert parse_manifest(canonical_bytes(manifest)).artifacts[0].border == border
 
 
 def test_only_what_a_border_needs_is_counted_as_one() -> None:
@@ -333,15 +411,21 @@ def test_only_what_a_border_needs_is_counted_as_one() -> None:
 
 def test_artifacts_are_measured_beside_what_takes_the_same_and_with_their_border() -> None:
     tensor = Signature((TensorSpec("x", KINDS["rgb"].shape),))
-    pixels = PictureBorder.of(tensor, KINDS["rgb"]).signature(tensor)
+    pixels, last = (
+        PictureBorder.of(tensor, KINDS["rgb"], io).signature(tensor)
+        for io in (PICTURE_IO, NHWC_IO)
+    )
     asked = [
         BenchRequest(f"{scheme}{suffix}", "tflite", Path("x"), signature, scheme=scheme)
-        for suffix, signature in (("", tensor), ("-uint8", pixels))
+        for suffix, signature in (("", tensor), ("-uint8", pixels), ("-last", last))
         for scheme in ("fp32", "w8a8")
     ]
     assert set(_default_pairs(asked)) == {
         ("fp32", "w8a8"),
         ("fp32-uint8", "w8a8-uint8"),
+        ("fp32-last", "w8a8-last"),
+        ("fp32", "fp32-last"),
+        ("w8a8", "w8a8-last"),
         ("fp32", "fp32-uint8"),
         ("w8a8", "w8a8-uint8"),
     }

@@ -185,12 +185,29 @@ def test_an_artifact_that_takes_pixels_is_fed_pixels() -> None:
     found = clients.render(manifest(step, ("a", "b"), io="uint8"))
     assert b'IO = "uint8"' in found["python/tflite_w8a8.py"]
     assert b'("image", (1, 6, 4, 3), "uint8")' in found["python/tflite_w8a8.py"]
-    assert b"PIXELS = true" in found["cpp/tflite_w8a8.hpp"]
+    assert b"BORDER = Border::pixels" in found["cpp/tflite_w8a8.hpp"]
     assert b"Preprocess.pixels(bitmap)" in found["kotlin/ExecutorchW8a8.kt"]
     assert b"fromBlobUnsigned(input0" in found["kotlin/ExecutorchW8a8.kt"]
     assert b"Preprocess.pixels(image)" in found["swift/TfliteW8a8.swift"]
     assert b"CVPixelBuffer" in found["swift/CoremlW8a8.swift"]
     assert "take the picture itself" in found["README.md"].decode()
+
+
+def test_an_artifact_that_takes_channels_last_is_fed_so() -> None:
+    step = ImagePreprocess(6, 4, color="BGR")
+    golden = {"path": "golden.npz", "sha256": SHA, "n": 2}
+    more = {"float32-nhwc": {"path": "golden-float32-nhwc.npz", "sha256": SHA, "n": 2}}
+    stated = manifest(step, ("a", "b"), golden={**golden, **more}, io="float32-nhwc")
+    found = clients.render(stated)
+    assert b'("image", (1, 6, 4, 3), "float32")' in found["python/tflite_w8a8.py"]
+    assert b'"float32-nhwc": "golden-float32-nhwc.npz"}' in found["python/client.py"]
+    assert b"BORDER = Border::channels_last" in found["cpp/tflite_w8a8.hpp"]
+    assert b'? "golden-float32-nhwc.npz"' in found["cpp/main.cpp"]
+    assert b"Preprocess.channelsLast(bitmap)" in found["kotlin/TfliteW8a8.kt"]
+    assert b"Preprocess.channelsLast(image)" in found["swift/TfliteW8a8.swift"]
+    readme = found["README.md"].decode()
+    assert "take what the model takes with its channels last" in readme
+    assert "`golden-float32-nhwc.npz` is the same for files that take the picture" in readme
 
 
 def test_what_a_processor_must_have_is_asked_for() -> None:
@@ -307,6 +324,7 @@ def variants() -> Iterator[dict[str, Any]]:
     yield manifest(
         ImagePreprocess(6, 4, channels=1, color="GRAY", resize="nearest"), ("a", "b"), io="uint8"
     )
+    yield manifest(ImagePreprocess(6, 4, color="BGR"), ("a", "b"), io="float32-nhwc")
     yield manifest(
         ImagePreprocess(6, 4, resize_mode="shorter-side", layout="NHWC"), labels * 200, golden=None
     )
@@ -412,6 +430,9 @@ def test_the_python_client_prepares_pictures_to_the_bit(
         pixels = client.feed(picture, "uint8")
         assert pixels.dtype == np.uint8
         np.testing.assert_array_equal(pixels, np.rint(plain.apply(picture)).clip(0, 255))
+        last = client.feed(picture, "float32-nhwc")
+        assert last.dtype == np.float32
+        np.testing.assert_array_equal(last, step.for_io("float32-nhwc").apply(picture))
 
 
 def test_the_python_client_tokenizes_as_edgekit_does(imported: Any, tmp_path: Path) -> None:
