@@ -56,8 +56,8 @@ __all__ = ["command"]
     type=click.Choice(IOS),
     help="What the artifacts take; may be repeated. float32, the default: the model's own tensors. "
     "uint8: the picture itself, [1, H, W, C] in RGB or grey, with scale, mean, std, the model's "
-    "order of colours and its layout in the artifact. float32-nhwc, tflite alone: the same shape and "
-    "order, normalized by the app, which TFLite Metadata tell how.",
+    "order of colours and its layout in the artifact. float32-nhwc, tflite alone: the picture in "
+    "that shape and order, normalized by the app, which TFLite Metadata tell how.",
 )
 @click.option(
     "--calib",

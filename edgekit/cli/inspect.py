@@ -195,7 +195,10 @@ def _bundle_text(document: Mapping[str, Any]) -> str:
 
 def _pixel_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """What artifacts take that have a picture border; nothing where there is none."""
-    said = {PICTURE_IO: "take pixels", NHWC_IO: "take the model's tensor as a picture in RGB or grey"}
+    said = {
+        PICTURE_IO: "take pixels",
+        NHWC_IO: "take the model's tensor as a picture in RGB or grey",
+    }
     lines = []
     for io, what in said.items():
         taking = [e for e in entries if "inputs" in e and e["io"] == io]

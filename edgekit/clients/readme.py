@@ -27,8 +27,8 @@ _RUNTIMES = {
 }
 
 _TAKEN = {
-    PICTURE_IO: "take the picture itself instead: uint8 `[1, height, width, channels]` in RGB order "
-    "(or grey), after the resize; what follows is inside of the file.",
+    PICTURE_IO: "take the picture itself instead: uint8 `[1, height, width, channels]` in RGB "
+    "order (or grey), after the resize; what follows is inside of the file.",
     NHWC_IO: "take what the model takes with its channels last: float32 `[1, height, width, "
     "channels]` in RGB order (or grey), each channel by its own numbers below; layout and order "
     "alone are inside of the file. Its TFLite Metadata tell these numbers.",

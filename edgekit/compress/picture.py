@@ -48,10 +48,10 @@ _ROOM = 0.02
 class Prelude:
     """The nodes of a picture border in a graph.
 
-    ``pixels`` (uint8 or float32, NHWC) -> ``flip`` -> ``permute`` -> ``convert`` (float32) -> ``scaled``
-    (times ``factor``) -> ``result`` (plus ``offset``), which stands where the model's own input
-    stood. ``permute`` is there for NCHW alone, ``flip`` for those BGR models alone whose first
-    layers could not take their channels in the other order instead.
+    ``pixels`` (uint8 or float32, NHWC) -> ``flip`` -> ``permute`` -> ``convert`` (float32) ->
+    ``scaled`` (times ``factor``) -> ``result`` (plus ``offset``), which stands where the model's
+    own input stood. ``permute`` is there for NCHW alone, ``flip`` for those BGR models alone whose
+    first layers could not take their channels in the other order instead.
 
     Attributes:
         pixels: the placeholder.

@@ -62,9 +62,7 @@ class PictureBorder:
     dtype: str = BORDERS[PICTURE_IO]
 
     @classmethod
-    def of(
-        cls, signature: Signature, preprocess: Preprocess | None, io: str = PICTURE_IO
-    ) -> Self:
+    def of(cls, signature: Signature, preprocess: Preprocess | None, io: str = PICTURE_IO) -> Self:
         """The border of a model for artifacts of an io out of `edgekit.names.BORDERS`.
 
         Raises:

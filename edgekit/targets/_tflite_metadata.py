@@ -95,8 +95,8 @@ def describe(
     """What to tell of an artifact of a picture model.
 
     An input of pixels (uint8) takes them as they are: mean 0, standard deviation 1. A float input
-    takes ``(pixel - mean) / std``, in the layout that ``preprocess`` has. Pictures in BGR have a color that the schema lacks; without one
-    no app takes them for RGB.
+    takes ``(pixel - mean) / std``, in the layout that ``preprocess`` has. Pictures in BGR have a
+    color that the schema lacks; without one no app takes them for RGB.
 
     Args:
         signature: the artifact's own.

@@ -121,6 +121,13 @@ def test_a_bundle_needs_a_place(edgekit: Run) -> None:
         ("cnn", "onnxruntime", [], 5, "the preprocessing of pictures into the artifact"),
         ("picture", "null", [], 5, "target 'null' makes no artifacts of io 'uint8'"),
         ("picture", "openvino", ["--engine", "nncf"], 5, "engine 'nncf'"),
+        (
+            "picture",
+            "onnxruntime",
+            ["--io", "float32-nhwc"],
+            5,
+            "no artifacts of io 'float32-nhwc'",
+        ),
         ("picture", "onnxruntime", [], 7, "pictures.npz holds the model's tensors alone"),
     ],
 )

@@ -35,9 +35,7 @@ from edgekit.targets import _tflite_metadata_file, find
 
 pytestmark = pytest.mark.runtime
 
-UNEVEN = ImagePreprocess(
-    16, 16, color="BGR", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
-)
+UNEVEN = ImagePreprocess(16, 16, color="BGR", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 OWN, LAST = "tflite-w8a8", "tflite-w8a8-float32-nhwc"
 
 
@@ -118,7 +116,9 @@ def test_a_bundle_proves_it_from_the_picture_on(made: Path) -> None:
             session = bundle.session(artifact)
             found = bundle.check_golden(session)
             assert (found.passed, found.pictures, found.misread) == (True, 4, ())
-            answers.append(session.run({"x": preprocess.for_io(artifact.io).apply(picture)})["output"])
+            answers.append(
+                session.run({"x": preprocess.for_io(artifact.io).apply(picture)})["output"]
+            )
         own, last = (bundle.golden(artifact.io)[0]["x"] for artifact in bundle.artifacts)
         # Blue first with channels first, and red first with channels last.
         np.testing.assert_array_equal(own.transpose(0, 2, 3, 1)[..., ::-1], last)

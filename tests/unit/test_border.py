@@ -412,8 +412,7 @@ def test_only_what_a_border_needs_is_counted_as_one() -> None:
 def test_artifacts_are_measured_beside_what_takes_the_same_and_with_their_border() -> None:
     tensor = Signature((TensorSpec("x", KINDS["rgb"].shape),))
     pixels, last = (
-        PictureBorder.of(tensor, KINDS["rgb"], io).signature(tensor)
-        for io in (PICTURE_IO, NHWC_IO)
+        PictureBorder.of(tensor, KINDS["rgb"], io).signature(tensor) for io in (PICTURE_IO, NHWC_IO)
     )
     asked = [
         BenchRequest(f"{scheme}{suffix}", "tflite", Path("x"), signature, scheme=scheme)
