@@ -299,14 +299,14 @@ def _is_float_twin(base: BenchRequest, other: BenchRequest) -> bool:
 
 
 def _adds_border(base: BenchRequest, other: BenchRequest) -> bool:
-    """Whether two artifacts of one scheme differ in that the second has a picture border."""
+    """Whether two artifacts of one scheme differ in that the second does more to a picture."""
     pairs = zip(base.signature.inputs, other.signature.inputs, strict=False)
     added = [_is_border(a, b) for a, b in pairs if a != b]
     return base.scheme is not None and base.scheme == other.scheme and added == [True]
 
 
 def _is_border(own: TensorSpec, taken: TensorSpec) -> bool:
-    """Whether an input takes as a picture what another takes as the model's own tensor."""
+    """Whether an input is one with a picture border, in place of another or of none."""
     pixels = (own.dtype, taken.dtype) == (FLOAT_IO, PICTURE_IO)
     last = own.dtype == taken.dtype == FLOAT_IO and taken.layout == "NHWC" != own.layout
     return pixels or last

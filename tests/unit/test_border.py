@@ -142,8 +142,8 @@ def test_a_normalized_picture_with_its_channels_last_is_the_model_s_tensor(kind:
     swapped = answers(made.bordered, made.moved, taken[..., ::-1].copy())
     assert kind == "grey" or (swapped != want).any()
     # Its range is that of the model's own tensor.
-    own = input_ranges(made.program, made.plan, ["x"])
-    assert input_ranges(made.bordered, made.moved, ["x"]) == pytest.approx(own)
+    own = input_ranges(made.program, made.plan, ["x"])["x"]
+    assert input_ranges(made.bordered, made.moved, ["x"])["x"] == pytest.approx(own)
 
 
 @pytest.mark.parametrize("kind", ["bgr", "grey"])
@@ -425,6 +425,9 @@ def test_artifacts_are_measured_beside_what_takes_the_same_and_with_their_border
         ("fp32-last", "w8a8-last"),
         ("fp32", "fp32-last"),
         ("w8a8", "w8a8-last"),
+        # What takes pixels does all that the other does, and normalizes.
+        ("fp32-last", "fp32-uint8"),
+        ("w8a8-last", "w8a8-uint8"),
         ("fp32", "fp32-uint8"),
         ("w8a8", "w8a8-uint8"),
     }
