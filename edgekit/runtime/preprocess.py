@@ -173,9 +173,10 @@ class ImagePreprocess:
         """
         if io != NHWC_IO:
             return self
-        color, order = ("RGB", -1) if self.color == "BGR" else (self.color, 1)
-        mean, std = self.mean[::order], self.std[::order]
-        return replace(self, layout="NHWC", color=color, mean=mean, std=std)
+        if self.color != "BGR":
+            return replace(self, layout="NHWC")
+        mean, std = self.mean[::-1], self.std[::-1]
+        return replace(self, layout="NHWC", color="RGB", mean=mean, std=std)
 
     @cached_property
     def table(self) -> npt.NDArray[np.float32]:

@@ -22,7 +22,8 @@ def classify(model: str, pictures: np.ndarray) -> dict:
     )
     try:
         classifier = vision.ImageClassifier.create_from_options(options)
-    except (ValueError, RuntimeError, NotImplementedError) as error:
+    # MediaPipe's "not found" is of metadata too.
+    except (ValueError, RuntimeError, NotImplementedError, FileNotFoundError) as error:
         return {"refused": str(error)}
     with classifier:
         return {"answers": [answer(classifier, picture) for picture in pictures]}
