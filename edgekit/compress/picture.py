@@ -31,6 +31,7 @@ from edgekit.compress.graph import (
 )
 from edgekit.compress.plan import Edge, QuantPlan
 from edgekit.compress.taps import first_quantized, stable_names
+from edgekit.names import PICTURE_IO
 from edgekit.runtime.border import PictureBorder
 
 __all__ = ["Prelude", "by_rows", "find_prelude", "fitted", "with_border"]
@@ -133,7 +134,7 @@ def with_border(
     graph.lint()
     module = fx.GraphModule(module, graph)  # without the checks of the old input
     args = list(example_args(program))
-    args[position] = torch.zeros(border.spec.shape, dtype=getattr(torch, border.dtype))
+    args[position] = torch.zeros(border.spec.shape, dtype=getattr(torch, border.spec.dtype))
     # What the plan says of the old placeholder holds for what takes its place.
     shift = sum(n.op == "call_function" for n in graph.nodes) - sum(
         key.partition(":")[0].isdigit() for key in before
@@ -289,7 +290,7 @@ def fitted(
     edges = plan.activations()
     nodes = [n for n in graph_module(program).graph.nodes if n.op == "placeholder"]
     name = first_quantized(nodes[position], edges)
-    if name is None or border.dtype != "uint8":
+    if name is None or border.io != PICTURE_IO:
         return border
     offsets, differs = [], 0
     for channel, (factor, offset) in enumerate(zip(border.factor, border.offset, strict=True)):

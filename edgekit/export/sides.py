@@ -77,7 +77,9 @@ class Side:
     def border(self, name: str) -> PictureBorder | None:
         """The picture border that belongs to a plan; None on the side of the model's tensors."""
         file = self.planned.path / f"border-{name}.json"
-        return PictureBorder.from_json(json.loads(file.read_text())) if file.exists() else None
+        if not file.exists():
+            return None
+        return PictureBorder.from_json(json.loads(file.read_text()), self.io)
 
 
 @dataclass(frozen=True)
@@ -264,6 +266,7 @@ def bordered(
     key = fingerprint(
         stage="border",
         plan=planned.key,
+        io=io,
         border=border.to_json(),
         names=sorted(names),
         code=code("compress", "runtime/border.py", "runtime/preprocess.py"),

@@ -47,7 +47,7 @@ class PictureBorder:
         offset: the same.
         differs: pairs of a pixel value and a channel that the artifact quantizes to another integer
             than the plan does: values that lie just between two steps. 0 where it has none.
-        dtype: of what the artifact takes, ``uint8`` or ``float32``.
+        io: of the artifact, out of `edgekit.names.BORDERS`.
     """
 
     input: str
@@ -59,7 +59,7 @@ class PictureBorder:
     factor: tuple[float, ...]
     offset: tuple[float, ...]
     differs: int = 0
-    dtype: str = BORDERS[PICTURE_IO]
+    io: str = PICTURE_IO
 
     @classmethod
     def of(cls, signature: Signature, preprocess: Preprocess | None, io: str = PICTURE_IO) -> Self:
@@ -104,7 +104,7 @@ class PictureBorder:
             layout=preprocess.layout,
             factor=tuple(factor for factor, _ in arithmetic),
             offset=tuple(offset for _, offset in arithmetic),
-            dtype=BORDERS[io],
+            io=io,
         )
 
     @property
@@ -116,7 +116,7 @@ class PictureBorder:
     def spec(self) -> TensorSpec:
         """The artifact's picture input: uint8 or float32 ``[1, H, W, C]``."""
         shape = (1, self.height, self.width, self.channels)
-        return TensorSpec(self.input, shape, self.dtype, "NHWC")
+        return TensorSpec(self.input, shape, BORDERS[self.io], "NHWC")
 
     def signature(self, model: Signature) -> Signature:
         """The artifact's signature, given the model's: other inputs and all outputs are equal."""
@@ -156,29 +156,31 @@ class PictureBorder:
         return np.ascontiguousarray(last[..., ::-1] if self.color == "BGR" else last)
 
     def to_json(self) -> dict[str, Any]:
-        """A plain dictionary of every field."""
-        return {**asdict(self), "factor": list(self.factor), "offset": list(self.offset)}
+        """A plain dictionary of every field but the io, which is the artifact's."""
+        data = {**asdict(self), "factor": list(self.factor), "offset": list(self.offset)}
+        return {k: v for k, v in data.items() if k != "io"}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of `to_json`; a border without ``dtype`` takes pixels.
+    def from_json(cls, data: Mapping[str, Any], io: str = PICTURE_IO) -> Self:
+        """The inverse of `to_json`, for an artifact of ``io``.
 
         Raises:
-            BadData: a field is missing, unknown, or of another kind.
+            BadData: a field is missing, unknown, or of another kind; or values that are normalized
+                already are to be scaled.
         """
-        names = {f.name for f in fields(cls)}
-        data = {"dtype": BORDERS[PICTURE_IO], **data}
+        names = {f.name for f in fields(cls)} - {"io"}
         try:
             if set(data) != names:
                 raise ValueError(f"fields {sorted(names ^ set(data))}")
             numbers = {k: tuple(float(v) for v in data[k]) for k in ("factor", "offset")}
             counts = {k: int(data[k]) for k in ("height", "width", "channels", "differs")}
-            texts = {k: str(data[k]) for k in ("input", "color", "layout", "dtype")}
+            texts = {k: str(data[k]) for k in ("input", "color", "layout")}
             if {len(v) for v in numbers.values()} != {counts["channels"]}:
                 raise ValueError("not one factor and offset for each channel")
-            if texts["dtype"] not in BORDERS.values():
-                raise ValueError(f"it takes {texts['dtype'][:40]}")
-            return cls(**texts, **counts, **numbers)  # type: ignore[arg-type]
+            plain = set(numbers["factor"]) == {1.0} and set(numbers["offset"]) == {0.0}
+            if io == NHWC_IO and not plain:
+                raise ValueError("it scales what is normalized already")
+            return cls(**texts, **counts, **numbers, io=io)  # type: ignore[arg-type]
         except (TypeError, ValueError, OverflowError) as error:
             raise BadData(f"a picture border is not one: {error}") from error
 

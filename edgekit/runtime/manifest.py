@@ -10,7 +10,7 @@ Rules:
 5. An artifact's ``sha256`` is its file's hash, or, where it consists of several files, their
    `directory_digest`; its ``bytes`` is the sum.
 6. An artifact's signature is the model's. Under the ios of `edgekit.names.BORDERS` alone it has a
-   picture border of the io's type, and its picture input is then the border's.
+   picture border, and its picture input is then the border's.
 """
 
 from __future__ import annotations
@@ -301,8 +301,8 @@ def _taken(
     obj: Mapping[str, Any], io: str | None, model: Signature, where: str
 ) -> tuple[Signature, PictureBorder | None]:
     """What an artifact takes and gives (rule 6)."""
-    stated, border, dtype = obj.get("signature"), obj.get("border"), BORDERS.get(io or "")
-    if (dtype is None) != (border is None):
+    stated, border = obj.get("signature"), obj.get("border")
+    if (io in BORDERS) != (border is not None):
         raise TrustError(
             f"{where}: a picture border goes with io {' or '.join(BORDERS)}, and with no other"
         )
@@ -312,11 +312,9 @@ def _taken(
             raise TrustError(f"{where}: its signature is not the model's, and it has no border")
         return model, None
     try:
-        read = PictureBorder.from_json(_take(obj, "border", dict, where))
+        read = PictureBorder.from_json(_take(obj, "border", dict, where), str(io))
     except BadData as error:
         raise TrustError(f"{where}: {error.message}") from error
-    if read.dtype != dtype:
-        raise TrustError(f"{where}: its border takes {read.dtype}, and io {io} takes {dtype}")
     if own != read.signature(model) or read.input not in {s.name for s in model.inputs}:
         raise TrustError(f"{where}: its signature is not the model's with that border before it")
     return own, read

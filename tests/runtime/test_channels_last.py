@@ -104,7 +104,7 @@ def test_a_bundle_proves_it_from_the_picture_on(made: Path) -> None:
     validate(manifest)
     assert manifest["golden"][NHWC_IO]["path"] == "golden-float32-nhwc.npz"
     (entry,) = manifest["artifacts"]
-    assert (entry["border"]["dtype"], entry["border"]["differs"]) == ("float32", 0)
+    assert (entry["border"]["factor"], entry["border"]["differs"]) == ([1.0] * 3, 0)
     kinds = entry["evidence"]["placement"]["ops"]
     # The one transpose is before the model's own flattening.
     assert (kinds["QUANTIZE"], kinds["CONV_2D"], kinds["TRANSPOSE"]) == (1, 1, 1)

@@ -337,7 +337,7 @@ def test_a_manifest_states_borders_that_fit_or_is_refused(
     image = TensorSpec("x", (1, 3, 12, 12), layout="NCHW")
     signature = Signature((image,), Signature.from_json(manifest["signature"]).outputs)
     manifest["signature"] = signature.to_json()
-    border = PictureBorder.of(signature, KINDS["rgb"])
+    border, last = (PictureBorder.of(signature, KINDS["rgb"], io) for io in (PICTURE_IO, NHWC_IO))
     entry = manifest["artifacts"][0]
     taken = border.signature(signature).to_json()
     entry |= {"io": "uint8", "border": border.to_json(), "signature": taken}
@@ -348,8 +348,7 @@ def test_a_manifest_states_borders_that_fit_or_is_refused(
     for changes in (
         {"io": "float32"},
         {"io": NHWC_IO},
-        {"border": {**border.to_json(), "dtype": "float32"}},
-        {"border": {**border.to_json(), "dtype": "int8"}},
+        {"io": NHWC_IO, "signature": last.signature(signature).to_json()},
         {"border": {**border.to_json(), "input": "y"}},
         {"border": None},
         {"signature": None},
@@ -361,15 +360,13 @@ def test_a_manifest_states_borders_that_fit_or_is_refused(
         wrong = {**manifest, "artifacts": [{**entry, **changes}, *manifest["artifacts"][1:]]}
         with pytest.raises(TrustError, match="null-fp32"):
             parse_manifest(canonical_bytes(wrong))
-    last = PictureBorder.of(signature, KINDS["rgb"], NHWC_IO)
     entry |= {"io": NHWC_IO, "border": last.to_json()}
     entry["signature"] = last.signature(signature).to_json()
     read = parse_manifest(canonical_bytes(manifest)).artifacts
     assert (read[0].border, read[0].signature.inputs) == (last, (last.spec,))
-    # A bundle from before there were others than pixels.
-    before = {k: v for k, v in border.to_json().items() if k != "dtype"}
-    entry |= {"io": "uint8", "border": before, "signature": taken}
-    assert parse_manifest(canonical_bytes(manifest)).artifacts[0].border == border
+    entry |= {"io": "uint8", "signature": taken}
+    entry["border"] = {**border.to_json(), "factor": [1.0] * 3, "offset": [0.0] * 3}
+    assert parse_manifest(canonical_bytes(manifest)).artifacts[0].border != last
 
 
 def test_a_model_that_takes_such_a_picture_keeps_its_signature(
@@ -436,5 +433,9 @@ def test_artifacts_are_measured_beside_what_takes_the_same_and_with_their_border
 def test_a_border_is_written_and_read() -> None:
     border = make("bgr").border
     assert PictureBorder.from_json(border.to_json()) == border
+    last = make("bgr", io=NHWC_IO).border
+    assert PictureBorder.from_json(last.to_json(), NHWC_IO) == last
+    with pytest.raises(BadData, match="normalized already"):
+        PictureBorder.from_json(border.to_json(), NHWC_IO)
     with pytest.raises(BadData, match="picture border"):
         PictureBorder.from_json({"input": "x"})
