@@ -363,6 +363,7 @@ def _task(op: str) -> Callable[[Any, Task], Result]:
 def _serve(request_path: str) -> int:
     from edgekit.targets import find, require_installed
 
+    cores.collect_seldom()
     request = json.loads(Path(request_path).read_text())
     sys.path.extend(p for p in request["path"] if p not in sys.path)
     results = Path(request["results"])
