@@ -6,10 +6,11 @@ Graphs are evaluated by torch, whose threads are OpenMP's.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator, MutableMapping
 
-__all__ = ["as_it_comes", "shared", "spin_briefly", "usable"]
+__all__ = ["as_it_comes", "collect_seldom", "shared", "spin_briefly", "usable"]
 
 _THREADS = "OMP_NUM_THREADS"
 _POLICIES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
@@ -45,6 +46,16 @@ def as_it_comes(environment: MutableMapping[str, str]) -> None:
     """Takes `spin_briefly` back, for a process that measures a runtime as it comes."""
     if environment.pop(_OURS, None) is not None:
         environment.pop("GOMP_SPINCOUNT", None)
+
+
+def collect_seldom() -> None:
+    """Has Python look for garbage in cycles every 50,000 new objects, not every 700.
+
+    Graphs of torch, and what it takes to import it, are hundreds of thousands of objects that stay.
+    Looking through them was 8 to 30 % of what a conversion took (MobileNetV2, five targets), and
+    found little: the memory at its peak is 1 to 2 % higher for it.
+    """
+    gc.set_threshold(50_000, 20, 20)
 
 
 @contextlib.contextmanager

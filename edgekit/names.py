@@ -42,6 +42,9 @@ SCHEMES: Final = {
 }
 """Quantization schemes: ``w<bits>`` weights, ``a<bits>`` activations, ``-dyn`` dynamic ranges."""
 
+WEIGHTS: Final = ("fp16", "w8", "w4", "w8a8-dyn")
+"""Schemes that quantize weights and need no calibration."""
+
 WIDE: Final = "w8a16"
 CALIBRATED: Final = ("w8a8", WIDE)
 """Schemes with ranges of activations in the file, which calibration data have to tell."""

@@ -18,8 +18,8 @@ AGAINST = "its own structure"
 
 
 def only_by_structure(through: str) -> str | None:
-    """Why artifacts of a target (``TARGET`` or ``TARGET:DELEGATE``) can't be run here, where there
-    is nothing but their structure to check; None where they can, or are emulated."""
+    """Why no runtime here runs artifacts of a target (``TARGET`` or ``TARGET:DELEGATE``) whose
+    structure can be checked; None where one does, or where the target is emulated as a whole."""
     if ":" not in through or not hasattr(find(through), "structure"):
         return None
     return unavailable(through)

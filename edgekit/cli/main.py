@@ -109,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     _output.reset()
     cores.spin_briefly(os.environ)
+    cores.collect_seldom()
     try:
         code = _invoke(args)
     except Exception as error:

@@ -6,22 +6,21 @@ import dataclasses
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgekit.cli._found import Found, document_of, failed, text_of
 from edgekit.cli._libraries import subdued
 from edgekit.cli._metadata import metadata_check, metadata_tasks
-from edgekit.cli._output import emit, json_option, progress, table, verbosity_options
+from edgekit.cli._output import emit, json_option, progress, verbosity_options
 from edgekit.cli._pictures import from_pictures_check
+from edgekit.cli._structure import SETTLED, look, through
 from edgekit.errors import (
     BadData,
     EdgekitError,
     MissingDependency,
-    StorageError,
-    TrustError,
     UnsupportedError,
     UsageError,
 )
@@ -35,9 +34,6 @@ __all__ = ["command"]
 
 _FEW = 3
 """So many elements may be off by more than the allowed steps, however few there are in all."""
-
-_SETTLED = (TrustError, StorageError, UsageError)
-"""Errors that say nothing of one artifact: they end the verification."""
 
 
 @click.command()
@@ -63,8 +59,8 @@ def command(bundle: Path, ids: tuple[str, ...], keep_going: bool, as_json: bool)
     a process of its own, and has to answer the bundle's golden vectors as the plan does, within
     the limits of its scheme, and alike in 20 runs. Where this system has no such runtime (Core ML
     off the Mac), the target's emulation takes its place, and the artifact counts as "emulated".
-    Where there is neither (ExecuTorch's Vulkan and Core ML delegates), its file alone is checked,
-    and it counts as "structural".
+    Where there is neither (ExecuTorch's Vulkan delegate), its file alone is checked, and it counts
+    as "structural".
 
     \b
     Exit codes: 0 verified, 1 an artifact gives other answers, 3 a runtime is missing, 6 the bundle
@@ -89,65 +85,13 @@ def command(bundle: Path, ids: tuple[str, ...], keep_going: bool, as_json: bool)
         with subdued(), progress(f"verifying {len(chosen)} artifacts", len(chosen)) as advance:
             for artifact in chosen:
                 if artifact.id in absent:
-                    found.append(_failed(artifact, "installed", absent[artifact.id]))
+                    found.append(failed(artifact, "installed", absent[artifact.id]))
                 else:
                     found.append(_verify(opened, artifact, Path(scratch), keep_going))
                 advance(1)
-    document = _document(bundle, found)
-    emit(document, as_json, lambda: _text(document))
+    document = document_of(bundle, found)
+    emit(document, as_json, lambda: text_of(document))
     return 0 if document["passed"] else 1
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What was found on one artifact.
-
-    Attributes:
-        artifact: as the manifest states it.
-        checks: every check made.
-        against: what the answers were compared with.
-        runtime: name and version of the runtime; None where it did not come to that.
-        n: golden samples replayed.
-        report: parity; None where only the float model's answers are there.
-        outputs: as the verify document has them.
-        emulated: whether something else than the runtime itself gave the answers.
-        structural: whether nothing here could run it, so that its file alone was checked.
-    """
-
-    artifact: BundleArtifact
-    checks: tuple[Check, ...]
-    against: str | None = None
-    runtime: str | None = None
-    n: int = 0
-    report: ParityReport | None = None
-    outputs: tuple[Mapping[str, Any], ...] = ()
-    emulated: bool = False
-    structural: bool = False
-
-    @property
-    def passed(self) -> bool:
-        return bool(self.checks) and all(check.passed is not False for check in self.checks)
-
-    @property
-    def verification(self) -> str:
-        """How it was verified, out of `edgekit.names.VERIFICATIONS`."""
-        if not self.passed:
-            return "none"
-        if self.structural:
-            return "structural"
-        return "emulated" if self.emulated else "runtime"
-
-    @property
-    def reason(self) -> str | None:
-        """The first failed check in one line; None if there is none."""
-        failed = [check for check in self.checks if check.passed is False]
-        if not failed:
-            return None
-        first, more = failed[0], f" (and {len(failed) - 1} more)" if failed[1:] else ""
-        if first.value is None:
-            return f"{first.name}: {first.detail}{more}"
-        limit = "" if first.limit is None else f", limit {first.limit:g}"
-        return f"{first.name} is {first.value:.6g}{limit}: {first.detail}{more}"
 
 
 def _absent(artifacts: Sequence[BundleArtifact], keep_going: bool) -> dict[str, EdgekitError]:
@@ -167,7 +111,7 @@ def _absent(artifacts: Sequence[BundleArtifact], keep_going: bool) -> dict[str, 
                     "not know",
                     hint="update edgekit, or choose others with --artifact",
                 )
-            require_installed(find(_through(artifact)))
+            require_installed(find(through(artifact)))
         except (MissingDependency, UnsupportedError) as error:
             if not keep_going:
                 raise
@@ -175,7 +119,7 @@ def _absent(artifacts: Sequence[BundleArtifact], keep_going: bool) -> dict[str, 
     return absent
 
 
-def _verify(bundle: Bundle, artifact: BundleArtifact, scratch: Path, keep_going: bool) -> _Found:
+def _verify(bundle: Bundle, artifact: BundleArtifact, scratch: Path, keep_going: bool) -> Found:
     """Runs one artifact and judges it; what its runtime has against it is a failed check."""
     import numpy as np
 
@@ -183,8 +127,12 @@ def _verify(bundle: Bundle, artifact: BundleArtifact, scratch: Path, keep_going:
     from edgekit.structure import only_by_structure
     from edgekit.targets import worker
 
-    if only_by_structure(_through(artifact)) is not None:
-        return _look(bundle, artifact, keep_going)
+    looked: tuple[Check, ...] = ()
+    if only_by_structure(through(artifact)) is not None:
+        found, unemulated = look(bundle, artifact, keep_going)
+        if unemulated is not None or not found.passed:
+            return found
+        looked = found.checks[:-1]
     feeds, wanted, against = _golden(bundle, artifact)
     feeds, read = from_pictures_check(bundle, artifact, feeds)
     try:
@@ -192,7 +140,7 @@ def _verify(bundle: Bundle, artifact: BundleArtifact, scratch: Path, keep_going:
     except UnsupportedError as error:  # a runtime older than the artifact requires
         if not keep_going:
             raise
-        return _failed(artifact, "installed", error)
+        return failed(artifact, "installed", error)
     np.savez(scratch / "feeds.npz", allow_pickle=False, **feeds)
     task = {
         "op": "infer",
@@ -204,18 +152,18 @@ def _verify(bundle: Bundle, artifact: BundleArtifact, scratch: Path, keep_going:
     }
     tasks = [task, *metadata_tasks(bundle, artifact, path)]
     try:
-        result, *told = worker.run(_through(artifact), tasks)
+        result, *told = worker.run(through(artifact), tasks)
         for answer in (result, *told):
             if "error" in answer:
                 raise answer["error"]
-    except _SETTLED:
+    except SETTLED:
         raise
     except MissingDependency as error:  # installed, but it does not load
         if not keep_going:
             raise
-        return _failed(artifact, "installed", error)
+        return failed(artifact, "installed", error)
     except EdgekitError as error:
-        return _failed(artifact, "runs", error)
+        return failed(artifact, "runs", error)
     with np.load(scratch / "outputs.npz", allow_pickle=False) as data:
         outputs = {name: data[name] for name in data.files}
     if against == "float":
@@ -223,42 +171,7 @@ def _verify(bundle: Bundle, artifact: BundleArtifact, scratch: Path, keep_going:
     else:
         found = _judge(artifact, feeds, outputs, wanted, result, against)
     own = tuple(metadata_check(answer["faults"]) for answer in told)
-    return dataclasses.replace(found, checks=(*read, *own, *found.checks))
-
-
-def _through(artifact: BundleArtifact) -> str:
-    from edgekit.names import through_target
-
-    return through_target(artifact.target, artifact.delegate)
-
-
-def _look(bundle: Bundle, artifact: BundleArtifact, keep_going: bool) -> _Found:
-    """Checks the file of an artifact that nothing here can run."""
-    from edgekit.structure import AGAINST, checks_of
-    from edgekit.targets import worker
-
-    try:
-        path = bundle.place(artifact)
-    except UnsupportedError as error:
-        if not keep_going:
-            raise
-        return _failed(artifact, "installed", error)
-    task = {
-        "op": "structure",
-        "artifact": str(path.absolute()),
-        "signature": artifact.signature.to_json(),
-        "scheme": artifact.scheme,
-    }
-    try:
-        (result,) = worker.run(_through(artifact), [task])
-        if "error" in result:
-            raise result["error"]
-    except _SETTLED:
-        raise
-    except EdgekitError as error:
-        return _failed(artifact, "structure", error)
-    checks = checks_of(result["findings"], result["mutant"])
-    return _Found(artifact, checks, AGAINST, result["runtime"], structural=True)
+    return dataclasses.replace(found, checks=(*looked, *read, *own, *found.checks))
 
 
 def _golden(
@@ -299,7 +212,7 @@ def _judge(
     wanted: Mapping[str, Array],
     result: Mapping[str, Any],
     against: str,
-) -> _Found:
+) -> Found:
     """Parity by the limits that the artifact was proven by."""
     from edgekit import verify
 
@@ -321,7 +234,7 @@ def _judge(
         runtime=result["runtime"],
         against=against,
     )
-    return _Found(
+    return Found(
         artifact=artifact,
         checks=tuple(_of_few(check, verdict.report) for check in verdict.checks),
         against=against,
@@ -361,7 +274,7 @@ def _judge_float(
     outputs: Mapping[str, Array],
     wanted: Mapping[str, Array],
     result: Mapping[str, Any],
-) -> _Found:
+) -> Found:
     """The check that a device makes, where the bundle does not say what the plan answers."""
     from edgekit.metrics import passes, sqnr_db
     from edgekit.parity import Check
@@ -379,76 +292,4 @@ def _judge_float(
     )
     count = len(next(iter(wanted.values())))
     runtime, emulated = result["runtime"], result["emulated"]
-    return _Found(artifact, tuple(checks), "float", runtime, count, emulated=emulated)
-
-
-def _failed(artifact: BundleArtifact, what: str, error: EdgekitError) -> _Found:
-    from edgekit.parity import Check
-
-    detail = f"{error.message}; {error.hint}" if error.hint else error.message
-    return _Found(artifact, (Check(what, False, None, None, detail),))
-
-
-def _document(path: Path, found: Sequence[_Found]) -> dict[str, Any]:
-    tests = {f.artifact.id: c.passed for f in found for c in f.checks if c.name == "self-test"}
-    return {
-        "schema": "edgekit.verify/1",
-        "bundle": str(path),
-        "against": "the bundle's golden vectors",
-        "artifacts": [_entry(f) for f in found],
-        "checks": [
-            {**c.to_json(), "name": f"{f.artifact.id}/{c.name}"} for f in found for c in f.checks
-        ],
-        "outputs": [
-            {**o, "name": f"{f.artifact.id}/{o['name']}"} for f in found for o in f.outputs
-        ],
-        "first_bad_layer": None,
-        "self_test": tests,
-        "passed": all(f.passed for f in found),
-    }
-
-
-def _entry(found: _Found) -> dict[str, Any]:
-    return {
-        "id": found.artifact.id,
-        "target": found.artifact.target,
-        "scheme": found.artifact.scheme,
-        "runtime": found.runtime,
-        "against": found.against,
-        "n": found.n,
-        "parity": None if found.report is None else found.report.summary(),
-        "verification": found.verification,
-        "passed": found.passed,
-        "reason": found.reason,
-    }
-
-
-def _text(document: Mapping[str, Any]) -> str:
-    headers = ["artifact", "runtime", "against", "n", "parity", "agreement", "worst dB", "verified"]
-    rows = [_row(entry) for entry in document["artifacts"]]
-    failed = [f"{e['id']} failed: {e['reason']}" for e in document["artifacts"] if e["reason"]]
-    verdict = "every file is what the manifest says; " + (
-        f"{len(failed)} of {len(rows)} artifacts failed" if failed else "every artifact passed"
-    )
-    return "\n".join([table(headers, rows), *([""] if failed else []), *failed, "", verdict])
-
-
-def _row(entry: Mapping[str, Any]) -> list[object]:
-    parity = entry["parity"]
-    shown: list[object] = [None, None, None]
-    if parity is not None:
-        ratio, agreement, worst = (parity[k] for k in ("sqnr_db", "agreement", "worst_sample_db"))
-        equal = "identical" if parity["identical"] else None
-        shown = [
-            equal if ratio is None else f"{ratio:.1f} dB",
-            agreement,
-            None if worst is None else round(worst, 1),
-        ]
-    return [
-        entry["id"],
-        entry["runtime"],
-        entry["against"],
-        entry["n"],
-        *shown,
-        entry["verification"] if entry["passed"] else "FAILED",
-    ]
+    return Found(artifact, tuple(checks), "float", runtime, count, emulated=emulated)

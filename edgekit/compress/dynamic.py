@@ -12,67 +12,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import fx
 
 from edgekit.compress._nodes import LINEARS, aten, compute_nodes, groups, layer_of
+from edgekit.compress.arithmetic import NO_OTHERS, PER_ROW
 from edgekit.compress.plan import Dynamic, QuantPlan
 
-__all__ = [
-    "PER_ROW",
-    "PER_ROW_ALONE",
-    "PER_TENSOR",
-    "Arithmetic",
-    "as_computed",
-    "dynamic_layers",
-    "fake_dynamic",
-]
-
-NO_OTHERS = "the runtime has no kernel for int8 weights with an input that stays in float"
-
-Per = Literal["row", "pixel", "sample", "tensor"]
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """How a runtime's kernels quantize their input; None where they leave it in float.
-
-    Attributes:
-        linear: what shares a scale in a linear layer.
-        convolution: what shares a scale in a convolution without groups.
-        pointwise: the same where it has 1 x 1 weights, steps of one, and no padding.
-        others: whether layers with their input in float can have integer weights too.
-        pads_apart: whether padding is an operator of its own, so that ``pointwise`` holds with it.
-    """
-
-    linear: Per | None
-    convolution: Per | None
-    pointwise: Per | None
-    others: bool = True
-    pads_apart: bool = False
-
-    def of(self, node: fx.Node) -> Per | None:
-        """What shares a scale in the layer that ``node`` computes."""
-        if node.target in LINEARS:
-            return self.linear
-        return self.pointwise if _is_pointwise(node, self.pads_apart) else self.convolution
-
-
-PER_ROW = Arithmetic("row", "sample", "pixel", pads_apart=True)
-"""XNNPACK's kernels ``qd8_f32_qc8w``; what plans say."""
-
-PER_ROW_ALONE = Arithmetic("row", "sample", "pixel", others=False)
-"""XNNPACK under ExecuTorch: the same kernels, and none for integer weights beside a float input.
-
-Measured (1.5): 1 x 1 convolutions are computed as linear layers there too, on an x86-64 processor
-with VNNI and on an emulated one without."""
-
-PER_TENSOR = Arithmetic("tensor", None, None)
-"""ONNX: ``DynamicQuantizeLinear`` before ``MatMulInteger``, which are for linear layers."""
-
+__all__ = ["as_computed", "dynamic_layers", "fake_dynamic"]
 
 _LEAST_REACH = 1e-36
 
@@ -99,16 +48,6 @@ def dynamic_layers(module: fx.GraphModule, weights: set[str]) -> tuple[Dynamic, 
 
 def _is_plain(node: fx.Node) -> bool:
     return node.target in LINEARS or (node.target is aten.conv2d.default and groups(node) == 1)
-
-
-def _is_pointwise(node: fx.Node, padded: bool) -> bool:
-    """Whether a convolution looks at one pixel at a time, at all of them; ``padded`` or not."""
-    weight = node.args[1]
-    assert isinstance(weight, fx.Node)
-    values: list[Any] = [[1], [0]]
-    values[: len(node.args[3:5])] = node.args[3:5]
-    size = tuple(weight.meta["val"].shape[2:])
-    return set(size) == {1} and set(values[0]) == {1} and (padded or set(values[1]) == {0})
 
 
 def as_computed(module: fx.GraphModule, plan: QuantPlan, target: Any) -> QuantPlan:

@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torchao.quantization.pt2e.quantize_pt2e  # noqa: F401  (registers quantized_decomposed)
+import torch.ao.quantization.fx._decomposed
 from torch import fx
 
 from edgekit.compress._lean import absorbable_pads, idle_moves, saturating_clamps

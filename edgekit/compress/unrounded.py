@@ -10,21 +10,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import fx
+if TYPE_CHECKING:
+    import torch
+    from torch import fx
 
-from edgekit.compress._nodes import (
-    COMPUTE,
-    CONVS,
-    INTEGER_KERNELS,
-    LINEARS,
-    MOVES,
-    aten,
-)
-from edgekit.compress.graph import graph_module
-from edgekit.compress.plan import Edge, QuantPlan
+    from edgekit.compress.plan import Edge, QuantPlan
 
 __all__ = ["Unrounded"]
 
@@ -76,6 +68,9 @@ class Unrounded:
 
     def _nodes(self, program: torch.export.ExportedProgram, plan: QuantPlan) -> set[str]:
         """Names of the plan's activations that are left out."""
+        from edgekit.compress._nodes import CONVS, LINEARS
+        from edgekit.compress.graph import graph_module
+
         nodes = [n for n in graph_module(program).graph.nodes if n.op == "call_function"]
         edges = plan.activations()
         convolutions = [n.name for n in nodes if n.target in CONVS]
@@ -90,6 +85,8 @@ class Unrounded:
 
 def _read_as_integers(node: fx.Node, edges: Mapping[str, Edge]) -> bool:
     """Whether a reader of ``node`` computes on its integers. A model's results are float."""
+    from edgekit.compress._nodes import COMPUTE, INTEGER_KERNELS, MOVES, aten
+
     for user in node.users:
         if user.target in COMPUTE:
             return True
@@ -105,6 +102,8 @@ def _read_as_integers(node: fx.Node, edges: Mapping[str, Edge]) -> bool:
 
 def _is_silu_gate(node: fx.Node) -> bool:
     """A sigmoid that nothing but its own argument is multiplied with."""
+    from edgekit.compress._nodes import aten
+
     if node.target is not aten.sigmoid.default:
         return False
     own = {node, node.args[0]}

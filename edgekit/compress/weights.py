@@ -26,10 +26,7 @@ from edgekit.compress.graph import (
 from edgekit.compress.plan import Edge, QuantPlan
 from edgekit.errors import BadData, UnsupportedError
 
-__all__ = ["SCHEMES", "quantize_weights"]
-
-SCHEMES = ("fp16", "w8", "w4", "w8a8-dyn")
-"""What `quantize_weights` makes."""
+__all__ = ["quantize_weights"]
 
 _LIMITS = {"int8": 127, "int4": 7}
 _HALF = float(np.finfo(np.float16).max)
@@ -47,7 +44,7 @@ def quantize_weights(program: torch.export.ExportedProgram, scheme: str) -> Quan
 
     Args:
         program: the canonical program.
-        scheme: one of `SCHEMES`.
+        scheme: one of `edgekit.names.WEIGHTS`.
 
     Raises:
         BadData: a weight holds NaN or infinity.

@@ -16,6 +16,7 @@ from edgekit.errors import EdgekitError, WorkerCrashed
 from edgekit.export import converting, proving
 from edgekit.export.beside import Aside, beside
 from edgekit.export.document import Row
+from edgekit.export.line import in_line
 from edgekit.export.planning import Planned
 from edgekit.export.proving import Proof
 from edgekit.export.reference import Referenced, refer
@@ -30,6 +31,9 @@ __all__ = ["make"]
 FLOAT: Final[converting.Wanted] = ("fp32", None)
 """The float twin. Latency is compared with it, and parameters are counted in it; where nobody asks
 for these, an artifact that is smaller than the float model's numbers needs none."""
+
+_Converted = dict[converting.Wanted, Artifact | EdgekitError]
+"""What was made of one target and one io, or the errors with which it refused."""
 
 
 def make(
@@ -83,34 +87,47 @@ def _each_target(
 ) -> list[Row]:
     """Converts and proves, target by target; several at a time where there are cores."""
     targets = list(dict.fromkeys(j.through for j in jobs))
-    model = sides[FLOAT_IO].model
+    about = {io: converting.about_of(sides[FLOAT_IO].model, io) for io in sides}
+    mine = {t: [j for j in jobs if j.through == t] for t in targets}
 
-    def one(target: str) -> list[Row]:
+    def convert(target: str) -> dict[str, _Converted]:
+        ios = dict.fromkeys(j.io for j in mine[target])
+        return {
+            io: _convert_jobs(
+                [j for j in mine[target] if j.io == io],
+                sides[io],
+                store,
+                request,
+                calib,
+                about[io],
+            )
+            for io in ios
+        }
+
+    def prove(target: str, made: dict[str, _Converted]) -> list[Row]:
         rows: dict[str, Row] = {}
-        mine = [j for j in jobs if j.through == target]
-        for io in dict.fromkeys(j.io for j in mine):
-            some = [j for j in mine if j.io == io]
-            about = converting.about_of(model, io)
-            done = _make_target(some, sides[io], store, request, calib, about)
+        for io, some in made.items():
+            asked = [j for j in mine[target] if j.io == io]
+            done = _prove_jobs(asked, some, sides[io], store, request, about[io])
             rows |= {r.id: r for r in done}
-        return [rows[j.id] for j in mine]
+        return [rows[j.id] for j in mine[target]]
 
-    made: list[Row] = []
+    at_a_time = _at_a_time(jobs)
     with (
         request.listener.progress("converting and proving", len(targets)) as advance,
-        ThreadPoolExecutor(max_workers=_at_a_time(jobs)) as pool,
+        ThreadPoolExecutor(max_workers=at_a_time) as pool,
     ):
-        running = [pool.submit(one, target) for target in targets]
-        try:
-            # Where the model's own answers are no good, that comes first.
-            sides[FLOAT_IO].answers.result()
-            for future in running:
-                made.extend(future.result())
-                advance(1)
-        except BaseException:
-            _abandon(running)
-            raise
-    return made
+        rows = in_line(
+            targets,
+            convert,
+            prove,
+            sides[FLOAT_IO].answers,
+            pool=pool,
+            at_a_time=at_a_time,
+            abandon=_abandon,
+            done=lambda: advance(1),
+        )
+    return [row for target in targets for row in rows[target]]
 
 
 def _at_a_time(jobs: Sequence[Job]) -> int:
@@ -131,22 +148,84 @@ def _abandon(running: Sequence[Future[Any]]) -> None:
                 return
 
 
-def _make_target(
+def _convert_jobs(
     jobs: Sequence[Job],
     side: Side,
     store: Store,
     request: ExportRequest,
     calib: Samples | None,
     about: converting.About | None,
-) -> list[Row]:
-    """The artifacts of one target and one io."""
+) -> _Converted:
+    """The artifacts of one target and one io, and their float twin where it is asked for.
+
+    Raises:
+        EdgekitError: the target refuses one, without ``keep_going``.
+        WorkerCrashed: the converter or the engine died, without ``keep_going``.
+    """
     asked = list(dict.fromkeys((j.scheme, j.variant) for j in jobs))
+    target, planned, signature = jobs[0].through, side.planned, side.model.signature
+    beside = request.bench or request.pruned_from is not None
+    wanted = list(dict.fromkeys([*asked, FLOAT])) if beside else list(asked)
+    ours = [w for w in wanted if request.engine is None or w == FLOAT]
     try:
-        made = _convert(jobs[0].through, asked, side, store, request, calib, about)
+        made = _ours(target, ours, side, store, request, about) if ours else {}
+        if request.engine is not None and calib is not None:
+            engine = engines.find(request.engine)
+            for one in (w for w in wanted if w not in ours):
+                made[one] = converting.convert_by_engine(
+                    engine,
+                    target,
+                    one[0],
+                    planned,
+                    calib,
+                    signature,
+                    store,
+                    request.listener,
+                    about=about,
+                )
     except WorkerCrashed as error:
         if not request.keep_going:
             raise
         made = dict.fromkeys(asked, error)
+    results = [made[w] for w in asked]
+    refused = next((r for r in results if isinstance(r, EdgekitError)), None)
+    if refused is not None and not request.keep_going:
+        raise refused
+    return made
+
+
+def _ours(
+    target: str,
+    some: Sequence[converting.Wanted],
+    side: Side,
+    store: Store,
+    request: ExportRequest,
+    about: converting.About | None,
+) -> _Converted:
+    signature, listener = side.model.signature, request.listener
+    return converting.convert(
+        target, some, side.planned, signature, store, listener, io=side.io, about=about
+    )
+
+
+def _prove_jobs(
+    jobs: Sequence[Job],
+    made: _Converted,
+    side: Side,
+    store: Store,
+    request: ExportRequest,
+    about: converting.About | None,
+) -> list[Row]:
+    """A row for every job: its artifact, and its proof."""
+    least = side.reference.least_bytes()
+    sizes = [a.bytes for j in jobs if isinstance(a := made[j.scheme, j.variant], Artifact)]
+    if FLOAT not in made and any(size >= least for size in sizes):
+        try:
+            made = made | _ours(jobs[0].through, [FLOAT], side, store, request, about)
+        except WorkerCrashed as error:
+            if not request.keep_going:
+                raise
+            made = dict.fromkeys(made, error)
     twin = made.get(FLOAT)
     rows = []
     for job in jobs:
@@ -159,53 +238,9 @@ def _make_target(
         if isinstance(artifact, EdgekitError):
             rows.append(replace(row, status="failed", reason=artifact.message))
             continue
-        row = replace(row, least_float=side.reference.least_bytes())
+        row = replace(row, least_float=least)
         rows.append(_prove(row, artifact, side, store, request))
     return rows
-
-
-def _convert(
-    target: str,
-    asked: Sequence[converting.Wanted],
-    side: Side,
-    store: Store,
-    request: ExportRequest,
-    calib: Samples | None,
-    about: converting.About | None,
-) -> dict[converting.Wanted, Artifact | EdgekitError]:
-    """What was asked of one target, or the errors with which it refuses, and the float twin.
-
-    Raises:
-        EdgekitError: it refuses one, without ``keep_going``.
-        WorkerCrashed: the converter or the engine died.
-    """
-    planned, signature, listener = side.planned, side.model.signature, request.listener
-
-    def convert(
-        some: Sequence[converting.Wanted],
-    ) -> dict[converting.Wanted, Artifact | EdgekitError]:
-        return converting.convert(
-            target, some, planned, signature, store, listener, io=side.io, about=about
-        )
-
-    beside = request.bench or request.pruned_from is not None
-    wanted = list(dict.fromkeys([*asked, FLOAT])) if beside else list(asked)
-    ours = [w for w in wanted if request.engine is None or w == FLOAT]
-    made = convert(ours) if ours else {}
-    if request.engine is not None and calib is not None:
-        engine = engines.find(request.engine)
-        for one in (w for w in wanted if w not in ours):
-            made[one] = converting.convert_by_engine(
-                engine, target, one[0], planned, calib, signature, store, listener, about=about
-            )
-    results = [made[w] for w in asked]
-    refused = next((r for r in results if isinstance(r, EdgekitError)), None)
-    if refused is not None and not request.keep_going:
-        raise refused
-    sizes = [r.bytes for r in results if isinstance(r, Artifact)]
-    if FLOAT not in made and any(size >= side.reference.least_bytes() for size in sizes):
-        made |= convert([FLOAT])
-    return made
 
 
 def _prove(

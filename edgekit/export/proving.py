@@ -71,7 +71,7 @@ def prove(
     listener: Listener,
 ) -> Proof:
     """Runs an artifact in its real runtime, or in the target's emulation where this system has
-    none, and judges its answers. Where there is neither, its structure is checked.
+    none, and judges its answers. Where there is neither, its structure alone is checked.
 
     ``target`` has the artifact's delegate where that is not the usual one.
 
@@ -79,9 +79,17 @@ def prove(
         WorkerCrashed: the runtime died over it.
         EdgekitError: the runtime refused it.
     """
+    looked: dict[str, Any] | None = None
     absent = only_by_structure(target)
     if absent is not None:
-        return _look(target, artifact, model, store, listener, absent)
+        path = _look(target, artifact, model, store, listener)
+        looked = json.loads((path / "verify.json").read_text())
+        document, without = looked["document"], looked["unemulated"]
+        if without is not None or not document["passed"]:
+            listener.note(
+                f"{target}: {artifact.scheme} by its structure alone: {absent}; {without}"
+            )
+            return Proof(document, looked["reason"], looked["runtime"], path)
     key = fingerprint(
         stage="verify",
         artifact=artifact.digest,
@@ -123,13 +131,14 @@ def prove(
 
     path = store.make(key, fill, what=f"verify {artifact.id}")
     saved = json.loads((path / "verify.json").read_text())
-    return Proof(saved["document"], saved["reason"], saved["runtime"], path, saved["emulated"])
+    document = saved["document"]
+    if looked is not None:
+        document["checks"] = [*looked["document"]["checks"][:-1], *document["checks"]]
+    return Proof(document, saved["reason"], saved["runtime"], path, saved["emulated"])
 
 
-def _look(
-    target: str, artifact: Artifact, model: Model, store: Store, listener: Listener, absent: str
-) -> Proof:
-    """The proof of an artifact that nothing here can run: its structure."""
+def _look(target: str, artifact: Artifact, model: Model, store: Store, listener: Listener) -> Path:
+    """The store entry of what the structure of an artifact shows that no runtime here can run."""
     key = fingerprint(
         stage="structure",
         artifact=artifact.digest,
@@ -139,7 +148,7 @@ def _look(
     )
 
     def fill(folder: Path) -> None:
-        listener.note(f"{target}: checking the structure of {artifact.scheme} alone: {absent}")
+        listener.note(f"{target}: checking the structure of {artifact.scheme}")
         task = {
             "op": "structure",
             "artifact": str(artifact.path),
@@ -162,12 +171,12 @@ def _look(
             "passed": failed is None,
         }
         reason = None if failed is None else f"{failed.name}: {failed.detail}"
-        saved = {"document": document, "reason": reason, "runtime": found["runtime"]}
-        (folder / "verify.json").write_text(json.dumps(saved))
+        told = {key: found[key] for key in ("runtime", "unemulated")}
+        (folder / "verify.json").write_text(
+            json.dumps({"document": document, "reason": reason, **told})
+        )
 
-    path = store.make(key, fill, what=f"structure {artifact.id}")
-    saved = json.loads((path / "verify.json").read_text())
-    return Proof(saved["document"], saved["reason"], saved["runtime"], path)
+    return store.make(key, fill, what=f"structure {artifact.id}")
 
 
 def _emulation(target: str) -> dict[str, Any]:

@@ -249,21 +249,22 @@ def open_session(target: Target, path: Path, signature: Signature, threads: int)
 
 
 def describe() -> list[dict[str, Any]]:
-    """Facts of every target, for ``edgekit targets``."""
+    """Facts of every target, for ``edgekit targets``; those through other delegates than the usual
+    one, ``TARGET:DELEGATE``, come last."""
     rows = []
-    for name in available():
-        if name == TEST_TARGET:
-            continue
+    names = [name for name in available() if name != TEST_TARGET]
+    others = [f"{n}:{delegate}" for n in names for delegate in DELEGATES.get(n, ())[1:]]
+    for name in (*names, *others):
         target = find(name)
         versions = installed(target)
         missing = [n for n, v in versions.items() if v is None]
         rows.append(
             {
-                "id": target.id,
+                "id": name,
                 "suffix": target.suffix,
                 "extra": target.extra,
                 "schemes": list(target.schemes),
-                "delegates": list(target.delegates),
+                "delegates": list(target.delegates[:1] if name in DELEGATES else target.delegates),
                 "ios": list(getattr(target, "ios", (FLOAT_IO,))),
                 "installed": not missing,
                 "version": None if missing else ", ".join(f"{n} {v}" for n, v in versions.items()),

@@ -7,13 +7,16 @@ names of its inputs and outputs in the order of the call.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekit.targets import _coreml_package
+from edgekit.runtime.session import Array
+from edgekit.signature import Signature
+from edgekit.targets import Stored, _coreml_package
 from edgekit.targets._executorch_xnnpack import Operator, Value
 
 BACKEND = "CoreMLBackend"
@@ -132,6 +135,68 @@ def graph(
         outputs = tuple(name(port.name) for port in operation.outputs)
         operators.append(Operator(operation.kind, inputs, outputs, delegated=True))
     return operators, values
+
+
+def unemulated(blob: bytes) -> str | None:
+    """Why Core ML's emulation can't evaluate a package; None where it can."""
+    from edgekit.targets._coreml_layers import OPERATORS
+    from edgekit.targets._coreml_program import program_of
+
+    with tempfile.TemporaryDirectory() as folder:
+        unpacked(blob, Path(folder))
+        program = program_of(_coreml_package.read(Path(folder) / _ROOT / _PACKAGE))
+    unknown = sorted({o.kind for o in program.operations} - OPERATORS.keys())
+    return f"the emulation of Core ML has no operator {', '.join(unknown)}" if unknown else None
+
+
+class EmulatedDelegate:
+    """A program that Core ML gets whole, by the emulation of Core ML; see
+    `edgekit.runtime.session.Session`.
+
+    What ExecuTorch's own runtime does around the package is not emulated: it hands the inputs over,
+    and the outputs back.
+    """
+
+    target = "executorch"
+    emulated = True
+
+    def __init__(self, blob: bytes, signature: Signature, threads: int) -> None:
+        from edgekit.targets._coreml_run import EmulatedSession
+
+        with tempfile.TemporaryDirectory() as folder:
+            told = unpacked(blob, Path(folder))
+            sides = (signature.inputs, told["inputNames"]), (signature.outputs, told["outputNames"])
+            inputs, outputs = (
+                tuple(dataclasses.replace(s, name=n) for s, n in zip(specs, names, strict=True))
+                for specs, names in sides
+            )
+            self._session: Any = EmulatedSession(
+                Path(folder) / _ROOT / _PACKAGE, Signature(inputs, outputs), threads
+            )
+        self.signature, self.threads = signature, threads
+        self.runtime_version = self._session.runtime_version
+        self._inputs = {s.name: t.name for s, t in zip(signature.inputs, inputs, strict=True)}
+        self._outputs = {t.name: s.name for s, t in zip(signature.outputs, outputs, strict=True)}
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """See `edgekit.runtime.session.Session.run`."""
+        self.signature.check_inputs(feeds, what="executorch")
+        given = {self._inputs[name]: value for name, value in feeds.items()}
+        return {self._outputs[n]: v for n, v in self._session.run(given).items()}
+
+    def close(self) -> None:
+        """See `edgekit.runtime.session.Session.close`."""
+        self._session.close()
+
+
+def stored(blob: bytes) -> list[Stored]:
+    """What a package holds in half precision; see `edgekit.targets.Target.stored`."""
+    from edgekit.targets._coreml_inspect import stored
+    from edgekit.targets._coreml_program import program_of
+
+    with tempfile.TemporaryDirectory() as folder:
+        unpacked(blob, Path(folder))
+        return stored(program_of(_coreml_package.read(Path(folder) / _ROOT / _PACKAGE)))
 
 
 def unpacked(blob: bytes, folder: Path) -> dict[str, Any]:

@@ -60,6 +60,7 @@ class Contents:
         values: what they read and make, by name; constants carry their bytes.
         border: names of the program's inputs and outputs.
         inputs, outputs: what these are, in their order.
+        whole: what the delegate got, where it got the whole model in one; else None.
         options: what the delegates were compiled with.
     """
 
@@ -69,6 +70,7 @@ class Contents:
     inputs: tuple[Value, ...] = ()
     outputs: tuple[Value, ...] = ()
     options: Mapping[str, bytes] = field(default_factory=dict)
+    whole: bytes | None = None
 
 
 def read(path: Path, backend: str = XNNPACK) -> Contents:
@@ -123,6 +125,7 @@ class _Reader:
         self._operators: list[Operator] = []
         self._values: dict[str, Value] = {}
         self._options: dict[str, bytes] = {}
+        self._delegated: list[tuple[bytes, list[str]]] = []
 
     def contents(self) -> Contents:
         for i, value in enumerate(self._plan.values):
@@ -141,8 +144,22 @@ class _Reader:
             for side in (self._plan.inputs, self._plan.outputs)
         )
         return Contents(
-            tuple(self._operators), self._values, border, ends[0], ends[1], self._options
+            tuple(self._operators),
+            self._values,
+            border,
+            ends[0],
+            ends[1],
+            self._options,
+            self._whole(),
         )
+
+    def _whole(self) -> bytes | None:
+        """What the one delegate got that takes the program's inputs and gives its outputs."""
+        ends = [_name(i) for i in (*self._plan.inputs, *self._plan.outputs)]
+        if len(self._delegated) != 1 or any(not o.delegated for o in self._operators):
+            return None
+        blob, arguments = self._delegated[0]
+        return blob if arguments == ends else None
 
     def _tensor(self, tensor: Any) -> Value:
         dtype = _SCALARS.get(int(tensor.scalar_type), tensor.scalar_type.name.lower())
@@ -169,6 +186,7 @@ class _Reader:
             raise OtherDelegate(delegate.id, self._backend)
         blob = bytes(self._program.backend_delegate_data[delegate.processed.index].data)
         arguments = [_name(i) for i in call.args]
+        self._delegated.append((blob, arguments))
         module = importlib.import_module(f"edgekit.targets.{_GRAPHS[self._backend]}")
         operators, values = module.graph(blob, self._named, arguments, call.delegate_index)
         self._options |= {s.key: bytes(s.value) for s in delegate.compile_specs}

@@ -1,7 +1,8 @@
 """ExecuTorch (``.pte``) through another delegate than XNNPACK: Vulkan or Core ML, in float.
 
 ExecuTorch lowers to both on any system, but its builds for computers run neither. What can be told
-of such a file without running it is `Through.structure`; it is never called more than that.
+of such a file without running it is `Through.structure`. Where Core ML gets the whole model, its
+emulation gives answers too (`edgekit.targets._coreml_run`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit.errors import UnsupportedError
 from edgekit.names import FLOAT_IO
 from edgekit.signature import Signature, TensorSpec
 from edgekit.targets import Placement, Stored
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from edgekit.compress.plan import QuantPlan
+    from edgekit.runtime.session import Session
     from edgekit.targets._executorch_file import Contents
 
 _MOVES = ("cast", "view", "permute", "clone", "expand", "slice", "unsqueeze", "squeeze", "reshape")
@@ -102,8 +105,41 @@ class Through:
         return _placement(self._read(path), _SHOWN[self.delegate])
 
     def stored(self, path: Path) -> list[Stored]:
-        """None: neither scheme has quantized tensors."""
-        return []
+        """Weights in half precision, where Core ML gets the whole model; else none are told."""
+        whole = self._read(path).whole if self._apple else None
+        return [] if whole is None else list(self._module().stored(whole))
+
+    def unemulated(self, path: Path) -> str | None:
+        """Why nothing here can evaluate a file; None where Core ML's emulation can.
+
+        Raises:
+            BadData: it is damaged.
+        """
+        if not self._apple:
+            return "there is no emulation of Vulkan"
+        if (whole := self._read(path).whole) is None:
+            return (
+                "Core ML gets only a part of the model, and ExecuTorch's own part is not emulated"
+            )
+        found: str | None = self._module().unemulated(whole)
+        return found
+
+    def open_session(self, path: Path, signature: Signature, threads: int) -> Session:
+        """ExecuTorch's runtime where it has the delegate, else the emulation of Core ML.
+
+        Raises:
+            UnsupportedError: neither is there; `unemulated` says why.
+        """
+        from edgekit.runtime import session
+
+        if session.unavailable(f"{self.id}:{self.delegate}") is None:
+            return session.open_session(self.id, path, signature, threads=threads)
+        if (reason := self.unemulated(path)) is not None:
+            raise UnsupportedError(f"executorch {path.name}: {reason}")
+        opened: Session = self._module().EmulatedDelegate(
+            self._read(path).whole, signature, threads
+        )
+        return opened
 
     def structure(self, path: Path, signature: Signature, scheme: str) -> list[Finding]:
         """What can be told of a file without running it.

@@ -32,8 +32,8 @@ def _round_trip(name: str) -> str:
     from edgekit.compress.plan import QuantPlan
     from edgekit.compress.quantize import quantize
     from edgekit.compress.render import render
-    from edgekit.compress.weights import SCHEMES, quantize_weights
-    from edgekit.names import CALIBRATED
+    from edgekit.compress.weights import quantize_weights
+    from edgekit.names import CALIBRATED, WEIGHTS
     from edgekit.signature import Signature, TensorSpec
     from edgekit.targets import find, open_session, require_installed
 
@@ -54,7 +54,7 @@ def _round_trip(name: str) -> str:
     signature = Signature((TensorSpec("x", tuple(shape)),), (TensorSpec("y", tuple(y.shape)),))
     worst = []
     for scheme in target.schemes:
-        if scheme in SCHEMES:
+        if scheme in WEIGHTS:
             plan = as_computed(graph_module(program), quantize_weights(program, scheme), target)
         elif scheme in CALIBRATED:
             plan = quantize(program, [(x,)], scheme=scheme)

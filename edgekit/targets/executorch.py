@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit.compress.dynamic import PER_ROW_ALONE, as_computed
+from edgekit.compress.arithmetic import PER_ROW_ALONE
 from edgekit.errors import BadData, UsageError
 from edgekit.names import DELEGATES, FLOAT_IO, PICTURE_IO, unknown
 from edgekit.signature import Signature
@@ -81,6 +81,7 @@ class Executorch:
         """See `edgekit.targets.Target.convert`."""
         import torch
 
+        from edgekit.compress.dynamic import as_computed
         from edgekit.compress.graph import example_args, graph_module
         from edgekit.compress.render import render
         from edgekit.targets._executorch_dynamic import quantize_inputs

@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit.compress.dynamic import PER_TENSOR, as_computed
-from edgekit.compress.weights import SCHEMES as WEIGHTS
-from edgekit.names import FLOAT_IO, PICTURE_IO
+from edgekit.compress.arithmetic import PER_TENSOR
+from edgekit.names import FLOAT_IO, PICTURE_IO, WEIGHTS
 from edgekit.runtime.session_onnxruntime import without_propagation
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
@@ -88,6 +87,7 @@ class Onnxruntime:
         import onnx
         import torch
 
+        from edgekit.compress.dynamic import as_computed
         from edgekit.compress.graph import graph_module
         from edgekit.compress.render import Form, render_program
         from edgekit.targets import _onnx_curves, _onnx_file, _onnx_tables, _onnx_weights

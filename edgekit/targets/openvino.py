@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit.compress.weights import SCHEMES as WEIGHTS
-from edgekit.names import FLOAT_IO, PICTURE_IO
+from edgekit.names import FLOAT_IO, PICTURE_IO, WEIGHTS
 from edgekit.runtime._silence import silence
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored

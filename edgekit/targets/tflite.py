@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit.compress.dynamic import PER_ROW
-from edgekit.compress.weights import SCHEMES as WEIGHTS
-from edgekit.names import IOS, WIDE
+from edgekit.compress.arithmetic import PER_ROW
+from edgekit.names import IOS, WEIGHTS, WIDE
 from edgekit.runtime.preprocess import ImagePreprocess
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored

@@ -20,7 +20,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.compress.dynamic import PER_TENSOR, as_computed
+from edgekit.compress.arithmetic import PER_TENSOR
 from edgekit.names import FLOAT_IO, PICTURE_IO
 from edgekit.runtime.ptl import Program, operators_of, read_program
 from edgekit.signature import Signature
@@ -55,6 +55,7 @@ class TorchMobile:
         """See `edgekit.targets.Target.convert`."""
         import torch
 
+        from edgekit.compress.dynamic import as_computed
         from edgekit.compress.graph import example_args, graph_module
         from edgekit.targets._torch_mobile_file import qnnpack, saved
         from edgekit.targets._torch_mobile_lower import lower

@@ -309,9 +309,9 @@ def _task_metadata_faults(target: Any, task: Task) -> Result:
 def _task_structure(target: Any, task: Task) -> Result:
     """What can be told of an artifact that nothing here can run, from its file.
 
-    ``{"artifact", "signature", "scheme"}`` -> ``{"findings", "mutant", "runtime"}``: lists of a
-    check's name, whether it holds and what was seen, for the artifact as it is and for a signature
-    that it does not have, at which they have to find fault.
+    ``{"artifact", "signature", "scheme"}`` -> ``{"findings", "mutant", "runtime", "unemulated"}``:
+    lists of a check's name, whether it holds and what was seen, for the artifact as it is and for a
+    signature that it does not have, at which they have to find fault; and why it can't be emulated.
     """
     import dataclasses
 
@@ -328,6 +328,7 @@ def _task_structure(target: Any, task: Task) -> Result:
         "findings": target.structure(path, signature, scheme),
         "mutant": target.structure(path, mutant, scheme),
         "runtime": f"{target.id} {known[target.id]}",
+        "unemulated": target.unemulated(path),
     }
 
 
@@ -363,6 +364,7 @@ def _task(op: str) -> Callable[[Any, Task], Result]:
 def _serve(request_path: str) -> int:
     from edgekit.targets import find, require_installed
 
+    cores.collect_seldom()
     request = json.loads(Path(request_path).read_text())
     sys.path.extend(p for p in request["path"] if p not in sys.path)
     results = Path(request["results"])

@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from edgekit.compress.dynamic import NO_OTHERS, as_computed
+from edgekit.compress.arithmetic import NO_OTHERS
+from edgekit.compress.dynamic import as_computed
 from edgekit.compress.graph import canonical, graph_module, program_digest, save_program
 from edgekit.compress.plan import QuantPlan
 from edgekit.compress.quantize import quantize

@@ -23,9 +23,9 @@ from edgekit.compress.picture import fitted, with_border
 from edgekit.compress.plan import QuantPlan
 from edgekit.compress.quantize import quantize
 from edgekit.compress.render import render
-from edgekit.compress.weights import SCHEMES, quantize_weights
+from edgekit.compress.weights import quantize_weights
 from edgekit.errors import BadData
-from edgekit.names import CALIBRATED, NHWC_IO, PICTURE_IO
+from edgekit.names import CALIBRATED, NHWC_IO, PICTURE_IO, WEIGHTS
 from edgekit.runtime.border import PictureBorder
 from edgekit.runtime.preprocess import ImagePreprocess
 from edgekit.runtime.session import read_signature
@@ -117,7 +117,7 @@ def case(
     pictures = [chance.integers(0, 256, (20, 18, 3), dtype=np.uint8) for _ in range(8)]
     inputs = [(torch.from_numpy(preprocess.apply(p)),) for p in pictures]
     program = canonical(torch.export.export(network(kind), inputs[0], strict=False))
-    if scheme in SCHEMES:
+    if scheme in WEIGHTS:
         whole = quantize_weights(program, scheme)
         plan = as_computed(graph_module(program), whole, target)
     elif scheme in CALIBRATED:

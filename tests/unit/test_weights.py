@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgekit.compress.arithmetic import PER_ROW, PER_TENSOR
 from edgekit.compress.dynamic import (
-    PER_ROW,
-    PER_TENSOR,
     as_computed,
     dynamic_layers,
     fake_dynamic,
@@ -23,8 +22,9 @@ from edgekit.compress.graph import canonical, graph_module, tensor_of
 from edgekit.compress.plan import QuantPlan
 from edgekit.compress.ptq import Methods, round_weights
 from edgekit.compress.render import render
-from edgekit.compress.weights import SCHEMES, quantize_weights
+from edgekit.compress.weights import quantize_weights
 from edgekit.errors import BadData, UnsupportedError
+from edgekit.names import WEIGHTS
 from edgekit.targets._common import pack_int4, unpack_int4
 from edgekit.targets._weights import Weights
 
@@ -71,7 +71,7 @@ def picture() -> torch.export.ExportedProgram:
     return program_of(Picture(), torch.randn(1, 4, 6, 6))
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", WEIGHTS)
 def test_a_plan_survives_json(scheme: str, words: Any) -> None:
     plan = quantize_weights(words, scheme)
     assert QuantPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
