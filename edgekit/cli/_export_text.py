@@ -16,7 +16,12 @@ def text(document: Mapping[str, Any], out: Path | None) -> str:
     lines = [_headline(document), "", table(_HEADERS, [_row(a) for a in document["artifacts"]])]
     reasons = {a["id"]: a["reason"] for a in document["artifacts"] if a["reason"]}
     failed = [f"{id} failed: {reason}" for id, reason in reasons.items()]
-    unjudged = [g for g in document["gates"] if g["passed"] is None and "detail" not in g]
+    # Of those that were asked for; what nobody asked for is in the line of gates below.
+    unjudged = [
+        g
+        for g in document["gates"]
+        if g["passed"] is None and (g["name"] in _ASKED or "detail" not in g)
+    ]
     failed += [_unjudged(g) for g in unjudged if g["artifact"] not in reasons]
     lines += ["", *failed] if failed else []
     placed = [_placed(a) for a in document["artifacts"] if a["placement"] is not None]
@@ -29,6 +34,8 @@ def text(document: Mapping[str, Any], out: Path | None) -> str:
         return "\n".join([*lines, "", f"bundle: {document['bundle']}"])
     return "\n".join([*lines, "", f"no bundle was written; {out} is as it was"])
 
+
+_ASKED = ("max-drop",)
 
 _PLACED = [
     "artifact",
@@ -161,4 +168,5 @@ def _digits(value: float | None) -> float | None:
 
 def _unjudged(gate: Mapping[str, Any]) -> str:
     who = f"{gate['artifact']}: " if gate["artifact"] else ""
-    return f"{who}gate {gate['name']}, limit {gate['limit']}, could not be judged here"
+    why = f": {gate['detail']}" if "detail" in gate else ""
+    return f"{who}gate {gate['name']}, limit {gate['limit']}, could not be judged here{why}"

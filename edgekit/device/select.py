@@ -217,6 +217,8 @@ def _nothing(device: Device, targets: Sequence[str], schemes: Sequence[str]) -> 
 
 
 def _reason(device: Device, target: str) -> str:
+    if any(_through(entry) == target for entry in device.targets):
+        return ""  # it runs it: what was asked of it is another scheme
     target, delegate = split_target(target)
     reasons = [u.reason for u in device.unsupported if u.target == target]
     if delegate is not None and not reasons:

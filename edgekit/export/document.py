@@ -186,7 +186,8 @@ def gates_of(rows: Sequence[Row], request: ExportRequest) -> list[dict[str, Any]
             held = None if row.drop is None else row.drop <= request.max_drop
             if held is None and request.require_verified:
                 held = False
-            gates.append(gate(row.id, "max-drop", request.max_drop, row.drop, held))
+            said = None if row.drop is not None else _without_drop(row)
+            gates.append(gate(row.id, "max-drop", request.max_drop, row.drop, held, said))
         if request.max_float_ops is not None and row.job.scheme != "fp32":
             count = None if row.placement is None else row.placement["float_ops"]
             held = None if count is None else count <= request.max_float_ops
@@ -194,6 +195,15 @@ def gates_of(rows: Sequence[Row], request: ExportRequest) -> list[dict[str, Any]
             told = None if first is None else f"the first: {first}"
             gates.append(gate(row.id, "max-float-ops", request.max_float_ops, count, held, told))
     return gates
+
+
+def _without_drop(row: Row) -> str:
+    """Why nobody knows how much accuracy an artifact loses."""
+    if row.proof is None:
+        return "it was not proven"
+    if row.proof.structural:
+        return "nothing here ran it"
+    return "there is no --eval DATA with labels"
 
 
 def first_float(placement: Mapping[str, Any]) -> str | None:

@@ -58,8 +58,9 @@ def test_a_device_without_the_delegate_says_why(id: str, name: str, words: str) 
 
 
 def test_a_scheme_that_a_delegate_lacks_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="executorch:vulkan"):
+    with pytest.raises(UnsupportedError, match="executorch:vulkan with scheme w8a8") as refused:
         plan_targets([device.load("pixel-8")], ["executorch:vulkan"], ["w8a8"])
+    assert "lists no GPU" not in refused.value.message
 
 
 def test_the_usual_delegate_is_never_judged_by_structure() -> None:
