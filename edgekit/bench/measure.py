@@ -36,7 +36,6 @@ from edgekit.bench.facts import host_facts, load_average
 from edgekit.bench.process import run_bounded
 from edgekit.errors import BadData, EdgekitError, UsageError, WorkerCrashed
 from edgekit.metrics import percentile
-from edgekit.names import FLOAT_IO, PICTURE_IO
 from edgekit.paired import MIN_RATIO_PAIRS, paired_ratio
 from edgekit.runtime.session import Array
 from edgekit.signature import Signature, TensorSpec
@@ -307,8 +306,8 @@ def _adds_border(base: BenchRequest, other: BenchRequest) -> bool:
 
 def _is_border(own: TensorSpec, taken: TensorSpec) -> bool:
     """Whether an input is one with a picture border, in place of another or of none."""
-    pixels = (own.dtype, taken.dtype) == (FLOAT_IO, PICTURE_IO)
-    last = own.dtype == taken.dtype == FLOAT_IO and taken.layout == "NHWC" != own.layout
+    pixels = (own.dtype, taken.dtype) == ("float32", "uint8")
+    last = own.dtype == taken.dtype == "float32" and taken.layout == "NHWC" != own.layout
     return pixels or last
 
 
