@@ -9,6 +9,8 @@ little). A picture is scored by all artifacts that were not calibrated with it: 
 share of them that are right, or of several models the mean of the models' shares, as they see the
 same pictures. Differences are paired over the pictures, with a 95 % interval. They tell of the mean
 over such calibration sets; an artifact by itself may lie beside it (``folds`` has each).
+``agreement`` is the same for having the float file's answer, right or wrong: quantization changes
+some wrong answers to right ones by chance, which accuracy counts in its favour.
 """
 
 from __future__ import annotations
@@ -41,7 +43,10 @@ DATA = ("imagenet", "cifar10")
 
 @dataclass
 class Scores:
-    """How often each picture of a data set was answered right, by artifacts that may be asked."""
+    """How often each picture of a data set was answered right, by artifacts that may be asked.
+
+    Or as float does, where that is what is added.
+    """
 
     right: dict[int, float] = field(default_factory=dict)
     asked: dict[int, int] = field(default_factory=dict)
@@ -66,13 +71,19 @@ def together(several: Sequence[Mapping[int, float]]) -> dict[int, float]:
     return {sample: float(np.mean([one[sample] for one in several])) for sample in common}
 
 
-def rows_of(shares: Mapping[str, Mapping[int, float]], about: Document) -> list[Document]:
+def rows_of(
+    shares: Mapping[str, Mapping[int, float]],
+    about: Document,
+    same: Mapping[str, Mapping[int, float]] | None = None,
+) -> list[Document]:
     """A row per engine: its value, and its difference from float and, edgekit's, from each vendor.
 
     Args:
         shares: by engine, by picture; ``float`` among them.
         about: what all rows have.
+        same: the same of float's answers instead of right ones.
     """
+    agreed = {} if same is None else {r["engine"]: r for r in rows_of(same, {})}
     pictures = list(shares["float"])
     arrays = {e: np.asarray([one[p] for p in pictures]) for e, one in shares.items()}
     rows = []
@@ -85,6 +96,10 @@ def rows_of(shares: Mapping[str, Mapping[int, float]], about: Document) -> list[
             vendors = {e: a for e, a in arrays.items() if e in PEERS}
             row["vs"] = {e: _difference(a, mine) for e, a in vendors.items()}
             row["best_vendor"] = max(vendors, key=lambda e: vendors[e].mean(), default=None)
+        if engine in agreed and engine != "float":
+            row["agreement"] = agreed[engine]["value"]
+            if engine == "edgekit":
+                row["agreement_vs"] = agreed[engine]["vs"]
         rows.append(row)
     return rows
 
@@ -105,7 +120,7 @@ def main() -> int:
     options = _options()
     cache = options.cache or options.out.parent / "ptq-cache"
     run = Run(cache.resolve(), threads=options.threads, limit=None, calls=0)
-    scores: dict[tuple[str, str, str], Scores] = {}
+    scores: dict[tuple[str, str, str, str], Scores] = {}
     failed: list[Document] = []
     for shift in range(options.folds):
         for model in options.models:
@@ -126,37 +141,33 @@ def main() -> int:
                         continue
                     with np.load(row["outputs"]) as answers:
                         first = answers[answers.files[0]]
-                    correct = top1_correct(first.reshape(len(first), -1), labels)
-                    scores.setdefault((model, runtime, engine), Scores()).add(
-                        shift, samples, correct
-                    )
+                    flat = first.reshape(len(first), -1)
+                    if engine == "float":
+                        as_float = flat.argmax(axis=1)
+                    for kind, answer in (("right", labels), ("same", as_float)):
+                        mine = scores.setdefault((kind, model, runtime, engine), Scores())
+                        mine.add(shift, samples, top1_correct(flat, answer))
             write(options.out, report(scores, failed, options))
     return 1 if failed else 0
 
 
 def report(
-    scores: Mapping[tuple[str, str, str], Scores],
+    scores: Mapping[tuple[str, str, str, str], Scores],
     failed: Sequence[Document],
     options: argparse.Namespace,
 ) -> Document:
     """The report: of each model, of all models together, and what failed."""
     rows, pooled = [], []
     for runtime in options.runtimes:
-        shares: dict[str, dict[str, dict[int, float]]] = {}
-        for (model, where, engine), found in scores.items():
-            if where == runtime:
-                shares.setdefault(model, {})[engine] = found.shares()
-        for model, mine in shares.items():
-            made = rows_of(mine, {"model": model, "runtime": runtime})
-            rows += [{**r, "folds": scores[model, runtime, r["engine"]].folds} for r in made]
-        if len(shares) > 1:
-            common = set.intersection(*(set(mine) for mine in shares.values()))
-            joined = {
-                engine: together([mine[engine] for mine in shares.values()])
-                for engine in next(iter(shares.values()))
-                if engine in common
-            }
-            pooled += rows_of(joined, {"models": list(shares), "runtime": runtime})
+        right, same = (_shares(scores, kind, runtime) for kind in ("right", "same"))
+        for model, mine in right.items():
+            made = rows_of(mine, {"model": model, "runtime": runtime}, same[model])
+            rows += [
+                {**r, "folds": scores["right", model, runtime, r["engine"]].folds} for r in made
+            ]
+        if len(right) > 1:
+            about = {"models": list(right), "runtime": runtime}
+            pooled += rows_of(_joined(right), about, _joined(same))
     packages = {p for e in options.engines if e in PEERS for p in engines.find(e).packages}
     packages |= {"torch", *(p for t in options.runtimes for p in find(t).packages)}
     return {
@@ -170,6 +181,24 @@ def report(
         "pooled": pooled,
         "failed": list(failed),
     }
+
+
+_Shares = dict[str, dict[str, dict[int, float]]]
+"""By model, by engine, by picture."""
+
+
+def _shares(scores: Mapping[tuple[str, str, str, str], Scores], kind: str, runtime: str) -> _Shares:
+    found: _Shares = {}
+    for (what, model, where, engine), one in scores.items():
+        if (what, where) == (kind, runtime):
+            found.setdefault(model, {})[engine] = one.shares()
+    return found
+
+
+def _joined(shares: _Shares) -> dict[str, dict[int, float]]:
+    """All models together, by engine; of engines that all have answers of."""
+    common = [e for e in next(iter(shares.values())) if all(e in mine for mine in shares.values())]
+    return {engine: together([mine[engine] for mine in shares.values()]) for engine in common}
 
 
 def _options() -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""The reports of `bench_ptq.py` and `bench_ablation.py` as Markdown.
+"""The reports of `bench_ptq.py`, `bench_folds.py` and `bench_ablation.py` as Markdown.
 
 ``python tests/benchmarks/ptq_table.py ptq.json`` prints every row of a report. With ``--readme``
 the reports under ``tests/benchmarks/results`` go into README.md, shorter, between its markers.
@@ -232,12 +232,54 @@ def _figure(row: Row) -> str:
     return f"{row['top1']:.2f}"
 
 
+def folds(document: Mapping[str, Any]) -> str:
+    """One line per model and runtime, and per runtime over all models, of `bench_folds.py`."""
+    lines = [
+        _line(
+            ("model", "runtime", "float", "edgekit, against float", "edgekit against", "as float")
+        )
+    ]
+    lines.append(_line(("---",) * 6))
+    every = [*document["rows"], *document["pooled"]]
+    for row in (r for r in every if r["engine"] == "edgekit"):
+        models = row.get("models", [row.get("model")])
+        same = [r for r in every if _whose(r) == _whose(row)]
+        beside = {r["engine"]: r["value"] for r in same}
+        found = sorted(row["vs"].items(), key=lambda item: -beside[item[0]])
+        said = [f"{beside[e]:.2f} {e}: {_difference(d, False)}" for e, d in found]
+        cells = (
+            " and ".join(document["titles"][m] for m in models),
+            row["runtime"],
+            f"{beside['float']:.2f}",
+            f"{row['value']:.2f}, {_difference(row['vs_float'], False)}",
+            "; ".join(said),
+            _agreements(row, same, [engine for engine, _ in found]),
+        )
+        lines.append(_line(cells))
+    return "\n".join(lines)
+
+
+def _agreements(row: Row, beside: list[Row], engines: list[str]) -> str:
+    """How often edgekit and vendors have float's answer, and edgekit's difference from them."""
+    if "agreement" not in row:
+        return ""
+    values = {r["engine"]: r.get("agreement") for r in beside}
+    said = [f"{values[e]:.2f} {e}: {_difference(row['agreement_vs'][e], False)}" for e in engines]
+    return "; ".join([f"{row['agreement']:.2f}", *said])
+
+
+def _whose(row: Row) -> tuple[Any, ...]:
+    return tuple(row.get("models", [row.get("model")])), row["runtime"]
+
+
 def filled(text: str) -> str:
     """README's text with the tables of the reports under ``results`` between its markers."""
     documents = {p.stem: json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))}
     made = {"ptq": overview(documents["ptq"])}
     if "ablation" in documents:
         made["ablation"] = ablation(documents["ablation"], documents["ptq"]["titles"])
+    if "folds" in documents:
+        made["folds"] = folds(documents["folds"])
     for name, body in made.items():
         marks = rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)"
         text, count = re.subn(marks, lambda m, body=body: f"{m[1]}{body}\n{m[2]}", text, flags=re.S)

@@ -285,6 +285,17 @@ def test_folds_score_a_picture_by_those_that_were_not_calibrated_with_it(ptq: An
     assert rows["edgekit"]["value"] == pytest.approx(100 * (3 + 1 / 3) / 4)
     assert rows["edgekit"]["vs_float"]["difference"] == pytest.approx(-100 * (2 / 3) / 4)
     assert rows["edgekit"]["best_vendor"] == "nncf" and set(rows["edgekit"]["vs"]) == {"nncf"}
+    document = {
+        "titles": {"m": "M"},
+        "pooled": [],
+        "rows": [{**r, "model": "m"} for r in rows.values()],
+    }
+    (line,) = ptq[1].folds(document).splitlines()[2:]
+    assert line.startswith("| M | openvino | 100.00 | 83.33, -16.67 [")
+    assert "| 37.50 nncf: +45.83 [" in line
+    same = {"float": {0: 1.0}, "edgekit": {0: 1.0}, "nncf": {0: 0.5}}
+    (mine,) = [r for r in folds.rows_of(same, {}, same) if r["engine"] == "edgekit"]
+    assert mine["agreement"] == 100 and mine["agreement_vs"]["nncf"]["difference"] == 50
     # Models that saw the same pictures are one answer per picture, not two.
     both = folds.together([{0: 1.0, 1: 0.0, 2: 0.5}, {1: 1.0, 2: 0.5}])
     assert both == {1: 0.5, 2: 0.5}
