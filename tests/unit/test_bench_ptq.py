@@ -293,7 +293,8 @@ def test_folds_score_a_picture_by_those_that_were_not_calibrated_with_it(ptq: An
     (line,) = ptq[1].folds(document).splitlines()[2:]
     assert line.startswith("| M | openvino | 100.00 | 83.33, -16.67 [")
     assert "| 37.50 nncf: +45.83 [" in line
-    same = {"float": {0: 1.0}, "edgekit": {0: 1.0}, "nncf": {0: 0.5}}
+    two = {0: 1.0, 1: 1.0}
+    same = {"float": two, "edgekit": two, "nncf": {0: 0.5, 1: 0.5}}
     (mine,) = [r for r in folds.rows_of(same, {}, same) if r["engine"] == "edgekit"]
     assert mine["agreement"] == 100 and mine["agreement_vs"]["nncf"]["difference"] == 50
     # Models that saw the same pictures are one answer per picture, not two.
