@@ -293,7 +293,7 @@ def _default_pairs(requests: Sequence[BenchRequest]) -> list[tuple[str, str]]:
 
 
 def _is_float_twin(base: BenchRequest, other: BenchRequest) -> bool:
-    same = base.signature.inputs == other.signature.inputs
+    same = base.signature.inputs == other.signature.inputs and base.delegate == other.delegate
     return same and base.scheme == "fp32" and other.scheme not in (None, "fp32")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.cli._output import table
-from edgekit.names import FLOAT_IO
+from edgekit.names import FLOAT_IO, through_target
 
 __all__ = ["text"]
 
@@ -120,7 +120,7 @@ _HEADERS = [
 def _row(artifact: Mapping[str, Any]) -> list[object]:
     size, latency, beside = artifact["bytes"], artifact["latency_ms"], artifact["float"]
     return [
-        artifact["target"],
+        through_target(artifact["target"], artifact["delegate"]),
         _scheme(artifact),
         None if size is None else round(size / 1024),
         _rounded(artifact["value"]),

@@ -117,6 +117,10 @@ def text_of(document: Mapping[str, Any]) -> str:
     verdict = "every file is what the manifest says; " + (
         f"{len(failed)} of {len(rows)} artifacts failed" if failed else "every artifact passed"
     )
+    kinds = [e["verification"] for e in document["artifacts"]]
+    said = {"emulated": "by an emulation", "structural": "by its structure alone: nothing ran it"}
+    less = [f"{kinds.count(kind)} {how}" for kind, how in said.items() if kind in kinds]
+    verdict += f" ({'; '.join(less)})" if less else ""
     return "\n".join([table(headers, rows), *([""] if failed else []), *failed, "", verdict])
 
 

@@ -10,7 +10,39 @@ if TYPE_CHECKING:
     from edgekit.runtime.bundle import Bundle, BundleArtifact
     from edgekit.runtime.session import Array
 
-__all__ = ["from_pictures_check"]
+__all__ = ["border_check", "from_pictures_check"]
+
+
+def border_check(bundle: Bundle, artifact: BundleArtifact) -> tuple[Check, ...]:
+    """Whether the picture border that the manifest states is that of the model's preprocessing.
+
+    Offsets may lie next to the model's, where an int8 plan rounds so (`compress.picture.fitted`):
+    by less than two pixel values.
+    """
+    import dataclasses
+
+    from edgekit.errors import UnsupportedError
+    from edgekit.parity import Check
+    from edgekit.runtime.border import PictureBorder
+
+    stated = artifact.border
+    if stated is None or artifact.io is None:
+        return ()
+    try:
+        model = PictureBorder.of(bundle.signature, bundle.preprocess(), artifact.io)
+    except UnsupportedError as error:
+        return (Check("border", False, None, None, error.message),)
+    wrong = [
+        field.name
+        for field in dataclasses.fields(model)
+        if field.name not in ("offset", "differs")
+        and getattr(model, field.name) != getattr(stated, field.name)
+    ]
+    every = zip(model.factor, model.offset, stated.offset, strict=False)
+    if any(abs(a - b) > 2 * abs(factor) for factor, a, b in every):
+        wrong.append("offset")
+    said = f"it has another {', '.join(wrong)} than" if wrong else "it is that of"
+    return (Check("border", not wrong, None, None, f"{said} the model's preprocessing"),)
 
 
 def from_pictures_check(

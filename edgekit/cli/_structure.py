@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgekit.cli._found import Found, failed
-from edgekit.errors import EdgekitError, StorageError, TrustError, UnsupportedError, UsageError
+from edgekit.errors import (
+    EdgekitError,
+    MissingDependency,
+    StorageError,
+    TrustError,
+    UnsupportedError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from edgekit.runtime.bundle import Bundle, BundleArtifact
@@ -46,6 +53,10 @@ def look(bundle: Bundle, artifact: BundleArtifact, keep_going: bool) -> tuple[Fo
             raise result["error"]
     except SETTLED:
         raise
+    except MissingDependency as error:  # installed, but it does not load
+        if not keep_going:
+            raise
+        return failed(artifact, "installed", error), error.message
     except EdgekitError as error:
         return failed(artifact, "structure", error), error.message
     checks = checks_of(result["findings"], result["mutant"])

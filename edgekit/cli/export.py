@@ -40,7 +40,8 @@ __all__ = ["command"]
     "targets",
     multiple=True,
     metavar="ID",
-    help="Only this target; may be repeated. Without --device: for this machine.",
+    help="Only this target; may be repeated. Without --device: for this machine. "
+    "TARGET:DELEGATE takes another delegate than the usual one, as in executorch:vulkan.",
 )
 @click.option(
     "--scheme",

@@ -15,7 +15,7 @@ from edgekit.cli._found import Found, document_of, failed, text_of
 from edgekit.cli._libraries import subdued
 from edgekit.cli._metadata import metadata_check, metadata_tasks
 from edgekit.cli._output import emit, json_option, progress, verbosity_options
-from edgekit.cli._pictures import from_pictures_check
+from edgekit.cli._pictures import border_check, from_pictures_check
 from edgekit.cli._structure import SETTLED, look, through
 from edgekit.errors import (
     BadData,
@@ -63,8 +63,8 @@ def command(bundle: Path, ids: tuple[str, ...], keep_going: bool, as_json: bool)
     as "structural".
 
     \b
-    Exit codes: 0 verified, 1 an artifact gives other answers, 3 a runtime is missing, 6 the bundle
-    is not what its manifest says.
+    Exit codes: 0 nothing failed, 1 an artifact gives other answers, 3 a runtime is missing, 6 the
+    bundle is not what its manifest says.
 
     \b
     edgekit verify mobilenet.zip
@@ -171,6 +171,7 @@ def _verify(bundle: Bundle, artifact: BundleArtifact, scratch: Path, keep_going:
     else:
         found = _judge(artifact, feeds, outputs, wanted, result, against)
     own = tuple(metadata_check(answer["faults"]) for answer in told)
+    own += border_check(bundle, artifact)
     return dataclasses.replace(found, checks=(*looked, *read, *own, *found.checks))
 
 

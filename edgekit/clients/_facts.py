@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from edgekit.clients._escape import camel, identifier
-from edgekit.names import BORDERS, FLOAT_IO
+from edgekit.names import BORDERS, FLOAT_IO, split_target, through_target
 from edgekit.runtime.golden import GOLDEN_SQNR_DB, OTHER_SQNR_DB
 from edgekit.runtime.preprocess import (
     ImagePreprocess,
@@ -54,6 +54,11 @@ class Piece:
     def isa(self) -> tuple[str, ...]:
         """Instructions of which an architecture needs some, as the manifest has them."""
         return tuple(self.requires.get("isa") or ())
+
+    @property
+    def unusual(self) -> str | None:
+        """The delegate, where it is not the one that its runtime's packages for computers have."""
+        return split_target(through_target(self.target, self.entry.get("delegate")))[1]
 
     @property
     def file(self) -> str:

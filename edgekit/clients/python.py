@@ -13,7 +13,7 @@ from edgekit.names import FLOAT_IO, SCHEMES
 from edgekit.runtime.preprocess import ImagePreprocess, TextPreprocess
 from edgekit.signature import TensorSpec
 
-__all__ = ["NEEDS", "files"]
+__all__ = ["NEEDS", "carries", "files"]
 
 NEEDS = {
     "tflite": "ai-edge-litert",
@@ -39,9 +39,14 @@ _IMPORTS = {
 }
 
 
+def carries(piece: Piece) -> bool:
+    """Whether there is a Python client for an artifact: a wheel's runtime loads it."""
+    return piece.target in NEEDS and piece.unusual is None
+
+
 def files(facts: Facts) -> dict[str, str]:
     """The Python clients of a bundle: contents by file name."""
-    pieces = [piece for piece in facts.pieces if piece.target in NEEDS]
+    pieces = [piece for piece in facts.pieces if carries(piece)]
     if not pieces:
         return {}
     found = {"client.py": _shared(facts)}

@@ -272,11 +272,11 @@ def _golden(facts: Facts, languages: Sequence[str]) -> str:
         what = "pixels" if io == PICTURE_IO else "the picture with its channels last"
         lines.append(f"`{name}` is the same for files that take {what}.")
     commands = []
-    if "python" in languages and any(p.target in python.NEEDS for p in facts.pieces):
-        piece = next(p for p in facts.pieces if p.target in python.NEEDS)
+    piece = next((p for p in facts.pieces if python.carries(p)), None)
+    if "python" in languages and piece is not None:
         commands.append(f"python client/python/{piece.module}.py --golden")
-    if "cpp" in languages and any(p.target in cpp.NEEDS for p in facts.pieces):
-        piece = next(p for p in facts.pieces if p.target in cpp.NEEDS)
+    piece = next((p for p in facts.pieces if p.target in cpp.NEEDS and p.unusual is None), None)
+    if "cpp" in languages and piece is not None:
         commands.append(f"build/{piece.module} . --golden")
     block = "\n\n```sh\n" + "\n".join(commands) + "\n```" if commands else ""
     return " ".join(lines) + block + (_EXITS if block else "")
@@ -286,7 +286,7 @@ def _python(facts: Facts) -> str:
     rows = [
         [code(p.id), f"`python/{p.module}.py`, class `{p.kind}`", text(python.NEEDS[p.target])]
         for p in facts.pieces
-        if p.target in python.NEEDS
+        if python.carries(p)
     ]
     table = _table(["artifact", "client", "needs, beside numpy"], rows)
     return f"### Python\n\n{table}\n\n{_PYTHON}" if table else f"### Python\n\n{_NONE}"
@@ -294,7 +294,11 @@ def _python(facts: Facts) -> str:
 
 def _cpp(facts: Facts) -> str:
     rows = [
-        [code(p.id), f"`cpp/{p.module}.hpp`, class `edge_client::{p.kind}`", cpp.NEEDS[p.target]]
+        [
+            code(p.id),
+            f"`cpp/{p.module}.hpp`, class `edge_client::{p.kind}`",
+            cpp.NEEDS[p.target] + ("" if p.unusual is None else f", with its {p.unusual} delegate"),
+        ]
         for p in facts.pieces
         if p.target in cpp.NEEDS
     ]

@@ -6,11 +6,11 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from edgekit.names import SCHEMES, TARGETS, TEST_TARGET, unknown
+from edgekit.names import DELEGATES, SCHEMES, TARGETS, TEST_TARGET, unknown
 
 __all__ = [
     "Accelerator",
@@ -162,6 +162,12 @@ class TargetSupport(_Frozen):
         if len(set(value)) != len(value):
             raise ValueError("a scheme is listed twice")
         return tuple(_one_of("scheme", scheme, SCHEMES) for scheme in value)
+
+    @model_validator(mode="after")
+    def _known_delegate(self) -> Self:
+        if self.target in DELEGATES:
+            _one_of(f"delegate of {self.target}", self.delegate, DELEGATES[self.target])
+        return self
 
 
 class UnsupportedTarget(_Frozen):

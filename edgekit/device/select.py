@@ -109,7 +109,7 @@ def plan_targets(
     order = [*TARGETS, TEST_TARGET]
     ranks = {scheme: rank for rank, scheme in enumerate(wanted_schemes)}
     keys = sorted(jobs, key=lambda k: (order.index(k[0]), _rank(k), ranks.get(k[1], 0), k[3] or ""))
-    return tuple(
+    made = tuple(
         Job(
             *key[:3],
             devices=tuple(d.id for d in jobs[key]),
@@ -120,6 +120,21 @@ def plan_targets(
         for key in keys
         for io in dict.fromkeys(ios or (FLOAT_IO,))
     )
+    _refuse_same(made)
+    return made
+
+
+def _refuse_same(jobs: Sequence[Job]) -> None:
+    """Two artifacts of one id would be written to one place."""
+    seen: dict[str, Job] = {}
+    for job in jobs:
+        other = seen.setdefault(job.id, job)
+        if other is not job:
+            raise UsageError(
+                f"{job.id} would be made twice: for delegate {other.delegate!r} of "
+                f"{', '.join(other.devices)} and for {job.delegate!r} of {', '.join(job.devices)}",
+                hint="have the profiles name one delegate of this target",
+            )
 
 
 def _known_targets(targets: Sequence[str]) -> tuple[str, ...]:

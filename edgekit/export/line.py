@@ -61,10 +61,11 @@ def in_line(
                     name = waiting.popleft()
                     running[pool.submit(convert, name)] = (name, False)
             pending = () if answers.done() else (answers,)
-            ended, _ = wait([*running, *pending], return_when=FIRST_COMPLETED)
-            if answers in ended or any(future.exception() for future in ended):
+            now, _ = wait([*running, *pending], return_when=FIRST_COMPLETED)
+            if answers in now or any(future.exception() for future in now):
                 answers.result()
-            for future in ended - {answers}:
+            # In the order in which they began: of several errors, the same is told each time.
+            for future in [future for future in running if future.done()]:
                 name, last = running.pop(future)
                 if last:
                     proven[name] = future.result()

@@ -74,7 +74,7 @@ def _bench(
                 [
                     BenchRequest(
                         artifact=a.id,
-                        target=target,
+                        target=a.target,
                         path=a.path,
                         signature=sides[a.io].model.signature,
                         scheme=a.scheme,

@@ -86,9 +86,8 @@ def prove(
         looked = json.loads((path / "verify.json").read_text())
         document, without = looked["document"], looked["unemulated"]
         if without is not None or not document["passed"]:
-            listener.note(
-                f"{target}: {artifact.scheme} by its structure alone: {absent}; {without}"
-            )
+            why = "; ".join(filter(None, (absent, without)))
+            listener.note(f"{target}: {artifact.scheme} by its structure alone: {why}")
             return Proof(document, looked["reason"], looked["runtime"], path)
     key = fingerprint(
         stage="verify",

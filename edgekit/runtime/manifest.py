@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgekit.errors import BadData, TrustError
-from edgekit.names import BORDERS, SCHEMES
+from edgekit.names import BORDERS, DELEGATES, SCHEMES
 from edgekit.runtime.border import PictureBorder
 from edgekit.signature import Signature
 
@@ -273,14 +273,20 @@ def _artifact(obj: Any, listed: Iterable[FileEntry], model: Signature) -> Bundle
     scheme = _take(obj, "scheme", str, where)
     if scheme not in SCHEMES:
         raise TrustError(f"{where}: {scheme[:80]!r} is no scheme; known: {', '.join(SCHEMES)}")
+    target, delegate = _take(obj, "target", str, where), _optional_text(obj, "delegate", where)
+    known = DELEGATES.get(target, ())
+    if known and delegate not in (None, *known):
+        raise TrustError(
+            f"{where}: {str(delegate)[:80]!r} is no delegate of {target}; known: {', '.join(known)}"
+        )
     devices = _take(obj, "devices", list, where, [])
     evidence = _take(obj, "evidence", dict, where, {})
     io = _optional_text(obj, "io", where)
     signature, border = _taken(obj, io, model, where)
     return BundleArtifact(
         id=obj["id"],
-        target=_take(obj, "target", str, where),
-        delegate=_optional_text(obj, "delegate", where),
+        target=target,
+        delegate=delegate,
         scheme=scheme,
         io=io,
         variant=_optional_text(obj, "variant", where),

@@ -8,9 +8,11 @@ the session that was opened last says how many all of them use.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -154,14 +156,30 @@ def unavailable(delegate: str | None = None) -> str | None:
 
     XNNPACK is in every build; of the others the runtime itself says which are in this one.
     """
-    if delegate not in _BACKENDS:
+    if delegate not in _BACKENDS or (name := _BACKENDS[delegate]) in _backends():
         return None
-    with _quiet():
-        registry = require("executorch.runtime", "executorch").Runtime.get().backend_registry
-        name = _BACKENDS[delegate]
-        if name in registry.registered_backend_names and registry.is_available(name):
-            return None
     return f"the ExecuTorch of this machine has no {name}, so nothing here can run it"
+
+
+_ASK = """
+from executorch.runtime import Runtime
+known = Runtime.get().backend_registry
+print("backends", *(n for n in known.registered_backend_names if known.is_available(n)))
+"""
+
+
+@functools.cache
+def _backends() -> frozenset[str]:
+    """The backends that ExecuTorch's runtime has here, by their names in files.
+
+    Asked in a process of its own: the native library stays out of a caller that only converts, and
+    `_quiet`, which is of a whole process, out of its threads.
+    """
+    asked = subprocess.run(
+        [sys.executable, "-c", _ASK], capture_output=True, text=True, timeout=120, check=False
+    )
+    lines = [line.split() for line in asked.stdout.splitlines()]
+    return frozenset(name for line in lines if line[:1] == ["backends"] for name in line[1:])
 
 
 _Details = list[tuple[list[int], str]]

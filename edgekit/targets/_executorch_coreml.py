@@ -21,7 +21,8 @@ from edgekit.targets._executorch_xnnpack import Operator, Value
 
 BACKEND = "CoreMLBackend"
 SYSTEMS = ("iOS 16", "macOS 13")
-"""What packages are made for: the oldest that the Core ML target makes float packages for."""
+"""What packages are made for: the oldest that the Core ML target makes float packages for, and that
+ExecuTorch's delegate asks for. Its Swift package asks for iOS 17."""
 
 _PRECISION = "model_compute_precision"
 _PACKAGE = "model.mlpackage"

@@ -13,7 +13,7 @@ import logging
 import struct
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,15 @@ _GRAPHS = {
 }
 """Modules that read what a delegate got, by its name in the file."""
 
-_DAMAGE = (ValueError, IndexError, KeyError, AssertionError, AttributeError, struct.error)
+_DAMAGE = (
+    ValueError,
+    IndexError,
+    KeyError,
+    AssertionError,
+    AttributeError,
+    TypeError,
+    struct.error,
+)
 _SCALARS = {
     5: "float16",
     0: "uint8",
@@ -61,7 +69,7 @@ class Contents:
         border: names of the program's inputs and outputs.
         inputs, outputs: what these are, in their order.
         whole: what the delegate got, where it got the whole model in one; else None.
-        options: what the delegates were compiled with.
+        options: what was compiled with what options, for each call of a delegate.
     """
 
     operators: tuple[Operator, ...]
@@ -69,7 +77,7 @@ class Contents:
     border: frozenset[str]
     inputs: tuple[Value, ...] = ()
     outputs: tuple[Value, ...] = ()
-    options: Mapping[str, bytes] = field(default_factory=dict)
+    options: tuple[Mapping[str, bytes], ...] = ()
     whole: bytes | None = None
 
 
@@ -86,14 +94,7 @@ def read(path: Path, backend: str = XNNPACK) -> Contents:
         with quiet():
             file = deserialize_pte_binary(path.read_bytes())
             return _Reader(file, backend).contents()
-    except (
-        ValueError,
-        IndexError,
-        KeyError,
-        AssertionError,
-        AttributeError,
-        struct.error,
-    ) as error:
+    except _DAMAGE as error:
         raise BadData(f"executorch {path.name} cannot be read: {error}") from error
 
 
@@ -124,7 +125,7 @@ class _Reader:
             self._named = {key: bytes(buffers[e.buffer_index]) for key, e in entries.items()}
         self._operators: list[Operator] = []
         self._values: dict[str, Value] = {}
-        self._options: dict[str, bytes] = {}
+        self._options: list[Mapping[str, bytes]] = []
         self._delegated: list[tuple[bytes, list[str]]] = []
 
     def contents(self) -> Contents:
@@ -149,7 +150,7 @@ class _Reader:
             border,
             ends[0],
             ends[1],
-            self._options,
+            tuple(self._options),
             self._whole(),
         )
 
@@ -189,7 +190,7 @@ class _Reader:
         self._delegated.append((blob, arguments))
         module = importlib.import_module(f"edgekit.targets.{_GRAPHS[self._backend]}")
         operators, values = module.graph(blob, self._named, arguments, call.delegate_index)
-        self._options |= {s.key: bytes(s.value) for s in delegate.compile_specs}
+        self._options.append({s.key: bytes(s.value) for s in delegate.compile_specs})
         self._operators += operators
         self._values |= values
 

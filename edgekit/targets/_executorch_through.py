@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import collections
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekit.errors import UnsupportedError
+from edgekit.errors import BadData, UnsupportedError
 from edgekit.names import FLOAT_IO
 from edgekit.signature import Signature, TensorSpec
 from edgekit.targets import Placement, Stored
@@ -39,7 +40,6 @@ class Through:
     delegate: str
     id: str = "executorch"
     suffix: str = ".pte"
-    extra: str = "executorch"
     schemes: tuple[str, ...] = ("fp16", "fp32")
     ios: tuple[str, ...] = (FLOAT_IO,)
     io_reason: str = "its Vulkan and Core ML delegates take a model's own tensors alone"
@@ -48,6 +48,11 @@ class Through:
     def delegates(self) -> tuple[str, ...]:
         """The one that it lowers to."""
         return (self.delegate,)
+
+    @property
+    def extra(self) -> str:
+        """What installs it."""
+        return "executorch,coreml" if self._apple else "executorch"
 
     @property
     def packages(self) -> tuple[str, ...]:
@@ -151,17 +156,22 @@ class Through:
         """
         from executorch.runtime import Runtime
 
-        methods = Runtime.get().load_program(path).method_names
         contents = self._read(path)
+        try:
+            methods = Runtime.get().load_program(path).method_names
+        except RuntimeError as error:
+            raise BadData(f"executorch cannot load {path.name}: {error}") from error
         inside = sum(o.delegated for o in contents.operators)
-        half, wanted = self._module().is_half(contents.options), scheme == "fp16"
+        halves = [self._module().is_half(options) for options in contents.options]
+        wanted = scheme == "fp16"
         held = sorted({v.dtype for v in contents.values.values() if v.data is not None})
         floats = [d for d in held if d.startswith("float")]
         name, all_ = _SHOWN[self.delegate], len(contents.operators)
         checks = [
             ("loads", "forward" in methods, f"ExecuTorch reads it; methods: {', '.join(methods)}"),
             ("delegated", inside > 0, f"{inside} of {all_} operators are in {name}"),
-            ("precision", half == wanted, f"compiled for {'half' if half else 'single'} precision"),
+            ("scheme", scheme in self.schemes, f"{scheme}, of {', '.join(self.schemes)}"),
+            ("precision", set(halves) == {wanted}, f"compiled for {_precision(halves)} precision"),
         ]
         for side, values, specs in (
             ("inputs", contents.inputs, signature.inputs),
@@ -185,6 +195,11 @@ class Through:
 def delegate_of(backend: str) -> str | None:
     """The delegate whose backend has this name in files; None for one that is not known here."""
     return next((d for d in _SHOWN if backend == Through(d)._module().BACKEND), None)
+
+
+def _precision(halves: Sequence[bool]) -> str:
+    said = {True: "half", False: "single"}
+    return " and ".join(said[half] for half in dict.fromkeys(halves)) or "no"
 
 
 def _stated(spec: TensorSpec) -> tuple[str, tuple[int, ...]]:

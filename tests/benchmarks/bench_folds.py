@@ -188,9 +188,11 @@ _Shares = dict[str, dict[str, dict[int, float]]]
 
 
 def _shares(scores: Mapping[tuple[str, str, str, str], Scores], kind: str, runtime: str) -> _Shares:
+    """Without engines that failed in a fold: theirs would be shares of other calibration sets."""
     found: _Shares = {}
     for (what, model, where, engine), one in scores.items():
-        if (what, where) == (kind, runtime):
+        whole = scores.get((kind, model, runtime, "float"))
+        if (what, where) == (kind, runtime) and whole is not None and one.asked == whole.asked:
             found.setdefault(model, {})[engine] = one.shares()
     return found
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from torch import nn
 
 from edgekit import Model
 from edgekit.artifact import Store
+from edgekit.cli.main import main
 from edgekit.errors import BadData
 from edgekit.export import ExportRequest, export_bundle
 from edgekit.signature import Signature, TensorSpec
@@ -58,9 +62,9 @@ def export(delegate: str, folder: Path, net: nn.Module, **asked: Any) -> Any:
     return export_bundle(model, request, store=Store(folder / "store"))
 
 
-@pytest.mark.parametrize("delegate", [pytest.param("vulkan", marks=pytest.mark.slow), "coreml"])
+@pytest.mark.parametrize("delegate", ["vulkan", "coreml"])
 def test_a_delegate_holds_half_precision_and_no_more_is_claimed_than_was_done(
-    delegate: str, tmp_path: Path
+    delegate: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if only_by_structure(f"executorch:{delegate}") is None:
         pytest.skip("the ExecuTorch of this machine runs it")
@@ -85,11 +89,13 @@ def test_a_delegate_holds_half_precision_and_no_more_is_claimed_than_was_done(
     task = {"op": "structure", "artifact": str(file), "signature": signature.to_json()}
     answers = worker.run(
         f"executorch:{delegate}",
-        [{**task, "scheme": "fp16"}, {**task, "scheme": "fp32"}],
+        [{**task, "scheme": scheme} for scheme in ("fp16", "fp32", "w8a8")],
     )
     assert all(holds for _, holds, _ in answers[0]["findings"])
     failed = {name for name, holds, _ in answers[1]["findings"] if not holds}
     assert failed == {"precision", "constants"}
+    failed = {name for name, holds, _ in answers[2]["findings"] if not holds}
+    assert failed >= {"scheme", "precision"}
     assert (answers[0]["unemulated"] is None) == (delegate == "coreml")
     # A bare file is read for what it is; read for another delegate, it is refused.
     assert find("executorch").inspect(file) == target.inspect(file)
@@ -97,14 +103,47 @@ def test_a_delegate_holds_half_precision_and_no_more_is_claimed_than_was_done(
     with pytest.raises(BadData, match="it delegates to"):
         other.inspect(file)
     if delegate == "coreml":
-        _answers_come_from_the_file(file, target, signature)
+        _answers_come_from_the_file(file, target, signature, tmp_path)
     damaged = tmp_path / "damaged.pte"
     damaged.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(BadData):
         target.inspect(damaged)
+    (refused,) = worker.run(
+        f"executorch:{delegate}", [{**task, "artifact": str(damaged), "scheme": "fp16"}]
+    )
+    assert isinstance(refused["error"], BadData)
+    _verify_says_no_more(tmp_path / "bundle", row["verification"], capsys)
 
 
-def _answers_come_from_the_file(file: Path, target: Any, signature: Signature) -> None:
+def _verify_says_no_more(bundle: Path, verification: str, capsys: Any) -> None:
+    """`edgekit verify` comes to what the export said, and believes no manifest."""
+    capsys.readouterr()
+    assert main(["verify", str(bundle), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["artifacts"]
+    assert found["verification"] == verification != "runtime"
+    assert (found["parity"] is None) == (verification == "structural")
+    manifest = bundle / "manifest.json"
+    stated = manifest.read_text()
+    delegate = json.loads(stated)["artifacts"][0]["delegate"]
+    for was, said, code in (
+        ('"scheme":"fp16"', '"scheme":"fp32"', 1),
+        (f'"delegate":"{delegate}"', '"delegate":"gpu"', 6),
+    ):
+        assert was in stated
+        manifest.write_text(stated.replace(was, said))
+        assert main(["verify", str(bundle), "--json"]) == code
+    manifest.write_text(stated)
+
+
+def test_asking_for_a_delegate_loads_no_runtime() -> None:
+    asked = "import sys; from edgekit.runtime.session import unavailable\n"
+    asked += "assert unavailable('executorch:vulkan'); assert 'executorch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", asked], check=True)
+
+
+def _answers_come_from_the_file(
+    file: Path, target: Any, signature: Signature, folder: Path
+) -> None:
     """Weights that are wrong in the package itself give wrong answers."""
     torch.manual_seed(0)
     net = Net().eval()
@@ -113,7 +152,7 @@ def _answers_come_from_the_file(file: Path, target: Any, signature: Signature) -
     weights = net.last.weight.detach().numpy().astype("float16").tobytes()
     data = file.read_bytes()
     assert data.count(weights) == 1
-    wrong = file.with_name("wrong.pte")
+    wrong = folder / "wrong.pte"
     wrong.write_bytes(data.replace(weights, bytes(len(weights))))
     answers = []
     for one in (file, wrong):

@@ -276,6 +276,8 @@ def test_folds_score_a_picture_by_those_that_were_not_calibrated_with_it(ptq: An
         float_.add(shift, samples, [1.0, 1.0, 1.0])
         mine.add(shift, samples, [1.0, 1.0, float(shift == 0)])
         other.add(shift, samples, [0.0, 1.0, 0.0])
+    less = folds.Scores()
+    less.add(0, [1, 2, 3], [1.0, 1.0, 1.0])
     assert mine.shares() == {0: 1.0, 1: 1.0, 2: 1.0, 3: 1 / 3}
     assert [f["n"] for f in mine.folds] == [3, 3, 3]
     assert mine.folds[1]["value"] == pytest.approx(200 / 3)
@@ -297,6 +299,13 @@ def test_folds_score_a_picture_by_those_that_were_not_calibrated_with_it(ptq: An
     same = {"float": two, "edgekit": two, "nncf": {0: 0.5, 1: 0.5}}
     (mine,) = [r for r in folds.rows_of(same, {}, same) if r["engine"] == "edgekit"]
     assert mine["agreement"] == 100 and mine["agreement_vs"]["nncf"]["difference"] == 50
+    # An engine that failed in a fold is left out: it met other calibration sets than the others.
+    kept = folds._shares(
+        {("right", "m", "openvino", "float"): float_, ("right", "m", "openvino", "nncf"): less},
+        "right",
+        "openvino",
+    )
+    assert list(kept["m"]) == ["float"]
     # Models that saw the same pictures are one answer per picture, not two.
     both = folds.together([{0: 1.0, 1: 0.0, 2: 0.5}, {1: 1.0, 2: 0.5}])
     assert both == {1: 0.5, 2: 0.5}

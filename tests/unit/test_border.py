@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from edgekit.bench.measure import BenchRequest, _default_pairs
+from edgekit.cli._pictures import border_check
 from edgekit.compress.borders import input_ranges
 from edgekit.compress.evaluate import evaluate
 from edgekit.compress.graph import canonical, graph_module, program_digest
@@ -439,3 +441,31 @@ def test_a_border_is_written_and_read() -> None:
         PictureBorder.from_json(border.to_json(), NHWC_IO)
     with pytest.raises(BadData, match="picture border"):
         PictureBorder.from_json({"input": "x"})
+
+
+def test_a_bundle_can_not_state_another_border_than_its_preprocessing() -> None:
+    step = ImagePreprocess(height=4, width=5, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    model = Signature((TensorSpec("x", step.shape),), (TensorSpec("y", (1, 2)),))
+    right = PictureBorder.of(model, step, "uint8")
+    bundle: Any = SimpleNamespace(signature=model, preprocess=lambda: step)
+
+    def judged(border: PictureBorder) -> tuple[bool | None, str]:
+        artifact: Any = SimpleNamespace(border=border, io="uint8")
+        (check,) = border_check(bundle, artifact)
+        return check.passed, check.detail
+
+    assert judged(right)[0] is True
+    moved = tuple(o + f for o, f in zip(right.offset, right.factor, strict=True))
+    assert judged(dataclasses.replace(right, offset=moved, differs=3))[0] is True
+    far = tuple(o + 3 * f for o, f in zip(right.offset, right.factor, strict=True))
+    for wrong, word in (
+        ({"offset": far}, "offset"),
+        ({"factor": (9.0, 9.0, 9.0)}, "factor"),
+        ({"color": "BGR"}, "color"),
+        ({"layout": "NHWC"}, "layout"),
+    ):
+        fields: Any = wrong
+        passed, said = judged(dataclasses.replace(right, **fields))
+        assert passed is False and f"another {word}" in said
+    tensors: Any = SimpleNamespace(border=None, io="float32")
+    assert border_check(bundle, tensors) == ()

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from pydantic import ValidationError
 
 from edgekit import device
+from edgekit.cli._found import Found
 from edgekit.device import plan_targets
+from edgekit.device.profile import TargetSupport
 from edgekit.errors import UnsupportedError, UsageError
 from edgekit.names import artifact_id, through_target
+from edgekit.parity import Check
 from edgekit.structure import checks_of, only_by_structure
 from edgekit.targets import find
 
@@ -67,6 +73,35 @@ def test_the_usual_delegate_is_never_judged_by_structure() -> None:
     assert only_by_structure("executorch") is None
     assert only_by_structure("coreml") is None
     assert find("executorch:xnnpack") is find("executorch")
+
+
+def test_a_profile_names_delegates_that_there_are() -> None:
+    with pytest.raises(ValidationError, match="Did you mean 'vulkan'"):
+        TargetSupport(target="executorch", schemes=("fp32",), delegate="Vulkan")
+    assert TargetSupport(target="executorch", schemes=("fp32",), delegate="vulkan")
+
+
+def test_two_artifacts_of_one_id_are_refused() -> None:
+    phone = device.load("pixel-8")
+    other = phone.model_copy(
+        update={
+            "id": "other",
+            "targets": (TargetSupport(target="tflite", schemes=("w8a8",), delegate="gpu"),),
+        }
+    )
+    with pytest.raises(UsageError, match=r"tflite-w8a8 would be made twice.*'gpu' of other"):
+        plan_targets([phone, other], ["tflite"])
+
+
+def test_what_nothing_ran_is_not_said_to_have_run() -> None:
+    artifact: Any = None
+    good = (Check("loads", True, None, None, "it loads"),)
+    assert Found(artifact, good).verification == "runtime"
+    assert Found(artifact, good, emulated=True).verification == "emulated"
+    assert Found(artifact, good, structural=True).verification == "structural"
+    bad = (*good, Check("outputs", False, None, None, "another shape"))
+    assert Found(artifact, bad, structural=True).verification == "none"
+    assert Found(artifact, ()).verification == "none"
 
 
 def test_structure_that_finds_no_fault_in_a_mutant_proves_nothing() -> None:

@@ -112,6 +112,21 @@ def test_an_error_abandons_what_is_running() -> None:
     assert sorted(line.seen) == ["convert executorch", "convert tflite"]
 
 
+def test_of_several_errors_the_first_to_have_begun_is_told() -> None:
+    for _ in range(10):
+        answers: Future[Any] = Future()
+        line = Line(answers)
+        both = threading.Barrier(2)
+
+        def convert(name: str, both: threading.Barrier = both) -> str:
+            both.wait(10)
+            raise KeyError(name)
+
+        threading.Timer(0.02, answers.set_result, ["answers"]).start()
+        with pytest.raises(KeyError, match="tflite"):
+            line.run(["openvino", "tflite"], convert, at_a_time=2)
+
+
 class Abandoned(list[Any]):
     """Lets go what waits for it."""
 
