@@ -17,8 +17,8 @@ _LONGEST: Final = (
     "onnxruntime",
     "torch-mobile",
 )
-"""Targets by what they take, most of which goes into loading their converters. Those that take long
-begin first, so that no core waits for one of them in the end."""
+"""Targets by about how long converting takes. Those that take long begin first, so that no core
+waits for one of them in the end."""
 
 _Made = TypeVar("_Made")
 _Proven = TypeVar("_Proven")
