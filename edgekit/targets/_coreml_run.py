@@ -30,7 +30,7 @@ from edgekit.targets._coreml_operators import Arguments
 from edgekit.targets._coreml_program import Constant, MilProgram, Operation, program_of
 from edgekit.targets._coreml_program import Port as Typed
 
-__all__ = ["EmulatedSession", "evaluate"]
+__all__ = ["EmulatedSession", "evaluate", "unknown_operators"]
 
 TARGET = "coreml"
 _TORCH = {
@@ -77,8 +77,7 @@ class EmulatedSession:
         self._steps = [o for o in program.operations if o not in first]
 
     def _check_known(self, program: MilProgram) -> None:
-        unknown = sorted({o.kind for o in program.operations} - OPERATORS.keys())
-        if unknown:
+        if unknown := unknown_operators(program):
             raise UnsupportedError(
                 f"{self._what}: the emulation has no operator {', '.join(map(repr, unknown))}",
                 hint="verify it on macOS, where Core ML runs it",
@@ -116,6 +115,11 @@ class EmulatedSession:
         """See `edgekit.runtime.session.Session.close`."""
         self._program = None
         self._constants = {}
+
+
+def unknown_operators(program: MilProgram) -> list[str]:
+    """Operators of a program that there is no definition of here."""
+    return sorted({o.kind for o in program.operations} - OPERATORS.keys())
 
 
 def evaluate(operation: Operation, values: Values, what: str = TARGET) -> list[torch.Tensor]:

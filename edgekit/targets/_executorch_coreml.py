@@ -12,12 +12,15 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekit.runtime.session import Array
 from edgekit.signature import Signature
 from edgekit.targets import Stored, _coreml_package
 from edgekit.targets._executorch_xnnpack import Operator, Value
+
+if TYPE_CHECKING:
+    from edgekit.targets._coreml_program import MilProgram
 
 BACKEND = "CoreMLBackend"
 SYSTEMS = ("iOS 16", "macOS 13")
@@ -30,7 +33,7 @@ _ROOT = "lowered_module"
 """The directory's own name, which is in the blob too."""
 
 
-def partitioner(scheme: str, signature: Any) -> Any:
+def partitioner(scheme: str) -> Any:
     """Gives Core ML what coremltools converts, in half or single precision."""
     _coreml_package.quiet()
     import coremltools as ct
@@ -110,11 +113,7 @@ def graph(
         ValueError: it is none.
         BadData: the package is damaged.
     """
-    from edgekit.targets._coreml_program import program_of
-
-    with tempfile.TemporaryDirectory() as folder:
-        told = unpacked(blob, Path(folder))
-        program = program_of(_coreml_package.read(Path(folder) / _ROOT / _PACKAGE))
+    told, program = _program(blob)
     ends: dict[str, str] = dict(
         zip([*told["inputNames"], *told["outputNames"]], arguments, strict=True)
     )
@@ -140,13 +139,9 @@ def graph(
 
 def unemulated(blob: bytes) -> str | None:
     """Why Core ML's emulation can't evaluate a package; None where it can."""
-    from edgekit.targets._coreml_layers import OPERATORS
-    from edgekit.targets._coreml_program import program_of
+    from edgekit.targets._coreml_run import unknown_operators
 
-    with tempfile.TemporaryDirectory() as folder:
-        unpacked(blob, Path(folder))
-        program = program_of(_coreml_package.read(Path(folder) / _ROOT / _PACKAGE))
-    unknown = sorted({o.kind for o in program.operations} - OPERATORS.keys())
+    unknown = unknown_operators(_program(blob)[1])
     return f"the emulation of Core ML has no operator {', '.join(unknown)}" if unknown else None
 
 
@@ -193,11 +188,17 @@ class EmulatedDelegate:
 def stored(blob: bytes) -> list[Stored]:
     """What a package holds in half precision; see `edgekit.targets.Target.stored`."""
     from edgekit.targets._coreml_inspect import stored
+
+    return stored(_program(blob)[1])
+
+
+def _program(blob: bytes) -> tuple[dict[str, Any], MilProgram]:
+    """The ``metadata.json`` of a package, and its program."""
     from edgekit.targets._coreml_program import program_of
 
     with tempfile.TemporaryDirectory() as folder:
-        unpacked(blob, Path(folder))
-        return stored(program_of(_coreml_package.read(Path(folder) / _ROOT / _PACKAGE)))
+        told = unpacked(blob, Path(folder))
+        return told, program_of(_coreml_package.read(Path(folder) / _ROOT / _PACKAGE))
 
 
 def unpacked(blob: bytes, folder: Path) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Through:
     @property
     def packages(self) -> tuple[str, ...]:
         """What has to be installed."""
-        return ("executorch", "coremltools") if self.delegate == "coreml" else ("executorch",)
+        return ("executorch", "coremltools") if self._apple else ("executorch",)
 
     @property
     def systems(self) -> dict[str, tuple[str, ...]]:
@@ -93,7 +93,7 @@ class Through:
         try:
             with quiet(), torch.no_grad():
                 exported = torch.export.export(module, example_args(program), strict=False)
-                partitioner = self._module().partitioner(plan.scheme, signature)
+                partitioner = self._module().partitioner(plan.scheme)
                 alike = self._module().same_bytes() if self._apple else contextlib.nullcontext()
                 with alike:
                     out.write_bytes(lowered(exported, partitioner))

@@ -27,7 +27,7 @@ _DTYPES = {
 }
 
 
-def partitioner(scheme: str, signature: Any) -> Any:
+def partitioner(scheme: str) -> Any:
     """Gives Vulkan what it has a shader for; ``fp16`` is its own option for that."""
     from executorch.backends.vulkan.partitioner.vulkan_partitioner import VulkanPartitioner
 
