@@ -94,6 +94,7 @@ EXTRAS: Final = (
     "inc",
     "coremltools",
     "text",
+    "recipes",
     "serve",
     "ray",
     "telemetry",

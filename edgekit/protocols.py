@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-__all__ = ["Evaluator"]
+__all__ = ["Evaluator", "Unwatched", "Watch"]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -26,3 +26,29 @@ class Evaluator(Protocol):
             outputs: the candidate's answers, arrays [n, *output shape] by output name.
             exact: those of the float model.
         """
+
+
+class Watch(Protocol):
+    """Hears how long work goes: a recipe's live view, or nobody (`Unwatched`)."""
+
+    def step(self, done: int, total: int, **figures: float) -> None:
+        """``done`` of ``total`` steps, with figures to show beside them (``loss=0.31``)."""
+
+    def metric(self, name: str, value: float, step: int) -> None:
+        """One point of a curve that is kept: ``train/loss`` at epoch ``step``."""
+
+    def note(self, message: str) -> None:
+        """One line for people."""
+
+
+class Unwatched:
+    """A `Watch` that keeps nothing."""
+
+    def step(self, done: int, total: int, **figures: float) -> None:
+        """Nothing."""
+
+    def metric(self, name: str, value: float, step: int) -> None:
+        """Nothing."""
+
+    def note(self, message: str) -> None:
+        """Nothing."""

@@ -1,0 +1,187 @@
+"""Settings: what a recipe and its verbs can be told, frozen, and noting who reads what.
+
+    class Config(Settings):
+        epochs: int = 16
+        distill: DistillSettings = DistillSettings(temperature=4.0)
+
+A stage of a recipe is made again only when a setting that it *read* has another value, so reading
+is recorded: while `reading` lasts, every field that is looked at leaves its dotted path and value
+in the record. Looking at a whole section, by comparing, printing or dumping it, reads all of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+
+from edgekit.errors import UsageError
+from edgekit.names import unknown
+
+__all__ = ["Settings", "leaves", "reading", "rooted", "with_overrides"]
+
+Reads = dict[str, Any]
+S = TypeVar("S", bound="Settings")
+
+_record: contextvars.ContextVar[Reads | None] = contextvars.ContextVar("reads", default=None)
+_WHOLE: Final = frozenset(("__dict__", "__iter__", "__eq__", "__repr__", "__str__", "__hash__"))
+"""What shows every field of a section at once. Special methods are looked up on the type, past
+`__getattribute__`; pydantic's own, and `model_dump`, come to `__dict__` in the end."""
+
+
+class Settings(BaseModel):
+    """Base of a recipe's settings and of its sections: frozen, unknown names refused.
+
+    Give every field a type and a default. Fields may be Settings themselves, strings, numbers,
+    booleans, None, paths, and tuples of those.
+    """
+
+    model_config = ConfigDict(
+        # Sections are copied where they are put, so that each can know its own place.
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        revalidate_instances="always",
+    )
+
+    # What goes before a field's name in its dotted path; None outside of a recipe's settings.
+    _place: str | None = PrivateAttr(default=None)
+
+    def __getattribute__(self, name: str) -> Any:
+        record = _record.get()
+        if record is None or (name.startswith("_") and name not in _WHOLE):
+            return super().__getattribute__(name)
+        if name in _WHOLE:
+            _read_whole(self)
+        value = super().__getattribute__(name)
+        if name in type(self).model_fields and not isinstance(value, Settings):
+            place = self._place
+            if place is not None:
+                record[f"{place}{name}"] = value
+        return value
+
+    def __eq__(self, other: object) -> bool:
+        _read_whole(self)
+        return super().__eq__(other)
+
+    def __hash__(self) -> int:
+        _read_whole(self)
+        return hash((type(self), tuple(leaves(self).items())))
+
+    def __repr__(self) -> str:
+        _read_whole(self)
+        return super().__repr__()
+
+    def __str__(self) -> str:
+        _read_whole(self)
+        return super().__str__()
+
+    def model_dump(self, **options: Any) -> dict[str, Any]:
+        """See pydantic; reads every field."""
+        _read_whole(self)
+        return super().model_dump(**options)
+
+    def model_dump_json(self, **options: Any) -> str:
+        """See pydantic; reads every field."""
+        _read_whole(self)
+        return super().model_dump_json(**options)
+
+    def model_copy(self, **options: Any) -> Self:
+        """See pydantic; reads every field. What is read of the copy is not recorded."""
+        _read_whole(self)
+        return _settled(super().model_copy(**options), None)
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[Reads]:
+    """Records the settings that are read while it lasts: dotted path to value."""
+    record: Reads = {}
+    token = _record.set(record)
+    try:
+        yield record
+    finally:
+        _record.reset(token)
+
+
+def rooted(settings: S) -> S:
+    """A copy of a recipe's settings whose fields are recorded when they are read."""
+    return _settled(type(settings).model_validate(settings), "")
+
+
+def leaves(settings: Settings) -> dict[str, Any]:
+    """Every field of the settings and of their sections: dotted path to value. Records nothing."""
+    found: dict[str, Any] = {}
+    _read_all(settings, "", found)
+    return found
+
+
+def with_overrides(settings: Settings, overrides: Mapping[str, str]) -> Settings:
+    """The settings with some of them replaced, as ``-s section.name=value`` asks for.
+
+    Args:
+        settings: the defaults.
+        overrides: dotted path to text, which is read by the field's type: JSON where it is JSON,
+            else the text itself.
+
+    Raises:
+        UsageError: no such setting, a section was given a value, or the value does not fit.
+    """
+    import json
+
+    known = leaves(settings)
+    tree = settings.model_dump(mode="python")
+    for path, text in overrides.items():
+        if path not in known:
+            sections = {p.rpartition(".")[0] for p in known}
+            if path in sections:
+                inside = [p for p in known if p.startswith(f"{path}.")]
+                raise UsageError(
+                    f"{path!r} is a section of settings", hint=f"in it: {', '.join(inside)}"
+                )
+            raise UsageError(unknown("setting", path, known))
+        *sections_, name = path.split(".")
+        place = tree
+        for section in sections_:
+            place = place[section]
+        try:
+            place[name] = json.loads(text)
+        except ValueError:
+            place[name] = text
+    try:
+        return type(settings).model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        text = next((t for p, t in overrides.items() if where.startswith(p)), "")
+        given = f" {text!r}" if text else ""
+        raise UsageError(f"setting {where}{given}: {first['msg'].lower()}") from None
+
+
+def _settled(settings: S, place: str | None) -> S:
+    settings._place = place
+    for name, value in _values(settings):
+        if isinstance(value, Settings):
+            _settled(value, None if place is None else f"{place}{name}.")
+    return settings
+
+
+def _read_whole(settings: Settings) -> None:
+    record, place = _record.get(), settings._place
+    if record is not None and place is not None:
+        _read_all(settings, place, record)
+
+
+def _read_all(settings: Settings, place: str, record: Reads) -> None:
+    for name, value in _values(settings):
+        if isinstance(value, Settings):
+            _read_all(value, f"{place}{name}.", record)
+        else:
+            record[f"{place}{name}"] = value
+
+
+def _values(settings: Settings) -> list[tuple[str, Any]]:
+    # BaseModel's own attribute access, which does not record.
+    return list(BaseModel.__getattribute__(settings, "__dict__").items())
