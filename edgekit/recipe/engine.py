@@ -146,6 +146,8 @@ class Runner:
         # As JSON has them, which is what is kept and compared.
         self.values = leaves(type(self.settings).model_validate(self.settings))
         self.values = document.plain(self.values)
+        self.result: Mapping[str, Any] = {}
+        """The ``edgekit.run/1`` document, once `run` has returned."""
         self._named = self._devices()
         self._profiles = tuple(device.load(name) for name in self._named)
         self._about_data = None if self.data is None else inputs.data(self.data, self.store)
@@ -244,7 +246,7 @@ class Runner:
                 for process in running.values():
                     process.stop()
             ordered = {name: outcomes[name] for name in self.wanted}
-            self._write(ordered, start)
+            self.result = self._write(ordered, start)
         return ordered
 
     def _start_ready(
@@ -359,9 +361,11 @@ class Runner:
 
     # -- what is told -----------------------------------------------------------------------------
 
-    def _write(self, outcomes: Mapping[str, Outcome], start: float) -> None:
+    def _write(self, outcomes: Mapping[str, Outcome], start: float) -> dict[str, Any]:
+        told = self.document(outcomes, time.perf_counter() - start)
         if self.out is not None:
-            document.write(self.document(outcomes, time.perf_counter() - start), self.out)
+            document.write(told, self.out)
+        return told
 
     def document(self, outcomes: Mapping[str, Outcome], wall_s: float) -> dict[str, Any]:
         """The run so far as ``edgekit.run/1``."""

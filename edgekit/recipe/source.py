@@ -24,6 +24,7 @@ from edgekit.recipe.stages import CONFIG, Recipe
 __all__ = ["Code", "code_of"]
 
 _ALWAYS = ("numpy",)
+_NO_CODE = ("cli", "__pycache__", "_devices", "_recipes")
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def _edgekit() -> str:
     parts = sorted(
         p.name
         for p in root.iterdir()
-        if (p.is_dir() or p.suffix == ".py") and p.name not in ("cli", "__pycache__", "_devices")
+        if (p.is_dir() or p.suffix == ".py") and p.name not in _NO_CODE
     )
     return f"{edgekit.__version__}+{code(*parts)[:12]}"
 
