@@ -395,9 +395,7 @@ def _edges(plan: QuantPlan, module: fx.GraphModule, learned: bool) -> dict[str, 
     return made
 
 
-def _insert(
-    module: fx.GraphModule, plan: QuantPlan, edges: Mapping[str, _Edge]
-) -> dict[str, str]:
+def _insert(module: fx.GraphModule, plan: QuantPlan, edges: Mapping[str, _Edge]) -> dict[str, str]:
     """Puts the plan's rounding into a graph; gives the submodule of every edge."""
     where: dict[int, str] = {}
     named = {}
