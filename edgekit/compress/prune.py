@@ -109,6 +109,7 @@ class Pruned:
             and ``score_cut``, before recovery.
         steps: the channels left after each step, by layer.
         left: why layers were left alone, by name.
+        cost: what ``cost`` in the history is: the name that the cost gives itself.
     """
 
     module: nn.Module
@@ -116,6 +117,7 @@ class Pruned:
     history: tuple[Mapping[str, float], ...]
     steps: tuple[Mapping[str, int], ...]
     left: Mapping[str, str]
+    cost: str
 
 
 def prune(
@@ -190,6 +192,7 @@ class _Pruning:
         for name, why in self.survey.left.items():
             self.watch.note(f"{name} is not pruned: {why}")
         self.base = self._costs("base", [self.module])[0]
+        self.watch.note(f"{_name(self.cost)}: {self.base:.6g} before pruning")
         limit = settings.limit or settings.target * self.base
         history = [self._record(self.module, 0, self.base, self.base, self._scored(self.module))]
         module, now = self.module, self.base
@@ -210,7 +213,9 @@ class _Pruning:
             steps.append(left_of(self.survey, gone))
             self._tell(record)
         module.eval()
-        return Pruned(module, state_of(module), tuple(history), tuple(steps), self.survey.left)
+        state = state_of(module)
+        left = self.survey.left
+        return Pruned(module, state, tuple(history), tuple(steps), left, _name(self.cost))
 
     def _step(
         self, module: nn.Module, gone: Gone, now: float, target: float, number: int
@@ -346,7 +351,10 @@ class _Pruning:
         return costs
 
     def _scored(self, module: nn.Module) -> float | None:
-        return None if self.score is None else float(self.score(module.eval()))
+        if self.score is None:
+            return None
+        with torch.no_grad():
+            return float(self.score(module.eval()))
 
     def _record(
         self, module: nn.Module, number: int, target: float, cost: float, score: float | None
@@ -361,6 +369,10 @@ class _Pruning:
         for name, value in shown.items():
             self.watch.metric(f"prune/{name}", value, number)
         self.watch.step(number, self.settings.steps, **shown)
+
+
+def _name(cost: Cost | MeasuredCost) -> str:
+    return str(getattr(cost, "name", "cost"))
 
 
 def _key(
@@ -380,7 +392,7 @@ def _key(
         module=repr(module),
         tensors=digest.hexdigest(),
         settings=settings.model_dump(mode="json"),
-        cost=str(getattr(cost, "name", "")),
+        cost=_name(cost),
         torch=torch.__version__,
         torch_pruning=importlib.metadata.version("torch-pruning"),
     )
