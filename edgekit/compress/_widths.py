@@ -387,7 +387,7 @@ def _zeroed(module: nn.Module, survey_: Survey, gone: Gone) -> Iterator[None]:
         axis = -1 if isinstance(layer, nn.Linear) else 1 - layer.weight.ndim
 
         def zero(_: nn.Module, args: Any, index: Any = index, axis: int = axis) -> Any:
-            return (args[0].index_fill(axis, index, 0.0), *args[1:])
+            return (args[0].index_fill(axis, index.to(args[0].device), 0.0), *args[1:])
 
         hooks.append(layer.register_forward_pre_hook(zero))
     try:

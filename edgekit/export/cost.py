@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,9 @@ class Latency:
         reason = unavailable(self._job.through)
         if reason is not None:
             raise MissingDependency(f"latency in {target} can't be measured here: {reason}")
-        self._examples = {name: tensor[:1] for name, tensor in examples.items()}
-        self._calib = dict(examples if calib is None else calib)
+        self._examples = {name: tensor[:1].cpu() for name, tensor in examples.items()}
+        given = examples if calib is None else calib
+        self._calib = {name: tensor.cpu() for name, tensor in given.items()}
         self._rounds, self._seconds = rounds, seconds
         self.threads = min(threads or self._job.threads, cores.usable())
         self.stand_in = profile.id != _HOST
@@ -140,7 +142,9 @@ class Latency:
             WorkerCrashed: the converter or the runtime died.
         """
         with tempfile.TemporaryDirectory(prefix="edgekit-cost-") as scratch:
-            models = [Model.from_module(m.eval(), self._examples, name="cost") for m in modules]
+            # Copies, as a module may be in training, and anywhere.
+            own = [deepcopy(module).cpu().eval() for module in modules]
+            models = [Model.from_module(m, self._examples, name="cost") for m in own]
             paths = self._convert(models, Path(scratch))
             sample = {name: tensor.numpy() for name, tensor in self._examples.items()}
             requests = [

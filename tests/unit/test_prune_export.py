@@ -108,7 +108,7 @@ def test_gates_hold_a_pruned_model_to_its_source(tmp_path: Path) -> None:
         gates = {g["name"]: g for g in document["gates"]}
         assert gates["parameters"]["passed"] is passed
         assert ("are gone" if passed else "no parameter was removed") in gates["parameters"][
-            "reason"
+            "detail"
         ]
         assert gates["smaller"]["passed"] is True
 
