@@ -244,6 +244,9 @@ class Aware(Many):
         self._quantized, self._share = quantized, share
         self._edges = {name: self.graph.get_submodule(where) for name, where in named.items()}
         self.layers = _layers(exact, plan)
+        self._behind: dict[str, list[_Layer]] = {}
+        for layer in self.layers:
+            self._behind.setdefault(layer.weight, []).append(layer)
         self._trained = _trained(exact, self.layers, tables)
         for target in self._trained:
             _to_parameter(self.graph, target)
@@ -360,8 +363,8 @@ class Aware(Many):
     def _least(self, weight: str) -> torch.Tensor | None:
         """The finest steps with which the biases behind a weight fit int32."""
         least = None
-        for layer in self.layers:
-            if layer.weight != weight or layer.bias is None or layer.bias_edge is None:
+        for layer in self._behind.get(weight, ()):
+            if layer.bias is None or layer.bias_edge is None:
                 continue
             bias = _get(self.graph, layer.bias).detach().abs()
             room = bias / (self._source(layer).scale().detach() * INT32_ROOM)
