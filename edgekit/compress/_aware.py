@@ -96,6 +96,7 @@ class _Edge(nn.Module):
     """The steps of one activation, or of several that share them."""
 
     start: torch.Tensor
+    zero: torch.Tensor
     ends: torch.Tensor
 
     def __init__(self, edge: Edge, members: list[fx.Node], wide: bool, learned: bool) -> None:
@@ -294,7 +295,8 @@ class Aware(Many):
         with torch.no_grad():
             for name, part in self._observing():
                 if name in told:
-                    part.hear(*told[name], self._share)
+                    low, high = told[name]
+                    part.hear(low, high, self._share)
 
     def finish(self) -> Quantized:
         """Program and plan with the trained weights, scales and zero points."""
@@ -398,9 +400,7 @@ def _edges(plan: QuantPlan, module: fx.GraphModule, learned: bool) -> dict[str, 
     return made
 
 
-def _insert(
-    module: fx.GraphModule, plan: QuantPlan, edges: Mapping[str, _Edge]
-) -> dict[str, str]:
+def _insert(module: fx.GraphModule, plan: QuantPlan, edges: Mapping[str, _Edge]) -> dict[str, str]:
     """Puts the plan's rounding into a graph; gives the submodule of every edge."""
     where: dict[int, str] = {}
     named = {}

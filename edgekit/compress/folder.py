@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 from pathlib import Path
 
 import torch
 
-from edgekit.compress.graph import program_digest, save_program
+from edgekit.compress.graph import program_digest, save_program, with_constants
 from edgekit.compress.plan import SCHEMA, QuantPlan
 from edgekit.compress.ptq import Quantized
 from edgekit.errors import BadData, UsageError
 from edgekit.sources.pt2 import load_program
 
-__all__ = ["PLAN", "PROGRAM", "check_origin", "load_quantized", "save_quantized"]
+__all__ = ["PLAN", "PROGRAM", "check_origin", "load_quantized", "on_program", "save_quantized"]
 
 PLAN, PROGRAM = "plan.json", "program.pt2"
 
@@ -83,3 +85,23 @@ def check_origin(
             "are others now",
             hint="quantize this model: edgekit quantize, or edgekit.compress.ptq.post_training",
         )
+
+
+def on_program(quantized: Quantized, program: torch.export.ExportedProgram) -> Quantized:
+    """The same, with what a vetted file leaves out: example inputs and the layers' names.
+
+    Args:
+        quantized: program and plan.
+        program: the model's own canonical program, whose graph it shares but for the weights, or
+            for a few channels.
+    """
+    loaded = quantized.program
+    if loaded.example_inputs is not None:
+        return quantized
+    values = {**loaded.state_dict, **loaded.constants}
+    with contextlib.suppress(KeyError):
+        whole = with_constants(program, values)
+        if program_digest(whole) == quantized.plan.program_digest:
+            return dataclasses.replace(quantized, program=whole)
+    loaded.example_inputs = program.example_inputs
+    return quantized

@@ -83,6 +83,9 @@ class QatSettings(Settings):
     prove_gain: bool = True
 
 
+DEFAULTS: Final = QatSettings()
+
+
 @dataclass(frozen=True)
 class Tuned:
     """What quantization-aware training did.
@@ -123,7 +126,7 @@ def qat(
     model: Model,
     start: Quantized,
     data: TrainSet,
-    settings: QatSettings = QatSettings(),
+    settings: QatSettings = DEFAULTS,
     *,
     held: TrainSet,
     teacher: nn.Module | None = None,
@@ -210,34 +213,36 @@ def _judged(
         made = evaluate(module, feeds, inputs, outputs)[outputs[0]]
         return made.reshape(len(made), -1)
 
-    metric, right = "top1", top1_correct
-    if labels is None or not _classifies(model):
+    rows = [answers(start), answers(trained)]
+    if labels is not None and _classifies(model):
+        metric = "top1"
+        scores: list[Floats] = [top1_correct(made, labels) for made in rows]
+    else:
         metric = "cosine"
         exact = evaluate(graph_module(own), feeds, inputs, outputs)[outputs[0]]
-        labels, right = exact.reshape(len(exact), -1), _cosines
-    before, after = right(answers(start), labels), right(answers(trained), labels)
+        scores = [_cosines(made, exact.reshape(len(exact), -1)) for made in rows]
+    before, after = scores
     found = paired_difference(before, after)
     gained = found.verdict == "better" if settings.prove_gain else found.difference > 0
+    means = float(before.mean()), float(after.mean())
     about = {
         "method": "qat",
         "settings": settings.model_dump(mode="json"),
         "samples": samples,
         "held": found.n,
         "metric": metric,
-        "before": float(before.mean()),
-        "after": float(after.mean()),
+        "before": means[0],
+        "after": means[1],
         "gain_ci95": [found.low, found.high],
     }
-    trained = dataclasses.replace(
-        trained, plan=dataclasses.replace(trained.plan, training=about)
-    )
+    trained = dataclasses.replace(trained, plan=dataclasses.replace(trained.plan, training=about))
     return Tuned(
         quantized=trained if gained else start,
         gained=gained,
         trained=trained,
         metric=metric,
-        before=about["before"],
-        after=about["after"],
+        before=means[0],
+        after=means[1],
         difference=found,
         curve=curve,
     )

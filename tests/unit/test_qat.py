@@ -18,7 +18,7 @@ from edgekit.model import Model
 
 sys.path.insert(0, str(Path(__file__).parent))
 try:
-    from qat_models import QUICK, Tensors, picture_model, pictures, quantized
+    from qat_models import Tensors, picture_model, pictures, quantized
 finally:
     sys.path.pop(0)
 
@@ -55,8 +55,6 @@ def test_before_any_step_it_is_post_trainings_plan(start: Quantized, data: Tenso
 
 
 def test_it_learns(model: Model, start: Quantized, data: Tensors) -> None:
-    made = qat(
-        model, start, data.part(0, 384), QatSettings(train=SHORT), held=data.part(384, 512)
-    )
+    made = qat(model, start, data.part(0, 384), QatSettings(train=SHORT), held=data.part(384, 512))
     print(made.before, made.after, made.difference, made.curve)
     assert made.trained.plan.program_digest == program_digest(made.trained.program)
