@@ -16,7 +16,17 @@ from edgekit.errors import BadData, UsageError
 from edgekit.runtime.preprocess import ImagePreprocess, TextPreprocess
 from edgekit.signature import Signature
 
-__all__ = ["ArraySamples", "Feeds", "Role", "SampleSet", "Samples", "draw", "picture_of", "portion", "text_of"]
+__all__ = [
+    "ArraySamples",
+    "Feeds",
+    "Role",
+    "SampleSet",
+    "Samples",
+    "draw",
+    "picture_of",
+    "portion",
+    "text_of",
+]
 
 Role = Literal["calib", "eval"]
 Feeds = dict[str, npt.NDArray[Any]]

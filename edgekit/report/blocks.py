@@ -17,7 +17,8 @@ class Cell:
     Attributes:
         text: what it says.
         kind: ``number`` stands to the right; ``mono`` is a digest or an id; ``held``, ``failed``
-            and ``unknown`` are verdicts, which bear a sign as well as a colour; or empty.
+            and ``unknown`` are verdicts, which bear a sign as well as a colour; ``wide`` is a
+            sentence; or empty.
         head: whether it names its row.
     """
 

@@ -245,7 +245,7 @@ def _judged(
 ) -> dict[str, Any]:
     """What the scores [n, classes] are worth, beside the labels [n]."""
     kind, confidences = _confidences(scores)
-    finite = np.isfinite(scores).all(axis=1)
+    finite = np.asarray(np.isfinite(scores).all(axis=1))
     predicted = np.where(finite, np.where(finite[:, None], scores, 0).argmax(axis=1), -1)
     sure = np.maximum(confidences[np.arange(len(labels)), labels], np.finfo(np.float64).tiny)
     losses = np.where(finite, 0 - np.log(sure), math.inf)
@@ -262,7 +262,7 @@ def _judged(
 
 def _confidences(scores: npt.NDArray[np.float64]) -> tuple[str, npt.NDArray[np.float64]]:
     """What the scores are, and each as a probability; NaN in rows that are not finite."""
-    finite = np.isfinite(scores).all(axis=1, keepdims=True)
+    finite = np.asarray(np.isfinite(scores).all(axis=1, keepdims=True))
     rows = np.where(finite, scores, 0)
     sums = rows.sum(axis=1, keepdims=True)
     good = finite[:, 0]

@@ -5,10 +5,23 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["NONE", "counted", "digest", "duration", "ms", "percent", "plain", "short", "size"]
+__all__ = [
+    "NONE",
+    "TIMES",
+    "counted",
+    "digest",
+    "duration",
+    "ms",
+    "percent",
+    "plain",
+    "short",
+    "size",
+]
 
-NONE = "–"
+NONE = "\N{EN DASH}"
 """Stands where there is no figure."""
+
+TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def size(value: float | None) -> str:

@@ -103,7 +103,7 @@ def build(paths: Sequence[Path]) -> Page:
     sources = find(paths)
     groups = [g for s in sources for g in groups_of(s)]
     judged = [g for group in groups for g in group.gates]
-    judged += [g for s in sources for g in stage_gates(s)]
+    judged += [g for s in sources for g in stage_gates(s, groups)]
     sections = (
         results(groups),
         gates(groups, sources),
@@ -170,20 +170,24 @@ def _tiles(
     if judged:
         passed = [g.passed for g in judged]
         failed, unknown = passed.count(False), passed.count(None)
-        said = f"{passed.count(True)} held, {failed} failed, {unknown} not judged"
+        waived = sum(g.waived and g.passed is False for g in judged)
+        of_these = f" ({waived} waived)" if waived else ""
+        said = f"{passed.count(True)} held, {failed} failed{of_these}, {unknown} not judged"
         value = f"{failed} FAILED" if failed else "all held" if not unknown else "none failed"
         kind = "failed" if failed else "unknown" if unknown else "held"
         tiles.append(Tile(value, "gates", said, kind))
     for group in groups:
-        tiles += _of_group(group, f", {group.title}" if len(groups) > 1 else "")
+        where = f", {group.title}" if len(groups) > 1 else ""
+        tiles += _of_group(group, where, len(groups) <= 2)
     for source in sources:
         if source.run is not None:
             tiles.append(_of_run(source.title, source.run, len(sources) > 1))
     return tiles
 
 
-def _of_group(group: Group, where: str) -> list[Tile]:
-    from edgekit.report.figures import counted, ms, percent, size
+def _of_group(group: Group, where: str, whole: bool) -> list[Tile]:
+    """Figures of an export; where there are many exports, not the ``whole`` of them."""
+    from edgekit.report.figures import TIMES, counted, ms, percent, size
 
     made = [i for i in group.items if i.entry["status"] == "ok"]
     tiles = []
@@ -192,18 +196,25 @@ def _of_group(group: Group, where: str) -> list[Tile]:
         worst = max(known, key=lambda i: float(i.entry["drop_points"]), default=None)
         said = f"float model, {counted(group.reference[1], 'sample')}{where}"
         if worst is not None:
-            lost = f"{worst.entry['drop_points']:.2f} points, {worst.id}"
-            said += f"; the largest loss: {lost}"
+            drop = float(worst.entry["drop_points"])
+            lost = f"the largest loss: {drop:.2f} points, {worst.id}"
+            said += f"; {lost if drop > 0 else 'no artifact loses any'}"
         tiles.append(Tile(percent(group.reference[0]), "accuracy", said))
+    if not whole:
+        return tiles
     timed = [(t, i) for i in made if (t := i.ms()) is not None]
     if timed:
         t, item = min(timed, key=lambda found: found[0])
         tiles.append(Tile(ms(t), "fastest", f"{item.id}, median, {group.where}{where}"))
     if made:
         item = min(made, key=lambda i: int(i.entry["bytes"]))
-        whole = item.float_bytes()
+        before = item.float_bytes()
         said = f"{item.id}{where}"
-        said += "" if whole is None else f"; {whole / item.entry['bytes']:.1f}× smaller than float"
+        said += (
+            ""
+            if before is None
+            else f"; {before / item.entry['bytes']:.1f}{TIMES} smaller than float"
+        )
         tiles.append(Tile(size(item.entry["bytes"]), "smallest", said))
     return tiles
 
@@ -238,7 +249,20 @@ def _template() -> Template:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["code"] = _code
     return environment.get_template("page.html.j2")
+
+
+def _code(text: str) -> Any:
+    """A sentence of ours, what stands between backticks as code; all of it is escaped."""
+    from markupsafe import Markup, escape
+
+    parts = text.split("`")
+    if len(parts) % 2 == 0:
+        return escape(text)
+    tags = (escape(p) if i % 2 == 0 else Markup("<code>{}</code>").format(p)
+            for i, p in enumerate(parts))  # fmt: skip
+    return Markup("").join(tags)
 
 
 def _read(name: str) -> str:

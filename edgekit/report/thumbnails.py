@@ -52,7 +52,8 @@ def _drawn(value: npt.NDArray[Any]) -> npt.NDArray[np.uint8] | None:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
         return None
     low, high = float(array.min()), float(array.max())
-    return np.rint((array - low) * (255 / ((high - low) or 1))).astype(np.uint8)
+    scaled = np.rint((array - low) * (255 / ((high - low) or 1)))
+    return np.asarray(scaled, np.uint8)
 
 
 def _wave(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from edgekit.report.figures import short
 from edgekit.report.charts.svg import (
     SIZE,
     Scale,
@@ -20,6 +19,7 @@ from edgekit.report.charts.svg import (
     text,
     width_of,
 )
+from edgekit.report.figures import short
 
 __all__ = ["Curve", "chart"]
 

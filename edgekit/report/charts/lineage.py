@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from edgekit.report.charts.svg import drawing, joined, shorten, tag, text, width_of
+from edgekit.report.charts.svg import drawing, joined, shorten, tag, text
 
 __all__ = ["Node", "graph"]
 
@@ -22,7 +22,7 @@ class Node:
     Attributes:
         id: unique.
         name: what it is called.
-        kind: ``data``, ``stage`` or ``file``, or ``failed``, ``skipped`` for a stage without result.
+        kind: ``data``, ``stage`` or ``file``; ``failed`` or ``skipped`` for such a stage.
         facts: what is said of it, in a line.
         digest: of what it gives.
         parents: ids of the nodes that it takes, which stand above it.
@@ -38,6 +38,8 @@ class Node:
 
 def graph(nodes: Sequence[Node], *, width: float, title: str, desc: str) -> Markup:
     """The steps from top to bottom, as they stand in ``nodes``: parents before children."""
+    # Hashes stand near the names that they belong to.
+    width = min(width, 680.0)
     rows = {node.id: i for i, node in enumerate(nodes)}
     lanes = _lanes(nodes, rows)
     step = 50.0
@@ -97,12 +99,11 @@ def _row(node: Node, left: float, dot: float, top: float, width: float) -> Marku
     )
     mono = 7.3 * len(node.digest)
     room = width - left - mono - 10
-    return joined(
-        [
-            shape,
-            text(left, top + 21, shorten(node.name, room, 13), class_="name"),
-            text(width, top + 21, node.digest, anchor="end", class_="digest"),
-            text(left, top + 37, shorten(node.facts, width - left), class_="facts"),
-            tag("title", f"{node.name}: {node.facts} {node.digest}"),
-        ]
+    return tag(
+        "g",
+        tag("title", f"{node.name}: {node.facts} {node.digest}"),
+        shape,
+        text(left, top + 21, shorten(node.name, room, 13), class_="name"),
+        text(width, top + 21, node.digest, anchor="end", class_="digest"),
+        text(left, top + 37, shorten(node.facts, width - left), class_="facts"),
     )

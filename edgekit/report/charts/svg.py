@@ -17,6 +17,7 @@ __all__ = [
     "Placer",
     "Scale",
     "Shape",
+    "columns",
     "drawing",
     "joined",
     "marker",
@@ -210,6 +211,7 @@ class Shape:
         """The corners of a polygon about (x, y)."""
         if kind == "cross":
             a, b = r * 1.05, r * 0.38
+            turns: tuple[tuple[float, float], ...]
             turns = ((-b, -a), (b, -a), (b, -b), (a, -b), (a, b), (b, b), (b, a), (-b, a))
             turns += ((-b, b), (-a, b), (-a, -b), (-b, -b))
             return [(x + dx, y + dy) for dx, dy in turns]
@@ -249,6 +251,10 @@ class Box:
         return max(wide, 0.0) * max(high, 0.0)
 
 
+_FAR = 30.0
+"""What it costs a label to be so far from its mark that a line has to lead to it."""
+
+
 class Placer:
     """Puts labels beside marks so that they cover neither each other nor a mark."""
 
@@ -271,7 +277,8 @@ class Placer:
         Returns:
             Where it goes, and whether it is so far off that a line has to lead to it.
         """
-        width, height = width_of(label), SIZE * 1.25
+        # Names on the front are bold.
+        width, height = width_of(label) * 1.12, SIZE * 1.25
 
         def cost(box: Box) -> float:
             inside = box.overlap(self._frame)
@@ -308,14 +315,15 @@ class Placer:
         return found
 
 
-_FAR = 30.0
+WIDE, HALF, NARROW = 1190.0, 575.0, 340.0
+"""Widths of drawings: across the page, half of it, and on a phone."""
 
 
-def columns(draw: Callable[[float], Markup], wide: float, narrow: float) -> Markup:
+def columns(draw: Callable[[float], Markup], *, half: bool = False) -> Markup:
     """A drawing in two widths, of which the page's style shows the one that fits the screen."""
     return joined(
         [
-            tag("div", draw(wide), class_="wide"),
-            tag("div", draw(narrow), class_="narrow"),
+            tag("div", draw(HALF if half else WIDE), class_="wide"),
+            tag("div", draw(NARROW), class_="narrow"),
         ]
     )

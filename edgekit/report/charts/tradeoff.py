@@ -136,8 +136,9 @@ def scatter(
         (xs(x), ys(y), 4 + 9 * ((p.bytes or 0) / largest) ** 0.5 if bubbles else 6.0, p)
         for x, y, p in points
     ]
-    for x, y, r, _ in drawn:
-        placer.block(Box(x - r, y - r, 2 * r, 2 * r))
+    for x, y, r, point in drawn:
+        out = r + 5 if point.front else r
+        placer.block(Box(x - out, y - out, 2 * out, 2 * out))
     parts += _twins(drawn)
     parts += [_whisker(x, p, ys) for x, _, _, p in drawn if p.low is not None]
     parts += [_mark(x, y, r, p) for x, y, r, p in sorted(drawn, key=lambda d: -d[2])]

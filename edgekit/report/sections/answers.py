@@ -85,7 +85,7 @@ def _matrix(data: Mapping[str, Any]) -> list[Block]:
         title = "Confusion matrix"
         desc = f"{len(names)} classes. {said}."
         drawing = columns(
-            lambda w: confusion(counts, names, width=w, title=title, desc=desc), 520, 340
+            lambda w: confusion(counts, names, width=w, title=title, desc=desc), half=True
         )
         caption = "Labels down, predictions across; the stronger, the more of the row's samples."
         if lost:
@@ -96,11 +96,11 @@ def _matrix(data: Mapping[str, Any]) -> list[Block]:
         rows = [Bar(f"{names[a]} taken for {names[b]}", n,
                     f"{n} of {totals[a]}", 3) for n, a, b in wrong[:_PAIRS]]  # fmt: skip
         title = "Mistakes, the most frequent first"
-        drawing = columns(lambda w: bars(rows, width=w, title=title, desc=said), 520, 340)
+        drawing = columns(lambda w: bars(rows, width=w, title=title, desc=said), half=True)
         more = f"The first {_PAIRS} of {len(wrong)} pairs." if len(wrong) > _PAIRS else ""
         charts.append(Chart(title, drawing, more))
     table = Table(["class", "samples", "predicted", "correct", "recall", "precision"],
-                  _class_rows(names, data["classes"]), "Figures of every class", folded=True)  # fmt: skip
+                  _class_rows(names, data["classes"]), "Figures of every class", True)  # fmt: skip
     pairs = [[Cell(names[a], head=True), Cell(names[b]), Cell(str(n), "number")]
              for n, a, b in wrong]  # fmt: skip
     tables: list[Block] = [table]

@@ -42,7 +42,7 @@ def lineage(sources: Sequence[Source], groups: Sequence[Group]) -> Section:
 def _drawn(source: str, nodes: Sequence[Node]) -> Chart:
     title = f"Lineage of {source}"
     desc = "; ".join(f"{n.name} ({n.kind}) {n.facts}" for n in nodes)
-    drawing = columns(lambda w: graph(nodes, width=w, title=title, desc=desc), 1060, 340)
+    drawing = columns(lambda w: graph(nodes, width=w, title=title, desc=desc))
     caption = "Squares: data and artifacts. Circles: stages. Hashes are SHA-256, shortened."
     return Chart("Lineage", drawing, caption)
 
@@ -122,7 +122,7 @@ def _packed(source: Source, groups: Sequence[Group]) -> list[Node]:
 
 
 def _stage_tables(run: Mapping[str, Any]) -> list[Block]:
-    rows, reads, files = [], [], []
+    rows, reads, files, notes = [], [], [], []
     for s in run["stages"]:
         kind = {"ok": "held", "failed": "failed", "skipped": "unknown"}[s["status"]]
         rows.append([
@@ -137,11 +137,14 @@ def _stage_tables(run: Mapping[str, Any]) -> list[Block]:
         files += [[Cell(f"{s['name']}/{f['path']}", "mono", head=True),
                    Cell(size(f["bytes"]), "number"), Cell(f["sha256"], "mono")]
                   for f in s["files"]]  # fmt: skip
+        notes += [[Cell(s["name"], "mono", head=True), Cell(n)] for n in s.get("notes", [])]
     headers = ["stage", "status", "why it ran", "took", "attempts", "takes", "result", "remarks"]
     blocks: list[Block] = [Table(headers, rows, "Stages of the run")]
     if reads:
         blocks.append(Table(["stage", "setting", "value"], reads, "Settings that stages read",
                             folded=True))  # fmt: skip
+    if notes:
+        blocks.append(Table(["stage", "note"], notes, "What stages said", folded=True))
     if files:
         blocks.append(Table(["file", "size", "sha256"], files,
                             f"{counted(len(files), 'file')} with their hashes", True))  # fmt: skip
@@ -149,10 +152,10 @@ def _stage_tables(run: Mapping[str, Any]) -> list[Block]:
 
 
 def _remarks(stage: Mapping[str, Any]) -> str:
-    parts = [stage["reason"] or "", *stage.get("notes", [])]
-    if isinstance(stage["value"], int | float | str):
-        parts.append(f"gave {plain(stage['value'])}")
-    return "; ".join(filter(None, parts))
+    value = stage["value"]
+    flat = isinstance(value, dict) and all(isinstance(v, int | float) for v in value.values())
+    gave = f"gave {plain(value)}" if flat or isinstance(value, int | float) else ""
+    return "; ".join(filter(None, (stage["reason"], gave)))
 
 
 # -- settings and versions ------------------------------------------------------------------------

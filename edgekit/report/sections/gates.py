@@ -17,14 +17,24 @@ _LACKING = (
 )
 
 
-def stage_gates(source: Source) -> list[Gate]:
-    """What the stages of a run checked by themselves."""
+def stage_gates(source: Source, groups: Sequence[Group]) -> list[Gate]:
+    """What the stages of a run checked by themselves.
+
+    The gates of an export, which its stage tells of too, are left to the export's own table.
+    """
     if source.run is None:
         return []
+    told = {
+        (group.stage, f"{gate.name} {gate.artifact}")
+        for group in groups
+        if group.source is source
+        for gate in group.gates
+    }
     return [
         Gate(g["name"], stage["name"], "", g["text"], g["passed"])
         for stage in source.run["stages"]
         for g in stage.get("gates", [])
+        if (stage["name"], g["name"]) not in told
     ]
 
 
@@ -44,7 +54,7 @@ def gates(groups: Sequence[Group], sources: Sequence[Source]) -> Section:
     for group in groups:
         blocks += _part(group.title, group.gates, "artifact", len(groups) > 1)
     for source in sources:
-        blocks += _part(f"{source.title}, stages", stage_gates(source), "stage", True)
+        blocks += _part(f"{source.title}, stages", stage_gates(source, groups), "stage", True)
     if not blocks:
         return Section("gates", "Gates", lead, (), _LACKING)
     return Section("gates", "Gates", lead, blocks)
@@ -64,7 +74,7 @@ def _part(title: str, found: Sequence[Gate], of: str, named: bool) -> list[Block
                 Cell(gate.artifact or "the whole", "mono"),
                 Cell(gate.limit or NONE, "number"),
                 Cell(gate.found or NONE, "number"),
-                Cell(gate.detail),
+                Cell(gate.detail, "wide"),
             ]
         )
     headers = ["verdict", "gate", of, "limit", "found", ""]

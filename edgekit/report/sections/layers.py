@@ -15,9 +15,6 @@ from edgekit.report.found import Document, Source
 __all__ = ["sensitivity", "sizes"]
 
 _SHOWN: Final = 20
-_STORED: Final = {"w8a8": 3.0, "w8a8-dyn": 3.0, "w8": 3.0, "w8a16": 3.0, "w4": 7.0, "fp16": 1.0}
-"""By how many times its stored bytes a weight grows when it is kept in float32."""
-
 _NO_SENSITIVITY = (
     "nobody measured it. `edgekit quantize MODEL --calib DATA --sensitivity --json` does, and a "
     "stage that keeps that document, or a plan with it, brings it into the report."
@@ -66,14 +63,14 @@ def _sensitive(
     rows = [Bar(r["layer"], _noise(r), _cost(r), 0 if r["kind"] == "layer" else 1) for r in shown]
     title = "Noise by layer"
     desc = "; ".join(f"{r.label}: {r.said}" for r in rows)
-    drawing = columns(lambda w: bars(rows, width=w, title=title, desc=desc), 1060, 340)
+    drawing = columns(lambda w: bars(rows, width=w, title=title, desc=desc))
     more = f" The first {len(shown)} of {len(layers)}." if len(layers) > len(shown) else ""
     caption = (
         f"Bars: noise power as a share of the outputs' power; the figures are its ratio in dB "
-        f"(lower is worse) and the layer's part of the multiply-accumulates.{more}"
+        f"(lower is worse) and the multiply-accumulates that go to float with it.{more}"
     )
-    headers = ["layer", "kind", "SQNR alone", "gain if kept float", "alone", "kept", "MACs",
-               "bytes more in float"]  # fmt: skip
+    headers = ["layer", "kind", "SQNR alone", "gain if kept float", "alone", "kept", "MACs with it",
+               "bytes more with it"]  # fmt: skip
     cells = [
         [
             Cell(r["layer"], "mono", head=True), Cell(r["kind"]),
@@ -97,7 +94,8 @@ def _noise(row: Mapping[str, Any]) -> float:
 
 
 def _cost(row: Mapping[str, Any]) -> str:
-    return f"{_db(row['sqnr_alone_db'])} · {percent(100 * row['macs_share'], 1)} of MACs"
+    noise = "no noise" if row["sqnr_alone_db"] is None else _db(row["sqnr_alone_db"])
+    return f"{noise} · {percent(100 * row['macs_share'], 1)} of MACs"
 
 
 def _db(value: float | None) -> str:
@@ -123,9 +121,8 @@ def sizes(groups: Sequence[Group], sources: Sequence[Source]) -> Section:
     blocks += [Row(layered)] if layered else []
     blocks += tables
     if blocks and not layered:
-        said = "Bytes by layer are not known: no float model's evidence and no sensitivity is here."
-        blocks.append(Note(f"{said} edgekit.report.collect writes the one, `edgekit quantize "
-                           "--sensitivity` the other.", "missing"))  # fmt: skip
+        said = "Bytes by layer are not known: edgekit.report.collect with the float model tells."
+        blocks.append(Note(said, "missing"))
     return Section("sizes", "Size", lead, blocks, None if blocks else _NO_SIZES)
 
 
@@ -151,7 +148,7 @@ def _by_dtype(group: Group, named: bool) -> list[Block]:
         return []
     title = "Bytes by type"
     desc = "; ".join(f"{name}: {', '.join(p.name for p in parts)}" for name, _, parts in rows)
-    drawing = columns(lambda w: stacks(rows, width=w, title=title, desc=desc), 1060, 340)
+    drawing = columns(lambda w: stacks(rows, width=w, title=title, desc=desc))
     caption = "Constants by their type; the rest is the graph, names and what the format adds."
     table = Table(["artifact", "size", "constants", "the rest"], cells, "Figures of bytes by type",
                   folded=True)  # fmt: skip
@@ -159,7 +156,11 @@ def _by_dtype(group: Group, named: bool) -> list[Block]:
 
 
 def _by_layer(source: Source) -> list[tuple[str, list[tuple[str, float]], str]]:
-    """What is known of bytes by layer: a title, layers and bytes, and where the figures are from."""
+    """What is known of bytes by layer: a title, layers and bytes, where the figures are from.
+
+    A plan's sensitivity is no source: what it says of a layer includes its neighbours, which go to
+    float together with it.
+    """
     found: list[tuple[str, list[tuple[str, float]], str]] = []
     for document in source.of("edgekit.evidence/1"):
         layers = document.data["layers"]
@@ -169,16 +170,6 @@ def _by_layer(source: Source) -> list[tuple[str, list[tuple[str, float]], str]]:
             note = f"Weights of {of} as {document.origin} has them."
             if rows not in [r for _, r, _ in found]:
                 found.append((f"{of}, float", rows, note))
-    for document, measured, scheme in _measured(source):
-        factor = _STORED.get(scheme)
-        rows = [
-            (r["layer"], r["bytes"] / factor)
-            for r in measured["layers"]
-            if factor and r["kind"] == "layer" and r["bytes"]
-        ]
-        if rows:
-            note = f"Weights alone as {scheme} stores them, by the plan of {document.origin}."
-            found.append((f"in {scheme}", rows, note))
     return [(t, sorted(r, key=lambda row: (-row[1], row[0])), n) for t, r, n in found]
 
 
@@ -191,7 +182,7 @@ def _layers(title: str, rows: Sequence[tuple[str, float]], note: str) -> Chart:
         shown.append(Bar(label, rest, f"{size(rest)} · {percent(100 * rest / total, 1)}", 5))
     heading = f"Bytes by layer, {title}"
     desc = "; ".join(f"{b.label}: {b.said}" for b in shown)
-    drawing = columns(lambda w: bars(shown, width=w, title=heading, desc=desc), 520, 340)
+    drawing = columns(lambda w: bars(shown, width=w, title=heading, desc=desc), half=True)
     return Chart(heading, drawing, f"{note} Together {size(total)}.")
 
 

@@ -9,7 +9,7 @@ from edgekit.report.blocks import Block, Cell, Chart, Heading, Note, Row, Sectio
 from edgekit.report.charts.bars import Bar, gains
 from edgekit.report.charts.svg import columns
 from edgekit.report.charts.tradeoff import Axis, Point, scatter
-from edgekit.report.figures import NONE, counted, ms, percent, size
+from edgekit.report.figures import NONE, TIMES, counted, ms, percent, size
 
 __all__ = ["results"]
 
@@ -104,8 +104,7 @@ def _scatter(
             known, x, y, width=width, title=title, desc=f"{x.title} and {y.title}. {said}.",
             reference=reference, bubbles=bubbles,
         ),
-        520,
-        340,
+        half=True,
     )  # fmt: skip
     return Chart(title, drawing, caption)
 
@@ -119,7 +118,10 @@ def _gained(group: Group) -> list[Chart | Table | Note]:
         if i.ms() is not None
     ]  # fmt: skip
     if rows:
-        caption = f"Median of one call, {_how(group.items)}. Hollow: float in the same runtime."
+        caption = f"Median of one call, {_how(group.items)}. "
+        if any(r.before is not None for r in rows):
+            caption += "Hollow: float in the same runtime. The gate faster compares the two in "
+            caption += "the same rounds, with an interval."
         charts.append(_bars("Latency, beside float", rows, caption))
     rows = [
         Bar(i.id, i.entry["bytes"],
@@ -129,20 +131,20 @@ def _gained(group: Group) -> list[Chart | Table | Note]:
         if i.entry["status"] == "ok" and i.entry["bytes"] is not None
     ]  # fmt: skip
     if rows:
-        caption = "All files of an artifact. Hollow: the float model in the same format."
+        caption = "All files of an artifact."
+        if any(r.before is not None for r in rows):
+            caption += " Hollow: the float model in the same format."
         charts.append(_bars("Size, beside float", rows, caption))
     return charts
 
 
-def _against(
-    said: str, value: float | None, before: float | None, better: str, worse: str
-) -> str:
+def _against(said: str, value: float | None, before: float | None, better: str, worse: str) -> str:
     if value is None or before is None or not value or not before:
         return said
     ratio = before / value
     if ratio >= 1.005:
-        return f"{said} · {ratio:.2f}× {better}"
-    return f"{said} · {1 / ratio:.2f}× {worse}" if ratio <= 0.995 else f"{said} · as float"
+        return f"{said} · {ratio:.2f}{TIMES} {better}"
+    return f"{said} · {1 / ratio:.2f}{TIMES} {worse}" if ratio <= 0.995 else f"{said} · as float"
 
 
 def _how(items: Sequence[Item]) -> str:
@@ -154,7 +156,7 @@ def _how(items: Sequence[Item]) -> str:
 
 def _bars(title: str, rows: Sequence[Bar], caption: str) -> Chart:
     desc = "; ".join(f"{r.label}: {r.said}" for r in rows)
-    drawing = columns(lambda w: gains(rows, width=w, title=title, desc=desc), 520, 340)
+    drawing = columns(lambda w: gains(rows, width=w, title=title, desc=desc), half=True)
     return Chart(title, drawing, caption)
 
 
