@@ -14,6 +14,15 @@ the same in every run, and stays put when samples are added.
 from __future__ import annotations
 
 from edgekit.data.loading import load, load_pair, same_source
-from edgekit.data.samples import ArraySamples, Role, Samples, picture_of
+from edgekit.data.samples import ArraySamples, Role, Samples, picture_of, text_of
 
-__all__ = ["ArraySamples", "Role", "Samples", "load", "load_pair", "picture_of", "same_source"]
+__all__ = [
+    "ArraySamples",
+    "Role",
+    "Samples",
+    "load",
+    "load_pair",
+    "picture_of",
+    "same_source",
+    "text_of",
+]

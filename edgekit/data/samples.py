@@ -16,7 +16,17 @@ from edgekit.errors import BadData, UsageError
 from edgekit.runtime.preprocess import ImagePreprocess, TextPreprocess
 from edgekit.signature import Signature
 
-__all__ = ["ArraySamples", "Feeds", "Role", "SampleSet", "Samples", "draw", "picture_of", "portion"]
+__all__ = [
+    "ArraySamples",
+    "Feeds",
+    "Role",
+    "SampleSet",
+    "Samples",
+    "draw",
+    "picture_of",
+    "portion",
+    "text_of",
+]
 
 Role = Literal["calib", "eval"]
 Feeds = dict[str, npt.NDArray[Any]]
@@ -59,6 +69,14 @@ def picture_of(samples: Samples, i: int) -> npt.NDArray[np.uint8] | None:
     """
     ask = getattr(samples, "picture", None)
     found: npt.NDArray[np.uint8] | None = None if ask is None else ask(i)
+    return found
+
+
+def text_of(samples: Samples, i: int) -> str | None:
+    """The text that sample ``i`` was made of; samples may offer it as a method ``text``. None where
+    only the model's tensors are known."""
+    ask = getattr(samples, "text", None)
+    found: str | None = None if ask is None else ask(i)
     return found
 
 

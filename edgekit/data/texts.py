@@ -70,6 +70,10 @@ class TextSamples(SampleSet):
         """See `Samples.label`."""
         return self._items[i][1]
 
+    def text(self, i: int) -> str:
+        """See `edgekit.data.samples.text_of`."""
+        return self._items[i][0]
+
     def key(self, i: int) -> bytes:
         """The text itself: one that occurs twice is one sample to a division."""
         return self.content(i)
