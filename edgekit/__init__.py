@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgekit.export import ExportResult as ExportResult
     from edgekit.export import export_bundle as export_bundle
     from edgekit.model import Model as Model
+    from edgekit.runtime.audio import AudioPreprocess as AudioPreprocess
     from edgekit.runtime.bundle import Bundle as Bundle
     from edgekit.runtime.preprocess import ImagePreprocess as ImagePreprocess
     from edgekit.runtime.preprocess import TextPreprocess as TextPreprocess
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 
 # A name, and the module:attribute that it is; `edgekit.errors` is a module itself.
 _HOMES = {
+    "AudioPreprocess": "edgekit.runtime.audio:AudioPreprocess",
     "Bundle": "edgekit.runtime.bundle:Bundle",
     "Device": "edgekit.device:Device",
     "ExportRequest": "edgekit.export:ExportRequest",
@@ -47,6 +49,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AudioPreprocess",
     "Bundle",
     "Device",
     "ExportRequest",
