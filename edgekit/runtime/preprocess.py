@@ -29,7 +29,14 @@ from edgekit.runtime.decode import decode
 from edgekit.runtime.resample import resize_float, resize_u8
 from edgekit.runtime.wordpiece import WordPiece
 
-__all__ = ["ImagePreprocess", "Preprocess", "TextPreprocess", "decode", "preprocess_from_json"]
+__all__ = [
+    "AudioPreprocess",
+    "ImagePreprocess",
+    "Preprocess",
+    "TextPreprocess",
+    "decode",
+    "preprocess_from_json",
+]
 
 Color = Literal["RGB", "BGR", "GRAY"]
 Resize = Literal["none", "bilinear", "bicubic", "nearest", "box"]
@@ -155,8 +162,8 @@ class ImagePreprocess:
     def pixels(self, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Turns one picture into what an artifact of ``io = "uint8"`` takes.
 
-        Where ``antialias`` is False the resized picture is rounded to 8 bits, which `apply` does
-        not do. Arguments and errors are those of `apply`.
+        Without ``antialias`` the result is rounded to 8 bits, which `apply` doesn't. Arguments and
+        errors are those of `apply`.
 
         Returns:
             uint8 ``[1, H, W, C]``: RGB, or grey; `edgekit.runtime.border` has the rest.

@@ -13,8 +13,11 @@ import torch
 from edgekit.errors import BadData
 from edgekit.model import Model
 from edgekit.runtime.audio import AudioPreprocess
+from edgekit.runtime.golden_sounds import from_sounds, pack_sounds, sound_input, unpack_sounds
 from edgekit.runtime.logmel import resampled
 from edgekit.runtime.preprocess import preprocess_from_json
+from edgekit.runtime.wav import Wav
+from edgekit.signature import Signature, TensorSpec
 
 STEPS = [
     AudioPreprocess(),
@@ -221,3 +224,37 @@ def test_a_model_takes_what_the_preprocessing_makes() -> None:
     assert model.signature.inputs[0].shape == step.shape
     with pytest.raises(BadData, match=r"turns a sound into shape \(1, 98, 40\)"):
         replace(model, preprocess=replace(step, hop=160, window=320, samples=15_840))
+
+
+def _golden(step: AudioPreprocess) -> tuple[dict[str, Any], dict[int, Wav]]:
+    sounds = {
+        0: Wav((_sound(16_000)[:, None] * 9000).astype(np.int16), 16_000),
+        2: Wav(_sound(9000, 1).reshape(-1, 2).astype(np.float32), 8000),
+    }
+    rows = [step.apply(sounds[i].samples, sounds[i].rate) if i in sounds else 0 for i in range(3)]
+    rows[1] = step.apply(_sound(16_000, 2))
+    return {"sound": np.concatenate(rows)}, sounds
+
+
+def test_golden_inputs_are_made_anew_of_their_sounds() -> None:
+    step = AudioPreprocess()
+    feeds, sounds = _golden(step)
+    again = unpack_sounds(pack_sounds(sounds))
+    assert pack_sounds(again) == pack_sounds(sounds)
+    assert [again[i].rate for i in again] == [16_000, 8000]
+    assert all(np.array_equal(again[i].samples, sounds[i].samples) for i in again)
+    spec = TensorSpec("sound", step.shape)
+    made, misread = from_sounds(feeds, again, step, spec)
+    assert misread == () and np.array_equal(made["sound"], feeds["sound"])
+    # Another preprocessing, a louder recording, a number that isn't there.
+    assert from_sounds(feeds, again, replace(step, scale="slaney"), spec)[1] == (0, 2)
+    louder = {**again, 2: Wav(again[2].samples * 2, 8000)}
+    assert from_sounds(feeds, louder, step, spec)[1] == (2,)
+    with pytest.raises(BadData, match="golden sound 3, and 3 golden inputs"):
+        from_sounds(feeds, {3: again[0]}, step, spec)
+    for broken in (b"", pack_sounds(again)[:-9], b"PK\3\4 no zip"):
+        with pytest.raises(BadData, match="cannot be read"):
+            unpack_sounds(broken)
+    other = Signature((TensorSpec("sound", (1, 2)),), (TensorSpec("y", (1, 2)),))
+    with pytest.raises(BadData, match="no input takes"):
+        sound_input(other, step)
