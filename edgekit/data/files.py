@@ -26,6 +26,7 @@ from edgekit.signature import Signature
 __all__ = [
     "FileSamples",
     "Files",
+    "Found",
     "Item",
     "Kind",
     "by_folders",
@@ -162,10 +163,16 @@ class _Handle:
 
 
 class FileSamples(SampleSet):
-    """Files with or without a class, read when they are asked for."""
+    """Files with or without a class, read when they are asked for.
 
-    def __init__(self, source: str, files: Files, items: Sequence[Item]) -> None:
+    ``classes`` are the names of the classes by index, where files have any.
+    """
+
+    def __init__(
+        self, source: str, files: Files, items: Sequence[Item], classes: tuple[str, ...]
+    ) -> None:
         super().__init__(source)
+        self.classes = classes
         self._files = files
         self._items = list(items)
 
@@ -191,14 +198,34 @@ class FileSamples(SampleSet):
         part._items = [self._items[i] for i in indices]
         return part
 
+    def name(self, i: int) -> str:
+        """The file's name in the folder or zip."""
+        return self._items[i].name
+
     @contextmanager
     def naming(self, i: int) -> Iterator[None]:
         """Lets errors name file ``i``."""
         try:
             yield
         except BadData as error:
-            name = self._items[i].name
-            raise BadData(f"{self.source}: {name}: {error.message}", hint=error.hint) from error
+            raise BadData(
+                f"{self.source}: {self.name(i)}: {error.message}", hint=error.hint
+            ) from error
+
+
+@dataclass(frozen=True)
+class Found:
+    """What may play a role.
+
+    Attributes:
+        items: the files.
+        own: whether the source's own splits chose them.
+        classes: names of the classes by index; empty where files have none.
+    """
+
+    items: list[Item]
+    own: bool
+    classes: tuple[str, ...]
 
 
 def open_files(path: Path, kind: Kind) -> Files:
@@ -213,13 +240,8 @@ def open_files(path: Path, kind: Kind) -> Files:
     return files
 
 
-def by_folders(
-    path: Path, files: Files, kind: Kind, signature: Signature, role: Role
-) -> tuple[list[Item], bool]:
+def by_folders(path: Path, files: Files, kind: Kind, signature: Signature, role: Role) -> Found:
     """The files that may play ``role``, by the folders that they lie in.
-
-    Returns:
-        The files, and whether the source's own split folders chose them.
 
     Raises:
         BadData: a class folder that is no class of the model, files beside class folders, or no
@@ -237,7 +259,7 @@ def by_folders(
     items = [
         Item(n, "/".join(parts[n]), labels[n]) for n in within if not own or parts[n][0] == wanted
     ]
-    return items, own
+    return Found(items, own, class_names(signature) or _classes(within, labels))
 
 
 def the_input(signature: Signature, shape: tuple[int, ...], kind: Kind) -> str:
@@ -321,6 +343,15 @@ def numbered(
             hint="give the model its labels: Model.from_module(..., labels=[...])",
         )
     return {name: indices[folder] for name, folder in classes.items()}
+
+
+def _classes(
+    parts: Mapping[str, tuple[str, ...]], labels: Mapping[str, int | None]
+) -> tuple[str, ...]:
+    """The class folders in the order of their numbers."""
+    if None in labels.values():
+        return ()
+    return tuple(sorted({part[0] for part in parts.values()}))
 
 
 def _is_wanted(name: str, kind: Kind) -> bool:

@@ -31,8 +31,9 @@ class PictureSamples(FileSamples):
         items: Sequence[Item],
         name: str,
         preprocess: ImagePreprocess,
+        classes: tuple[str, ...] = (),
     ) -> None:
-        super().__init__(source, files, items)
+        super().__init__(source, files, items, classes)
         self._input = name
         self._preprocess = preprocess
 
@@ -74,5 +75,6 @@ def read_pictures(
         )
     name = the_input(signature, preprocess.shape, PICTURES)
     files = open_files(path, PICTURES)
-    items, own = by_folders(path, files, PICTURES, signature, role)
-    return PictureSamples(str(path), files, items, name, preprocess), own
+    found = by_folders(path, files, PICTURES, signature, role)
+    made = PictureSamples(str(path), files, found.items, name, preprocess, found.classes)
+    return made, found.own

@@ -17,6 +17,7 @@ from edgekit.data.checks import class_names
 from edgekit.data.files import (
     Files,
     FileSamples,
+    Found,
     Item,
     Kind,
     by_folders,
@@ -54,8 +55,9 @@ class SoundSamples(FileSamples):
         items: Sequence[Item],
         name: str,
         preprocess: AudioPreprocess,
+        classes: tuple[str, ...] = (),
     ) -> None:
-        super().__init__(source, files, items)
+        super().__init__(source, files, items, classes)
         self._input = name
         self._preprocess = preprocess
 
@@ -91,15 +93,14 @@ def read_sounds(
     files = open_files(path, SOUNDS)
     testing = next((n for n in files.lists if n.rpartition("/")[2] == TESTING), None)
     if testing is None:
-        items, own = by_folders(path, files, SOUNDS, signature, role)
+        found = by_folders(path, files, SOUNDS, signature, role)
     else:
-        items, own = _by_lists(path, files, testing, signature, role), True
-    return SoundSamples(str(path), files, items, name, preprocess), own
+        found = _by_lists(path, files, testing, signature, role)
+    made = SoundSamples(str(path), files, found.items, name, preprocess, found.classes)
+    return made, found.own
 
 
-def _by_lists(
-    path: Path, files: Files, testing: str, signature: Signature, role: Role
-) -> list[Item]:
+def _by_lists(path: Path, files: Files, testing: str, signature: Signature, role: Role) -> Found:
     """The recordings of Speech Commands for a role."""
     base = testing.removesuffix(TESTING)
     held = _listed(files, testing, path)
@@ -119,7 +120,9 @@ def _by_lists(
         for name, key in inside.items()
         if (key in held if role == "eval" else key not in held and key not in kept)
     ]
-    return [Item(name, inside[name], labels[name]) for name in wanted]
+    names = known or tuple(sorted(set(classes.values())))
+    items = [Item(name, inside[name], labels[name]) for name in wanted]
+    return Found(items, True, () if None in labels.values() else names)
 
 
 def _listed(files: Files, name: str, path: Path) -> frozenset[str]:
