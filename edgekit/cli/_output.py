@@ -202,7 +202,7 @@ def progress(description: str, total: int | None = None) -> Iterator[Callable[[i
     Yields:
         A function that takes how many steps were just done.
     """
-    if not _draws():
+    if not draws():
         note(description)
         yield lambda _steps: None
         return
@@ -220,18 +220,18 @@ def console() -> Console:
     """A rich console on stderr; without colour or cursor movement off a terminal or under -q."""
     from rich.console import Console
 
-    draws = _draws()
+    on_terminal = draws()
     return Console(
         file=sys.stderr,
-        force_terminal=draws,
-        color_system="auto" if draws else None,
+        force_terminal=on_terminal,
+        color_system="auto" if on_terminal else None,
         quiet=_state.quiet,
         highlight=False,
-        soft_wrap=not draws,
+        soft_wrap=not on_terminal,
     )
 
 
-def _draws() -> bool:
+def draws() -> bool:
     """Whether colour and bars are wanted: a terminal, no ``NO_COLOR``, no ``-q``."""
     if _state.quiet or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False

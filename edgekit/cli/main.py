@@ -40,6 +40,11 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "edgekit.cli.inspect:command",
         "Show what is in a bundle or a model file, and where it would run.",
     ),
+    "run": (
+        "edgekit.cli.run:command",
+        "Run a recipe: train, distil, prune, quantize, export, cached stage by stage.",
+    ),
+    "recipes": ("edgekit.cli.recipes:command", "List, show and copy the recipes that come along."),
     "bundle": ("edgekit.cli.bundle:command", "Compare two bundles; write client code for one."),
     "devices": ("edgekit.cli.devices:command", "List, show and check device profiles."),
     "targets": ("edgekit.cli.targets:command", "List targets, their schemes and delegates."),

@@ -25,10 +25,10 @@ from edgekit.data import Samples
 from edgekit.errors import GateFailed
 from edgekit.export.document import Row
 from edgekit.export.evaluators import TaskMetric, labels_of
-from edgekit.export.keys import code, versions
 from edgekit.export.planning import Planned, tensors
 from edgekit.export.reference import Arrays, Referenced, gather, load_arrays, refer
 from edgekit.export.request import ExportRequest, Listener
+from edgekit.keys import code, versions
 from edgekit.metrics import top1_correct
 from edgekit.model import Model
 

@@ -18,9 +18,9 @@ from edgekit.data import Samples
 from edgekit.engines import Engine
 from edgekit.engines._task import TASK
 from edgekit.errors import EdgekitError, WorkerCrashed
-from edgekit.export.keys import code, versions
 from edgekit.export.planning import Planned
 from edgekit.export.request import Listener
+from edgekit.keys import code, versions
 from edgekit.model import Model
 from edgekit.names import FLOAT_IO
 from edgekit.runtime.preprocess import ImagePreprocess

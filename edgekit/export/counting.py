@@ -15,8 +15,8 @@ from typing import Any
 from edgekit.artifact import Store, fingerprint
 from edgekit.compress.plan import plan_name
 from edgekit.export.document import Row
-from edgekit.export.keys import code, versions
 from edgekit.export.planning import Planned
+from edgekit.keys import code, versions
 from edgekit.model import Model
 from edgekit.targets import find
 

@@ -12,9 +12,9 @@ from edgekit import cores
 from edgekit.artifact import Artifact, Store, fingerprint
 from edgekit.bench.measure import BenchRequest, bench
 from edgekit.export.document import Row
-from edgekit.export.keys import code, isa
 from edgekit.export.request import ExportRequest
 from edgekit.export.sides import Side
+from edgekit.keys import code, isa
 from edgekit.runtime.session import unavailable
 
 __all__ = ["measure"]

@@ -17,11 +17,11 @@ from edgekit.errors import BadData
 from edgekit.export import converting
 from edgekit.export.counting import Source
 from edgekit.export.document import Row, requirements
-from edgekit.export.keys import versions
 from edgekit.export.planning import Planned
 from edgekit.export.reference import GOLDEN_SAMPLES, Referenced, gather, load_arrays
 from edgekit.export.request import ExportRequest
 from edgekit.export.sides import Side
+from edgekit.keys import versions
 from edgekit.model import Model
 from edgekit.names import FLOAT_IO
 from edgekit.pack import BundleContent, PackedArtifact, pack

@@ -14,8 +14,8 @@ import numpy as np
 from edgekit.artifact import Store, fingerprint
 from edgekit.data import Samples
 from edgekit.errors import BadData, UsageError
-from edgekit.export.keys import code, versions
 from edgekit.export.request import Listener
+from edgekit.keys import code, versions
 from edgekit.model import Model
 from edgekit.names import CALIBRATED, METHODS, unknown
 from edgekit.signature import Signature

@@ -15,10 +15,10 @@ import numpy as np
 
 from edgekit.artifact import Artifact, Store, fingerprint
 from edgekit.compress.plan import plan_name
-from edgekit.export.keys import code, isa, versions
 from edgekit.export.planning import Planned
 from edgekit.export.reference import Arrays, Referenced, load_arrays, rounding_floors
 from edgekit.export.request import Listener
+from edgekit.keys import code, isa, versions
 from edgekit.model import Model
 from edgekit.parity import TOLERANCES
 from edgekit.runtime.session import unavailable

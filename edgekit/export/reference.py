@@ -14,9 +14,9 @@ import numpy.typing as npt
 from edgekit.artifact import Store, fingerprint
 from edgekit.data import Samples
 from edgekit.errors import BadData
-from edgekit.export.keys import code, isa, versions
 from edgekit.export.planning import Planned
 from edgekit.export.request import Listener
+from edgekit.keys import code, isa, versions
 from edgekit.model import Model
 from edgekit.parity import extreme_probes
 from edgekit.signature import Signature

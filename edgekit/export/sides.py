@@ -21,9 +21,9 @@ from edgekit.artifact import Store, fingerprint
 from edgekit.data import Samples, picture_of
 from edgekit.errors import BadData, UnsupportedError
 from edgekit.export.feeds import Feeds
-from edgekit.export.keys import code, versions
 from edgekit.export.planning import Planned
 from edgekit.export.reference import Referenced
+from edgekit.keys import code, versions
 from edgekit.model import Model
 from edgekit.names import BORDERS, FLOAT_IO, NHWC_IO, PICTURE_IO
 from edgekit.runtime.border import PictureBorder

@@ -34,7 +34,9 @@ OPEN = {
         *("verify", "placement", "bench", "accuracy", "metadata"),
     },
     "plan": {"overrides", "methods"},
-    "run": {"settings"},
+    "recipes": {"settings"},
+    "run": {"settings", "reads"},
+    "run_plan": {"settings"},
     "telemetry": {"counters", "histograms"},
     "verify": {"self_test"},
 }
@@ -191,8 +193,28 @@ def examples() -> dict[str, dict[str, Any]]:
             {"id": "tflite", "suffix": ".tflite", "extra": "tflite", "schemes": ["w8a8"],
              "delegates": ["xnnpack"], "ios": ["float32", "uint8"], "installed": True,
              "version": "x 1", "install": None}]},
-        "run": {"schema": "edgekit.run/1", "recipe": "mobilenet", "wall_s": 1.0, "stages": [
-            {"name": "train", "status": "ok", "cached": True, "fingerprint": SHA, "wall_s": 0.1}]},
+        "run": {
+            "schema": "edgekit.run/1", "recipe": {"name": "mobilenet", "sha256": SHA},
+            "settings": {"train.epochs": 16}, "data": {"source": "digits", "digest": SHA},
+            "devices": ["pixel-8"], "versions": {"torch": "2.13.0"},
+            "machine": {"system": "Linux", "machine": "x86_64", "python": "3.11.2",
+                        "processor": ["avx2"], "cores": 2},
+            "wall_s": 1.0, "stages": [
+                {"name": "train", "status": "ok", "cached": False, "why": "first run",
+                 "fingerprint": SHA, "inputs": {"data": SHA}, "reads": {"train.epochs": 16},
+                 "result": SHA, "value": {"top1": 97.5}, "attempts": 1, "wall_s": 0.1,
+                 "files": [{"path": "weights.safetensors", "bytes": 9, "sha256": SHA}],
+                 "metrics": {"loss": [[0, 2.3], [1, 0.7]]}, "notes": ["resumed"], "reason": None,
+                 "gates": [{"name": "drop", "passed": True, "text": "0.1 of 1.0"}]}],
+        },
+        "run_plan": {
+            "schema": "edgekit.run-plan/1", "recipe": "mobilenet", "settings": {"n": 1},
+            "stages": [{"name": "train", "state": "run", "why": "never run", "doc": "Trains."}],
+        },
+        "recipes": {"schema": "edgekit.recipes/1", "recipes": [
+            {"name": "mobilenet", "doc": "Trains.", "path": "recipes/mobilenet.py",
+             "stages": [{"name": "train", "needs": ["cfg"], "doc": "Trains."}],
+             "settings": {"n": 1}}]},
         "doctor": {
             "schema": "edgekit.doctor/1", "edgekit": "0.1.0", "python": "3.11.2", "facts": {},
             "checks": [{"name": "core", "passed": True, "detail": "numpy 2", "hint": None}],

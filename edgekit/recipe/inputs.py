@@ -1,0 +1,53 @@
+"""What ``--data`` names, as a digest: of content, and found again by sizes and times of change."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekit.artifact import Store, files_of, fingerprint, sha256_of
+from edgekit.errors import BadData
+
+__all__ = ["Data", "data"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """A file or folder: its name for people, and sha256 over names and contents."""
+
+    source: str
+    digest: str
+
+
+def data(path: Path, store: Store) -> Data:
+    """The data at ``path``.
+
+    A folder's files are read once; while their names, sizes and times of change stay, the digest
+    is taken from the store.
+
+    Raises:
+        BadData: there is nothing at ``path``, or it can't be read.
+    """
+    if not path.exists():
+        raise BadData(f"no data at {path}", hint="--data names a file or a folder")
+    try:
+        files = files_of(path)
+        listed = [
+            (f.relative_to(path).as_posix(), (s := f.stat()).st_size, s.st_mtime_ns) for f in files
+        ]
+        if not files:
+            raise BadData(f"{path} is empty")
+        key = fingerprint(data=os.fspath(path.resolve()), files=listed)
+
+        def fill(folder: Path) -> None:
+            found = fingerprint(
+                files={name: sha256_of(f) for f, (name, _, _) in zip(files, listed, strict=True)}
+            )
+            (folder / "digest.json").write_text(json.dumps(found))
+
+        entry = store.make(key, fill, what="data")
+        return Data(path.name, json.loads((entry / "digest.json").read_text()))
+    except PermissionError as error:
+        raise BadData(f"{error.filename} can't be read: {error.strerror}") from error
