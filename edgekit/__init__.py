@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from edgekit.export import ExportResult as ExportResult
     from edgekit.export import export_bundle as export_bundle
     from edgekit.model import Model as Model
+    from edgekit.recipe import stage as stage
     from edgekit.runtime.bundle import Bundle as Bundle
     from edgekit.runtime.preprocess import ImagePreprocess as ImagePreprocess
     from edgekit.runtime.preprocess import TextPreprocess as TextPreprocess
     from edgekit.runtime.session import open_session as open_session
+    from edgekit.settings import Settings as Settings
     from edgekit.signature import Signature as Signature
     from edgekit.signature import TensorSpec as TensorSpec
     from edgekit.sources import load as load_model
@@ -35,6 +37,7 @@ _HOMES = {
     "ExportResult": "edgekit.export:ExportResult",
     "ImagePreprocess": "edgekit.runtime.preprocess:ImagePreprocess",
     "Model": "edgekit.model:Model",
+    "Settings": "edgekit.settings:Settings",
     "Signature": "edgekit.signature:Signature",
     "Store": "edgekit.artifact:Store",
     "TensorSpec": "edgekit.signature:TensorSpec",
@@ -44,6 +47,7 @@ _HOMES = {
     "load_device": "edgekit.device:load",
     "load_model": "edgekit.sources:load",
     "open_session": "edgekit.runtime.session:open_session",
+    "stage": "edgekit.recipe:stage",
 }
 
 __all__ = [
@@ -53,6 +57,7 @@ __all__ = [
     "ExportResult",
     "ImagePreprocess",
     "Model",
+    "Settings",
     "Signature",
     "Store",
     "TensorSpec",
@@ -62,6 +67,7 @@ __all__ = [
     "load_device",
     "load_model",
     "open_session",
+    "stage",
 ]
 
 

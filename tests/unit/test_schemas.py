@@ -35,7 +35,7 @@ OPEN = {
     },
     "plan": {"overrides", "methods"},
     "recipes": {"settings"},
-    "run": {"settings", "reads"},
+    "run": {"settings", "reads", "versions", "digests", "metrics"},
     "run_plan": {"settings"},
     "telemetry": {"counters", "histograms"},
     "verify": {"self_test"},
