@@ -77,7 +77,7 @@ class Intents:
 
 
 def intents(
-    seed: int = 0, *, train: int = 90, dev: int = 20, test: int = 40, noise: float = 0.25
+    seed: int = 0, *, train: int = 100, dev: int = 20, test: int = 40, noise: float = 0.25
 ) -> Intents:
     """Sentences of every intent.
 

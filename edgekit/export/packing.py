@@ -26,7 +26,7 @@ from edgekit.model import Model
 from edgekit.names import FLOAT_IO
 from edgekit.pack import BundleContent, PackedArtifact, pack
 from edgekit.runtime.golden import pack_golden, pack_pictures, picture_input
-from edgekit.runtime.preprocess import ImagePreprocess
+from edgekit.runtime.preprocess import ImagePreprocess, TextPreprocess
 
 GOLDEN_PICTURES: Final = 4
 PICTURE_BYTES: Final = 8 * 2**20
@@ -61,6 +61,9 @@ def pack_result(
         about["pictures"] = len(pictures or ())
         if pictures:
             documents["golden-pictures.npz"] = pack_pictures(pictures)
+    if isinstance(model.preprocess, TextPreprocess):
+        # The manifest has the pieces too; tokenizers of other libraries read this file.
+        documents["vocab.txt"] = model.preprocess.vocab_file()
     about |= {io: count for io in ios if io != FLOAT_IO}
     content = BundleContent(
         name=request.name or model.name,

@@ -191,8 +191,7 @@ def save_classifier(module: Any, preprocess: TextPreprocess, folder: Path) -> Pa
             folder.mkdir(parents=True, exist_ok=True)
             module.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-        lines = "".join(f"{piece}\n" for piece in preprocess.vocab)
-        (folder / "vocab.txt").write_text(lines, encoding="utf-8", newline="\n")
+        (folder / "vocab.txt").write_bytes(preprocess.vocab_file())
     except OSError as error:
         raise StorageError(f"{folder} can't be written: {_line(error)}") from error
     return folder
