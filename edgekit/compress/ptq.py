@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from edgekit.compress.equalize import equalize, find_pairs
-from edgekit.compress.graph import compute_nodes, graph_module
+from edgekit.compress.graph import compute_nodes, graph_module, program_digest
 from edgekit.compress.plan import CHANGES, QuantPlan
 from edgekit.compress.quantize import Ranges, quantize
 from edgekit.compress.reconstruct import reconstruct
@@ -120,7 +120,7 @@ def post_training(
         UnsupportedError: the program has nothing that can be quantized.
     """
     tell = progress or (lambda step, done, total: None)
-    samples = list(feeds)
+    samples, own = list(feeds), program
     if not samples:
         raise BadData("calibration got no samples", hint="give --calib at least one sample")
     if scheme == WIDE:
@@ -145,8 +145,17 @@ def post_training(
             named = _named(tell, name)
             variant = _limited(program, plan, made, limit, few, methods, named)
             kept = dataclasses.replace(variant.plan, overrides=carried, variant=name)
-            found[name] = Quantized(variant.program, kept)
-    return Quantized(made.program, dataclasses.replace(made.plan, overrides=carried), found)
+            found[name] = _from(own, Quantized(variant.program, kept))
+    plan = dataclasses.replace(made.plan, overrides=carried)
+    return _from(own, Quantized(made.program, plan, found))
+
+
+def _from(own: torch.export.ExportedProgram, made: Quantized) -> Quantized:
+    """Says which program was quantized, where the plan's is another one."""
+    origin = program_digest(own)
+    if origin == made.plan.program_digest:
+        return made
+    return dataclasses.replace(made, plan=dataclasses.replace(made.plan, origin=origin))
 
 
 Tell = Callable[[str, int, int], None]
@@ -262,7 +271,7 @@ def round_weights(
         calibration: where the samples came from, kept in the plan.
         progress: called with a step's name, how far it is and how far it goes.
     """
-    samples = list(feeds)
+    samples, own = list(feeds), program
     module = graph_module(program)
     few = _spread(samples, min(LAYER_SAMPLES, max(2, MEMORY // max(1, peak_bytes(module)))))
     if len(few) < 2 or not (methods.rounding or methods.bias_correction):
@@ -285,7 +294,7 @@ def round_weights(
         progress=advance,
     )
     about = {**(calibration or {}), "n": len(samples), "observer": "none"}
-    return Quantized(program, dataclasses.replace(plan, calibration=about))
+    return _from(own, Quantized(program, dataclasses.replace(plan, calibration=about)))
 
 
 def _spread(samples: list[tuple[torch.Tensor, ...]], count: int) -> list[tuple[torch.Tensor, ...]]:

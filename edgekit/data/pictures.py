@@ -130,7 +130,10 @@ class _Picture:
 
 
 class PictureSamples(SampleSet):
-    """Pictures with or without a class, decoded and preprocessed when they are asked for."""
+    """Pictures with or without a class, decoded and preprocessed when they are asked for.
+
+    ``classes`` are the names of the classes by index, where pictures have any.
+    """
 
     def __init__(
         self,
@@ -139,8 +142,10 @@ class PictureSamples(SampleSet):
         items: Sequence[_Picture],
         name: str,
         preprocess: ImagePreprocess,
+        classes: tuple[str, ...] = (),
     ) -> None:
         super().__init__(source)
+        self.classes = classes
         self._files = files
         self._items = list(items)
         self._input = name
@@ -163,6 +168,10 @@ class PictureSamples(SampleSet):
         """See `edgekit.data.samples.picture_of`; raises as `feed`."""
         with self._naming(i):
             return self._decoded(i)
+
+    def name(self, i: int) -> str:
+        """The picture's name in the folder or zip."""
+        return self._items[i].name
 
     def _decoded(self, i: int) -> npt.NDArray[np.uint8]:
         return self._preprocess.decode(self._files.read(self._items[i].name))
@@ -190,7 +199,9 @@ class PictureSamples(SampleSet):
     def take(self, indices: Sequence[int]) -> Self:
         """The pictures at ``indices``."""
         items = [self._items[i] for i in indices]
-        return type(self)(self.source, self._files, items, self._input, self._preprocess)
+        return type(self)(
+            self.source, self._files, items, self._input, self._preprocess, self.classes
+        )
 
 
 def read_pictures(
@@ -228,7 +239,8 @@ def read_pictures(
         for n in within
         if not own or parts[n][0] == wanted
     ]
-    return PictureSamples(str(path), files, items, name, preprocess), own
+    classes = class_names(signature) or _classes(within, labels)
+    return PictureSamples(str(path), files, items, name, preprocess, classes), own
 
 
 def _picture_input(signature: Signature, preprocess: ImagePreprocess) -> str:
@@ -296,6 +308,15 @@ def _labels(
             hint="give the model its labels: Model.from_module(..., labels=[...])",
         )
     return {name: indices[part[0]] for name, part in parts.items()}
+
+
+def _classes(
+    parts: Mapping[str, tuple[str, ...]], labels: Mapping[str, int | None]
+) -> tuple[str, ...]:
+    """The class folders in the order of their numbers."""
+    if None in labels.values():
+        return ()
+    return tuple(sorted({part[0] for part in parts.values()}))
 
 
 def _is_picture(name: str) -> bool:

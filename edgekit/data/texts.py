@@ -16,7 +16,7 @@ from edgekit.errors import BadData
 from edgekit.runtime.preprocess import TextPreprocess
 from edgekit.signature import Signature
 
-__all__ = ["Row", "TextSamples", "read_rows", "read_texts"]
+__all__ = ["Row", "TextSamples", "read_rows", "read_texts", "row_labels"]
 
 TEXT_NAMES: Final = ("text", "sentence", "review", "content", "document", "utterance", "input")
 LABEL_NAMES: Final = ("label", "labels", "class", "category", "target", "sentiment", "intent", "y")
@@ -84,33 +84,6 @@ class TextSamples(SampleSet):
         return type(self)(self.source, items, self._signature, self._preprocess)
 
 
-def read_rows(path: Path, classes: Sequence[str] = ()) -> list[Row]:
-    """The lines of a file of texts; see `read_texts` for its forms.
-
-    Args:
-        path: a ``.tsv``, ``.csv`` or ``.jsonl``.
-        classes: names of classes, where they are known: they tell labels from texts in a table
-            whose header doesn't. Without them, and without whole numbers, labels come last.
-
-    Raises:
-        BadData: the file is absent, empty, not UTF-8, or malformed (names the line).
-    """
-    kind = path.suffix.lower()
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if kind == ".jsonl":
-                rows = _from_json_lines(file, path)
-            else:
-                rows = _from_table(file, kind, classes, path)
-    except OSError as error:
-        raise BadData(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise BadData(f"{path} is not UTF-8: {error}") from error
-    if not rows:
-        raise BadData(f"{path} holds no texts")
-    return rows
-
-
 def read_texts(
     path: Path, signature: Signature, preprocess: TextPreprocess | None, role: Role
 ) -> TextSamples:
@@ -130,12 +103,38 @@ def read_texts(
             hint="give the Model preprocess=TextPreprocess(...), or the data as a .npz of inputs",
         )
     rows = read_rows(path, class_names(signature))
-    labels = _labels(rows, signature, role, path)
+    labels = row_labels(rows, signature, role, path)
     items = [(row.text, label) for row, label in zip(rows, labels, strict=True)]
     _check_vocabulary(signature, preprocess)
     samples = TextSamples(str(path), items, signature, preprocess)
     samples.feed(0)  # A tokenizer that does not fit the model is refused here, not halfway.
     return samples
+
+
+def read_rows(path: Path, classes: Sequence[str] = ()) -> list[Row]:
+    """The lines of a file as `read_texts` understands them.
+
+    Args:
+        path: a ``.tsv``, ``.csv`` or ``.jsonl``.
+        classes: names that labels may have, by which a column of labels is recognised.
+
+    Raises:
+        BadData: the file is absent, empty, not UTF-8, or malformed (names the line).
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            kind = path.suffix.lower()
+            if kind == ".jsonl":
+                rows = _from_json_lines(file, path)
+            else:
+                rows = _from_table(file, kind, classes, path)
+    except OSError as error:
+        raise BadData(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise BadData(f"{path} is not UTF-8: {error}") from error
+    if not rows:
+        raise BadData(f"{path} holds no texts")
+    return rows
 
 
 def _from_json_lines(lines: Iterable[str], path: Path) -> list[Row]:
@@ -246,9 +245,14 @@ def _cells(lines: Iterable[str], kind: str, path: Path) -> list[tuple[int, list[
     return out
 
 
-def _labels(
+def row_labels(
     rows: Sequence[Row], signature: Signature, role: Role, path: Path
 ) -> Sequence[int] | Sequence[None]:
+    """Class indices of the rows, or None for each where the file has no labels.
+
+    Raises:
+        BadData: a label is missing or is no class (names the line).
+    """
     written = [row.label.strip() if row.label is not None else "" for row in rows]
     if not any(written):
         return [None] * len(rows)

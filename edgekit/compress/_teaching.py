@@ -1,0 +1,229 @@
+"""The teacher's answers to a whole data set, and what they say of the teacher."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+import edgekit
+from edgekit.artifact import fingerprint
+from edgekit.compress._answers import CHUNK, GIB, Kept, Layout, Teacher, keep
+from edgekit.compress._checkpoint import digest_of
+from edgekit.compress._classes import inputs_of
+from edgekit.compress._pairing import Matched, check_labels
+from edgekit.compress._train_types import TrainSet
+from edgekit.errors import BadData, StorageError
+from edgekit.protocols import Watch
+
+__all__ = ["Lesson", "augments", "judge", "kept_answers", "sample_answers"]
+
+SURVEY: Final = 256
+"""Samples that a teacher is judged by where its answers are not kept."""
+
+DRAWS: Final = 4
+"""How often augmentation is asked for, to see whether there is any."""
+
+SAME: Final = 0.02
+"""How far kept answers may be from the teacher's, as a part of the largest: other processors and
+numbers of threads add up in other orders, and float16 has 11 bits."""
+
+
+def augments(data: TrainSet) -> bool:
+    """Whether a set gives other samples with a generator than without.
+
+    A set may say so itself by an attribute ``augmented``; else a few samples are asked for.
+    """
+    said = getattr(data, "augmented", None)
+    if isinstance(said, bool):
+        return said
+    rows = torch.arange(min(8, len(data)))
+    plain = inputs_of(data.batch(rows, None))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(DRAWS):
+        drawn = inputs_of(data.batch(rows, generator))
+        if any(not torch.equal(plain[name], drawn[name]) for name in plain):
+            return True
+    return False
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Who is asked what.
+
+    Attributes:
+        teacher: who is asked.
+        digest: of the teacher's network.
+        data: the samples.
+        layers: the pairs of layers, `edgekit.compress.distill.Pair`.
+        matched: their comparisons.
+    """
+
+    teacher: Teacher
+    digest: str
+    data: TrainSet
+    layers: Sequence[Any]
+    matched: Sequence[Matched]
+
+    @property
+    def parts(self) -> list[str]:
+        """The answers' names, in their order."""
+        named = ["logits"]
+        for i, (pair, (matching, _, _)) in enumerate(zip(self.layers, self.matched, strict=True)):
+            named += [f"pair {i} {pair.teacher} {part}".rstrip() for part in matching.keeps]
+        return named
+
+    def asks(self, device: torch.device) -> Callable[[int, int], list[torch.Tensor]]:
+        """A function of the first sample and of the one after the last, that asks the teacher."""
+        teacher = self.teacher.on(device)
+
+        def answers(start: int, stop: int) -> list[torch.Tensor]:
+            batch = inputs_of(self.data.batch(torch.arange(start, stop), None))
+            return teacher({name: value.to(device) for name, value in batch.items()})
+
+        return answers
+
+    def read(self) -> tuple[str, torch.Tensor]:
+        """The data as they are, without augmentation: a digest of the inputs, and the labels."""
+        total = hashlib.sha256()
+        labels = []
+        for start in range(0, len(self.data), CHUNK):
+            rows = torch.arange(start, min(start + CHUNK, len(self.data)))
+            batch = self.data.batch(rows, None)
+            total.update(digest_of(inputs_of(batch)).encode())
+            labels.append(batch["y"])
+        return total.hexdigest(), torch.cat(labels)
+
+
+@contextlib.contextmanager
+def kept_answers(
+    lesson: Lesson,
+    *,
+    dtype: str,
+    limit: float,
+    spill: bool,
+    device: torch.device,
+    root: Path | None,
+    watch: Watch,
+) -> Iterator[Kept | None]:
+    """The teacher's answers to all samples as they are, on the disk.
+
+    Args:
+        lesson: the teacher and the samples.
+        dtype: what answers are kept in.
+        limit: GiB.
+        spill: give None where the answers are larger than the limit.
+        device: where the teacher is asked.
+        root: where answers lie; None is a place that is removed in the end.
+        watch: hears how far it is.
+
+    Raises:
+        BadData: an answer is not finite, or a label is no class.
+        StorageError: no space, or more than the limit.
+    """
+    answers = lesson.asks(device)
+    rows = len(lesson.data)
+    first = answers(0, min(CHUNK, rows))
+    shapes = [tuple(answer.shape[1:]) for answer in first]
+    layout = Layout(rows, dict(zip(lesson.parts, shapes, strict=True)), dtype)
+    if spill and layout.bytes > limit * GIB:
+        watch.note(
+            f"the teacher's answers would take {layout.bytes / GIB:.3g} GiB, more than cache_limit "
+            f"({limit:.3g}); it is asked for every batch instead"
+        )
+        yield None
+        return
+    samples, labels = lesson.read()
+    check_labels(labels, shapes[0][0])
+    key = fingerprint(
+        teacher=lesson.digest,
+        data=samples,
+        layers=[(pair.teacher, pair.match) for pair in lesson.layers],
+        layout=layout.to_json(),
+        torch=torch.__version__,
+        edgekit=edgekit.__version__,
+    )
+    with contextlib.ExitStack() as stack:
+        if root is None:
+            root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgekit-answers-")))
+        kept = stack.enter_context(
+            keep(root, key, layout, answers, limit=int(limit * GIB), watch=watch)
+        )
+        _check_same(kept, first)
+        judge(kept.logits(), labels, watch)
+        yield kept
+
+
+def _check_same(kept: Kept, first: Sequence[torch.Tensor]) -> None:
+    """Whether kept answers are this teacher's: its code may have changed, which no digest tells.
+
+    Raises:
+        StorageError: they are not.
+    """
+    held = kept({}, torch.arange(len(first[0])))
+    for its, now in zip(held, first, strict=True):
+        exact = now.float().cpu()
+        if float((its - exact).abs().max()) > SAME * float(exact.abs().max()) + 1e-6:
+            raise StorageError(
+                f"the answers kept in {kept.folder} are not what the teacher answers now",
+                hint=f"its code was changed; remove {kept.folder}",
+            )
+
+
+def sample_answers(
+    teacher: Teacher, data: TrainSet, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of samples spread evenly over a set, float32 ``[n, classes]``, and their labels."""
+    count = min(SURVEY, len(data))
+    rows = torch.arange(count) * len(data) // count
+    asking = teacher.on(device)
+    logits, labels = [], []
+    for part in rows.split(CHUNK):
+        batch = data.batch(part, None)
+        inputs = {name: value.to(device) for name, value in inputs_of(batch).items()}
+        logits.append(asking(inputs)[0].float().cpu())
+        labels.append(batch["y"])
+    return torch.cat(logits), torch.cat(labels)
+
+
+def judge(logits: torch.Tensor, labels: torch.Tensor, watch: Watch) -> None:
+    """Notes what is wrong with a teacher whose answers cannot help.
+
+    Args:
+        logits: its answers, float32 ``[n, classes]``.
+        labels: int64 ``[n]``.
+        watch: gets the note.
+
+    Raises:
+        BadData: an answer is not finite, or a label is no class.
+    """
+    wrong = (~logits.isfinite()).any(1)
+    if wrong.any():
+        raise BadData(
+            f"{int(wrong.sum())} of the {len(logits)} answers of the teacher that were looked at "
+            "are not finite",
+            hint="look at the teacher's weights",
+        )
+    check_labels(labels, logits.shape[1])
+    if len(labels.unique()) < 2:
+        return
+    chosen = logits.argmax(1)
+    if len(chosen.unique()) == 1:
+        watch.note(
+            f"the teacher answers class {int(chosen[0])} to each of the {len(chosen)} samples that "
+            "were looked at; there is little to learn from it"
+        )
+        return
+    right = 100 * float((chosen == labels).float().mean())
+    guessed = 100 * float(labels.bincount().max()) / len(labels)
+    if right <= guessed:
+        watch.note(
+            f"the teacher is right on {right:.1f} % of the {len(labels)} samples that were looked "
+            f"at; always answering the commonest class would be on {guessed:.1f} %"
+        )
