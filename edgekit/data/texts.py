@@ -19,7 +19,7 @@ from edgekit.signature import Signature
 __all__ = ["Row", "TextSamples", "read_rows", "read_texts", "row_labels"]
 
 TEXT_NAMES: Final = ("text", "sentence", "review", "content", "document", "utterance", "input")
-LABEL_NAMES: Final = ("label", "labels", "class", "category", "target", "sentiment", "y")
+LABEL_NAMES: Final = ("label", "labels", "class", "category", "target", "sentiment", "intent", "y")
 """Column and key names that are recognised, best first, in any case."""
 
 _WHOLE = re.compile(r"[+-]?[0-9]+\Z")
