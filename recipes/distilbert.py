@@ -14,7 +14,7 @@ transformers' own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgekit import Bundle, ExportRequest, TextPreprocess, export_bundle
+from edgekit import ExportRequest, TextPreprocess, export_bundle
 from edgekit.compress.train import TrainSettings, train
 from edgekit.data.corpus import Corpus, read_corpus, write_corpus
 from edgekit.data.intents import INTENT_NAMES, intents
-from edgekit.errors import GateFailed
 from edgekit.recipe import Run, Settings, stage
-from edgekit.schemas import validate
 from edgekit.sources import hugging_face
 
 
