@@ -100,17 +100,13 @@ def _apart(levels: Sequence[float], top: float, bottom: float) -> list[float]:
     """Levels moved so far apart that lines of text at them don't touch, in the same order."""
     order = sorted(range(len(levels)), key=lambda i: (levels[i], i))
     found = [levels[i] for i in order]
-    for _ in range(60):
-        for a in range(len(found) - 1):
-            lack = _LINE - (found[a + 1] - found[a])
-            if lack > 0:
-                found[a] -= lack / 2
-                found[a + 1] += lack / 2
-        # Pushed back into the picture; those below follow in the next turn.
-        if found[0] < top:
-            found[0] = top
-        if found[-1] > bottom:
-            found[-1] = bottom
+    found[0] = max(found[0], top)
+    for i in range(1, len(found)):
+        found[i] = max(found[i], found[i - 1] + _LINE)
+    # What was pushed out at the bottom goes up again, and takes those above along.
+    found[-1] = min(found[-1], bottom)
+    for i in reversed(range(len(found) - 1)):
+        found[i] = min(found[i], found[i + 1] - _LINE)
     placed = [0.0] * len(found)
     for level, i in zip(found, order, strict=True):
         placed[i] = level

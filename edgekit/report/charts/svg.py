@@ -195,7 +195,7 @@ class Scale:
             found = [v for v in found if self.low <= v <= self.high]
             if len(found) <= count + 2:
                 break
-        return found
+        return found[:: math.ceil(len(found) / (count + 2))] if found else found
 
 
 # -- marks ----------------------------------------------------------------------------------------
