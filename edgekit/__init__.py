@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from edgekit.export import ExportResult as ExportResult
     from edgekit.export import export_bundle as export_bundle
     from edgekit.model import Model as Model
+    from edgekit.recipe import stage as stage
+    from edgekit.runtime.audio import AudioPreprocess as AudioPreprocess
     from edgekit.runtime.bundle import Bundle as Bundle
     from edgekit.runtime.preprocess import ImagePreprocess as ImagePreprocess
     from edgekit.runtime.preprocess import TextPreprocess as TextPreprocess
     from edgekit.runtime.session import open_session as open_session
+    from edgekit.settings import Settings as Settings
     from edgekit.signature import Signature as Signature
     from edgekit.signature import TensorSpec as TensorSpec
     from edgekit.sources import load as load_model
@@ -29,12 +32,14 @@ __version__ = "0.1.0"
 
 # A name, and the module:attribute that it is; `edgekit.errors` is a module itself.
 _HOMES = {
+    "AudioPreprocess": "edgekit.runtime.audio:AudioPreprocess",
     "Bundle": "edgekit.runtime.bundle:Bundle",
     "Device": "edgekit.device:Device",
     "ExportRequest": "edgekit.export:ExportRequest",
     "ExportResult": "edgekit.export:ExportResult",
     "ImagePreprocess": "edgekit.runtime.preprocess:ImagePreprocess",
     "Model": "edgekit.model:Model",
+    "Settings": "edgekit.settings:Settings",
     "Signature": "edgekit.signature:Signature",
     "Store": "edgekit.artifact:Store",
     "TensorSpec": "edgekit.signature:TensorSpec",
@@ -44,15 +49,18 @@ _HOMES = {
     "load_device": "edgekit.device:load",
     "load_model": "edgekit.sources:load",
     "open_session": "edgekit.runtime.session:open_session",
+    "stage": "edgekit.recipe:stage",
 }
 
 __all__ = [
+    "AudioPreprocess",
     "Bundle",
     "Device",
     "ExportRequest",
     "ExportResult",
     "ImagePreprocess",
     "Model",
+    "Settings",
     "Signature",
     "Store",
     "TensorSpec",
@@ -62,6 +70,7 @@ __all__ = [
     "load_device",
     "load_model",
     "open_session",
+    "stage",
 ]
 
 

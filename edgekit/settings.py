@@ -12,7 +12,7 @@ in the record. Looking at a whole section, by comparing, printing or dumping it,
 from __future__ import annotations
 
 import contextlib
-import contextvars
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, Self, TypeVar
 
@@ -26,7 +26,13 @@ __all__ = ["Settings", "leaves", "reading", "rooted", "with_overrides"]
 Reads = dict[str, Any]
 S = TypeVar("S", bound="Settings")
 
-_record: contextvars.ContextVar[Reads | None] = contextvars.ContextVar("reads", default=None)
+
+class _Recorder:
+    """The record that is being kept, if one is: of the whole process, its threads included."""
+
+    reads: Reads | None = None
+
+
 _WHOLE: Final = frozenset(("__dict__", "__iter__", "__eq__", "__repr__", "__str__", "__hash__"))
 """What shows every field of a section at once. Special methods are looked up on the type, past
 `__getattribute__`; pydantic's own, and `model_dump`, come to `__dict__` in the end."""
@@ -51,7 +57,7 @@ class Settings(BaseModel):
     _place: str | None = PrivateAttr(default=None)
 
     def __getattribute__(self, name: str) -> Any:
-        record = _record.get()
+        record = _Recorder.reads
         if record is None or (name.startswith("_") and name not in _WHOLE):
             return super().__getattribute__(name)
         if name in _WHOLE:
@@ -97,13 +103,13 @@ class Settings(BaseModel):
 
 @contextlib.contextmanager
 def reading() -> Iterator[Reads]:
-    """Records the settings that are read while it lasts: dotted path to value."""
-    record: Reads = {}
-    token = _record.set(record)
+    """Records the settings that are read while it lasts, in any thread: dotted path to value."""
+    before, record = _Recorder.reads, dict[str, Any]()
+    _Recorder.reads = record
     try:
         yield record
     finally:
-        _record.reset(token)
+        _Recorder.reads = before
 
 
 def rooted(settings: S) -> S:
@@ -129,35 +135,53 @@ def with_overrides(settings: Settings, overrides: Mapping[str, str]) -> Settings
     Raises:
         UsageError: no such setting, a section was given a value, or the value does not fit.
     """
-    import json
-
     known = leaves(settings)
     tree = settings.model_dump(mode="python")
     for path, text in overrides.items():
         if path not in known:
-            sections = {p.rpartition(".")[0] for p in known}
-            if path in sections:
-                inside = [p for p in known if p.startswith(f"{path}.")]
+            inside = [p for p in known if p.startswith(f"{path}.")]
+            if inside:
                 raise UsageError(
-                    f"{path!r} is a section of settings", hint=f"in it: {', '.join(inside)}"
+                    f"{path!r} is a section, not a setting", hint=f"in it: {', '.join(inside)}"
                 )
             raise UsageError(unknown("setting", path, known))
-        *sections_, name = path.split(".")
+        *sections, name = path.split(".")
         place = tree
-        for section in sections_:
+        for section in sections:
             place = place[section]
-        try:
-            place[name] = json.loads(text)
-        except ValueError:
-            place[name] = text
+        kept = place[name]
+        for value in _readings(text):
+            place[name] = value
+            with contextlib.suppress(ValidationError):
+                type(settings).model_validate(tree)
+                break
+        else:
+            place[name] = kept
+            raise UsageError(f"setting {path} can't be {text!r}: {_misfit(settings, path, text)}")
+    return type(settings).model_validate(tree)
+
+
+def _readings(text: str) -> list[Any]:
+    """What ``text`` may mean: a JSON value, or itself (a name such as ``12`` is both)."""
     try:
-        return type(settings).model_validate(tree)
+        return [json.loads(text), text]
+    except ValueError:
+        return [text]
+
+
+def _misfit(settings: Settings, path: str, text: str) -> str:
+    """What pydantic has against ``text`` as the setting at ``path``."""
+    tree = settings.model_dump(mode="python")
+    *sections, name = path.split(".")
+    place = tree
+    for section in sections:
+        place = place[section]
+    place[name] = _readings(text)[0]
+    try:
+        type(settings).model_validate(tree)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        text = next((t for p, t in overrides.items() if where.startswith(p)), "")
-        given = f" {text!r}" if text else ""
-        raise UsageError(f"setting {where}{given}: {first['msg'].lower()}") from None
+        return error.errors(include_url=False)[0]["msg"].lower()
+    return "it does not fit"
 
 
 def _settled(settings: S, place: str | None) -> S:
@@ -169,7 +193,7 @@ def _settled(settings: S, place: str | None) -> S:
 
 
 def _read_whole(settings: Settings) -> None:
-    record, place = _record.get(), settings._place
+    record, place = _Recorder.reads, settings._place
     if record is not None and place is not None:
         _read_all(settings, place, record)
 

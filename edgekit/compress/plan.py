@@ -164,6 +164,9 @@ class QuantPlan:
         variant: the override that this plan is rendered with, or None.
         sensitivity: what quantizing each part costs (`edgekit.compress.sensitivity`), if measured.
         dynamic: layers that quantize their input at run time.
+        origin: digest of the model's own canonical program, where the plan's is one with other
+            weights (scaled, rounded, trained) or channels.
+        training: how weights and scales were trained, if they were (`edgekit.compress.qat`).
     """
 
     scheme: str
@@ -175,6 +178,8 @@ class QuantPlan:
     variant: str | None = None
     sensitivity: Mapping[str, Any] = field(default_factory=dict)
     dynamic: tuple[Dynamic, ...] = ()
+    origin: str | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def rounds(self) -> bool:
@@ -212,6 +217,8 @@ class QuantPlan:
             # Only where there are any, so that other plans keep their bytes.
             **({"sensitivity": dict(self.sensitivity)} if self.sensitivity else {}),
             **({"dynamic": [d.to_json() for d in self.dynamic]} if self.dynamic else {}),
+            **({"origin": self.origin} if self.origin else {}),
+            **({"training": dict(self.training)} if self.training else {}),
         }
 
     @classmethod
@@ -227,6 +234,8 @@ class QuantPlan:
             variant=data.get("variant"),
             sensitivity=dict(data.get("sensitivity", {})),
             dynamic=tuple(Dynamic(**d) for d in data.get("dynamic", [])),
+            origin=data.get("origin"),
+            training=dict(data.get("training", {})),
         )
 
     def digest(self) -> str:

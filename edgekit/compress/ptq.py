@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import fx
 
 from edgekit.compress.equalize import equalize, find_pairs
-from edgekit.compress.graph import compute_nodes, graph_module
+from edgekit.compress.graph import compute_nodes, graph_module, program_digest
 from edgekit.compress.plan import CHANGES, QuantPlan
 from edgekit.compress.quantize import Ranges, quantize
 from edgekit.compress.reconstruct import reconstruct
@@ -26,7 +27,7 @@ from edgekit.compress.streams import peak_bytes
 from edgekit.errors import BadData
 from edgekit.names import WIDE
 
-__all__ = ["PLAIN", "Methods", "Quantized", "post_training", "round_weights", "scaled"]
+__all__ = ["PLAIN", "Methods", "Quantized", "few_of", "post_training", "round_weights", "scaled"]
 
 LAYER_SAMPLES = 128
 """Samples that layer-by-layer methods look at, at most."""
@@ -120,7 +121,7 @@ def post_training(
         UnsupportedError: the program has nothing that can be quantized.
     """
     tell = progress or (lambda step, done, total: None)
-    samples = list(feeds)
+    samples, own = list(feeds), program
     if not samples:
         raise BadData("calibration got no samples", hint="give --calib at least one sample")
     if scheme == WIDE:
@@ -145,8 +146,17 @@ def post_training(
             named = _named(tell, name)
             variant = _limited(program, plan, made, limit, few, methods, named)
             kept = dataclasses.replace(variant.plan, overrides=carried, variant=name)
-            found[name] = Quantized(variant.program, kept)
-    return Quantized(made.program, dataclasses.replace(made.plan, overrides=carried), found)
+            found[name] = _from(own, Quantized(variant.program, kept))
+    plan = dataclasses.replace(made.plan, overrides=carried)
+    return _from(own, Quantized(made.program, plan, found))
+
+
+def _from(own: torch.export.ExportedProgram, made: Quantized) -> Quantized:
+    """Says which program was quantized, where the plan's is another one."""
+    origin = program_digest(own)
+    if origin == made.plan.program_digest:
+        return made
+    return dataclasses.replace(made, plan=dataclasses.replace(made.plan, origin=origin))
 
 
 Tell = Callable[[str, int, int], None]
@@ -222,7 +232,7 @@ def scaled(
     """
     tell = progress or (lambda step, done, total: None)
     module = graph_module(program)
-    few = _spread(samples, min(LAYER_SAMPLES, max(2, MEMORY // max(1, peak_bytes(module)))))
+    few = few_of(module, samples)
     if methods.equalization and find_pairs(module):
         tell("equalizing", 0, 1)
         program = equalize(program, few)
@@ -262,9 +272,9 @@ def round_weights(
         calibration: where the samples came from, kept in the plan.
         progress: called with a step's name, how far it is and how far it goes.
     """
-    samples = list(feeds)
+    samples, own = list(feeds), program
     module = graph_module(program)
-    few = _spread(samples, min(LAYER_SAMPLES, max(2, MEMORY // max(1, peak_bytes(module)))))
+    few = few_of(module, samples)
     if len(few) < 2 or not (methods.rounding or methods.bias_correction):
         return Quantized(program, plan)
     known = plan.constants()
@@ -285,7 +295,15 @@ def round_weights(
         progress=advance,
     )
     about = {**(calibration or {}), "n": len(samples), "observer": "none"}
-    return Quantized(program, dataclasses.replace(plan, calibration=about))
+    return _from(own, Quantized(program, dataclasses.replace(plan, calibration=about)))
+
+
+def few_of(
+    module: fx.GraphModule, samples: Sequence[tuple[torch.Tensor, ...]]
+) -> list[tuple[torch.Tensor, ...]]:
+    """The samples that layer-by-layer methods look at, as many as `MEMORY` holds values of."""
+    count = min(LAYER_SAMPLES, max(2, MEMORY // max(1, peak_bytes(module))))
+    return _spread(list(samples), count)
 
 
 def _spread(samples: list[tuple[torch.Tensor, ...]], count: int) -> list[tuple[torch.Tensor, ...]]:

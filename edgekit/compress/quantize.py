@@ -208,7 +208,7 @@ def _activation_edge(
     if ranges == "mse" and all(_may_be_cut(m) for m in members):
         low, high = least_error_range(observer.values(), low, high)
     probable = any(m.target in PROBABILITIES for m in members) and low >= 0 and high <= 1
-    scale, zero = _scale(members, low, high, probable, wide=wide)
+    scale, zero = scale_of(members, low, high, probable, wide=wide)
     return Edge(
         edge=f"{layer_of(node)}/{node.name}",
         node=node.name,
@@ -223,7 +223,7 @@ def _activation_edge(
     )
 
 
-def _scale(
+def scale_of(
     members: list[fx.Node], low: float, high: float, probable: bool, *, wide: bool
 ) -> tuple[float, int]:
     """Scale and zero point that ``members`` share; ``probable``: they hold probabilities."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edgekit.recipe.engine import Runner as Runner
     from edgekit.recipe.engine import Silent as Silent
     from edgekit.recipe.engine import View as View
+    from edgekit.recipe.exporting import export as export
     from edgekit.recipe.stages import Recipe as Recipe
     from edgekit.recipe.stages import Stage as Stage
     from edgekit.recipe.stages import load_recipe as load_recipe
@@ -43,6 +44,7 @@ _HOMES = {
     "Silent": "engine",
     "Stage": "stages",
     "View": "engine",
+    "export": "exporting",
     "load_recipe": "stages",
     "stage": "stages",
 }
@@ -57,6 +59,7 @@ __all__ = [
     "Silent",
     "Stage",
     "View",
+    "export",
     "load_recipe",
     "stage",
 ]

@@ -143,7 +143,8 @@ def _locked(scratch: Path) -> Iterator[None]:
 
 def _end_with_parent() -> None:
     def watch() -> None:
-        sys.stdin.buffer.read()
+        # Past Python's own buffer, whose lock the interpreter would wait for at its end.
+        os.read(0, 1)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

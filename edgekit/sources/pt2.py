@@ -27,7 +27,7 @@ from edgekit.signature import Signature
 from edgekit.sources._pt2_graph import CleanProgram, clean_program
 from edgekit.sources._vetted import parse_json, read_file, stored_members
 
-__all__ = ["load_pt2", "rebuild"]
+__all__ = ["load_program", "load_pt2", "rebuild"]
 
 MAX_JSON_BYTES = 512 * 2**20
 """A graph or configuration above this is refused before it is parsed."""
@@ -72,22 +72,38 @@ def load_pt2(path: Path) -> Model:
         TrustError: a pickle, compiled code, or an archive that two readers could read differently.
         UnsupportedError: an operator, format version or kind of input that we don't take.
     """
-    clean, program = rebuild(read_file(path), path.name)
-    try:
-        # What torch.export.load calls first; when that fails, it goes on to try an older format.
-        contents = load_archive(io.BytesIO(clean))
-        module = contents.exported_programs["model"].module(check_guards=False)
-    except Exception as error:
-        raise UnsupportedError(
-            f"torch {torch.__version__} cannot load {path.name}: {_last_line(error)}",
-            hint="export it again with this version of torch",
-        ) from error
+    loaded, program = _load(path)
+    module = loaded.module(check_guards=False)
     model = Model.from_module(module, _examples(program), name=path.stem)
     outputs = zip(model.signature.outputs, program.outputs, strict=True)
     named = Signature(
         model.signature.inputs, tuple(replace(spec, name=name) for spec, name in outputs)
     )
     return replace(model, signature=named)
+
+
+def load_program(path: Path) -> torch.export.ExportedProgram:
+    """The program itself, node by node as it was saved, without its example inputs.
+
+    Raises:
+        BadData, TrustError, UnsupportedError: as `load_pt2`.
+    """
+    return _load(path)[0]
+
+
+def _load(path: Path) -> tuple[torch.export.ExportedProgram, CleanProgram]:
+    clean, program = rebuild(read_file(path), path.name)
+    try:
+        # What torch.export.load calls first; when that fails, it goes on to try an older format.
+        contents = load_archive(io.BytesIO(clean))
+        loaded: torch.export.ExportedProgram = contents.exported_programs["model"]
+        loaded.module(check_guards=False)
+    except Exception as error:
+        raise UnsupportedError(
+            f"torch {torch.__version__} cannot load {path.name}: {_last_line(error)}",
+            hint="export it again with this version of torch",
+        ) from error
+    return loaded, program
 
 
 def rebuild(data: bytes, what: str) -> tuple[bytes, CleanProgram]:

@@ -1,0 +1,52 @@
+"""An export as a stage's work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from edgekit.errors import GateFailed
+from edgekit.export import ExportRequest, export_bundle
+from edgekit.model import Model
+from edgekit.recipe.context import Run
+from edgekit.schemas import validate
+
+__all__ = ["BUNDLE", "DOCUMENT", "export"]
+
+BUNDLE: Final = "bundle"
+DOCUMENT: Final = "export.json"
+
+
+def export(model: Model, request: ExportRequest, run: Run) -> Mapping[str, Any]:
+    """Exports a model into the stage's folder: ``bundle``, and ``export.json`` beside it.
+
+    A gate that does not hold is one of the run's (`Run.gate`): then there is no bundle, the
+    document says why, and later stages can still tell of it.
+
+    Args:
+        model: what is exported.
+        request: what to make of it; its ``out`` and ``listener`` are the stage's.
+        run: the stage's.
+
+    Returns:
+        The ``edgekit.export/1`` document.
+
+    Raises:
+        GateFailed: an artifact could not be made or is not what the plan says.
+        EdgekitError: see `edgekit.export_bundle`.
+    """
+    result = export_bundle(model, replace(request, out=run.out / BUNDLE, listener=run))
+    document = result.document
+    validate(document)
+    text = json.dumps(document, indent=2, sort_keys=True, allow_nan=False)
+    (run.out / DOCUMENT).write_text(text + "\n", encoding="utf-8")
+    broken = [row for row in document["artifacts"] if row["status"] == "failed"]
+    if broken and not request.keep_going:
+        raise GateFailed("; ".join(f"{row['id']}: {row['reason']}" for row in broken))
+    for gate in document["gates"]:
+        limit, value = gate["limit"], gate["value"]
+        text = "" if limit is None else f"{value} of {limit}"
+        run.gate(f"{gate['name']} {gate['artifact']}", gate["passed"], text)
+    return document
