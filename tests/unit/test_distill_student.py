@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from edgekit.compress.distill import DistillSettings, Pair, distill
 from edgekit.compress.student import layer_pairs, student_of
 from edgekit.compress.train import TrainSettings
 from edgekit.compress.vocabulary import trim_vocabulary
+from edgekit.data.training import TextSet
 from edgekit.errors import BadData, UnsupportedError, UsageError
 from edgekit.runtime.preprocess import TextPreprocess
 
@@ -233,6 +235,30 @@ def test_an_encoders_layers_come_nearer(kind: str, match: Any, cache: Any) -> No
         layers=pairs,
     )
     assert trained.curve[-1]["loss"] < 0.8 * trained.curve[0]["loss"]
+
+
+@pytest.mark.parametrize("match", ["hidden", "attention"])
+def test_texts_of_many_lengths_are_kept(match: Any, tmp_path: Path) -> None:
+    long = [f"{text} play the music loud" for text in TEXTS]
+    said, labels = [*TEXTS * 16, *long * 3], [*LABELS * 16, *LABELS * 3]
+    data = TextSet(said, labels, replace(TOKENIZER, max_length=12))
+    assert {data.batch(torch.tensor([i]), None)["input_ids"].shape[1] for i in (0, 90)} == {8, 12}
+    teacher, states = encoder(), []
+    for kept in ("disk", "off"):
+        student = student_of(teacher)
+        distill(
+            student,
+            teacher,
+            data,
+            DistillSettings(cache=kept),  # type: ignore[arg-type]
+            # AdamW would make as much of a gradient of rounding errors as of any other.
+            train=TrainSettings(epochs=2, batch=8, rule="sgd", rate=1e-3, clip=1.0),
+            layers=layer_pairs(student, teacher, match),
+            cache=tmp_path,
+        )
+        states.append(student.state_dict())
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], rtol=1e-3, atol=1e-4)
 
 
 def test_narrower_encoders_are_compared_where_that_is_possible() -> None:
