@@ -98,6 +98,11 @@ def demo(
     return out, done.stdout, done.stderr
 
 
+def test_no_recipe_has_the_name_of_a_standard_module() -> None:
+    # `python recipes/NAME.py` puts their folder before the standard library.
+    assert not {p.stem for p in (ROOT / "recipes").glob("*.py")} & sys.stdlib_module_names
+
+
 # -- data and networks ----------------------------------------------------------------------------
 
 
