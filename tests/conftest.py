@@ -164,7 +164,8 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     library = transformers()
     config = library.BertConfig(
         vocab_size=len(pieces), hidden_size=32, num_hidden_layers=4, num_attention_heads=4,
-        intermediate_size=64, max_position_embeddings=40,
+        intermediate_size=64, max_position_embeddings=40, initializer_range=0.1,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -154,6 +154,23 @@ def test_what_is_saved_is_loaded_again(tiny_bert: Path, tmp_path: Path) -> None:
     }
 
 
+def test_a_distilbert_is_taken_too(tiny_bert: Path, tmp_path: Path) -> None:
+    library = hugging_face.transformers()
+    tokenizer = hugging_face.tokenizer_of(tiny_bert, 16)
+    config = library.DistilBertConfig(
+        vocab_size=len(tokenizer.vocab), dim=32, hidden_dim=48, n_layers=2, n_heads=4,
+        max_position_embeddings=24, num_labels=2,
+    )  # fmt: skip
+    network = library.DistilBertForSequenceClassification(config).eval()
+    out = hugging_face.save_classifier(network, tokenizer, tmp_path / "out")
+    model = load(str(out))
+    assert hugging_face.check_tokenizer(tokenizer, out) > 10
+    feeds = [torch.from_numpy(v) for v in tokenizer.apply("turn on the lights").values()]
+    with torch.no_grad():
+        want = network(input_ids=feeds[0], attention_mask=feeds[1]).logits
+    assert torch.allclose(model.program().module()(*feeds)[0], want, atol=1e-6)
+
+
 def test_a_classifier_of_other_classes_gets_a_new_head_only_where_it_is_asked_for(
     tiny_bert: Path, tmp_path: Path
 ) -> None:
