@@ -20,7 +20,7 @@ DEMO := -s teacher.train.epochs=6 -s student.train.epochs=10 -s prune.recover.ep
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install lint demo check test test-full qemu compiler bench soak clean $(BENCHES) $(SOAKS) $(EXPORT_TIME)
+.PHONY: help install lint demo check test test-full qemu compiler browser bench soak clean $(BENCHES) $(SOAKS) $(EXPORT_TIME)
 
 help:
 	@echo "make demo        export a model for every target: a bundle and a report in out/demo"
@@ -57,7 +57,7 @@ check: lint
 test: lint
 	$(BIN)/pytest -m "not slow"
 
-test-full: lint qemu compiler
+test-full: lint qemu compiler browser
 	$(BIN)/pytest
 
 # Tests of x86 processors that this machine is not.
@@ -69,6 +69,11 @@ qemu:
 compiler:
 	@command -v c++ >/dev/null || \
 	  { echo "make test-full compiles C++: apt-get install -y g++" >&2; exit 1; }
+
+# Reports are opened in it.
+browser:
+	@command -v chromium >/dev/null || \
+	  { echo "make test-full opens reports in a browser: apt-get install -y chromium" >&2; exit 1; }
 
 bench: $(BENCHES) $(EXPORT_TIME)
 	@test -n "$(BENCHES)" || { echo "no tests/benchmarks/bench_*.py" >&2; exit 1; }

@@ -19,12 +19,12 @@ from edgekit.runtime.bundle import Bundle
 
 __all__ = ["Document", "Source", "find"]
 
-RUN, EXPORT, BUNDLE = "edgekit.run/1", "edgekit.export/1", "edgekit.bundle/1"
+RUN, EXPORT, BUNDLE, PLAN = (f"edgekit.{kind}/1" for kind in ("run", "export", "bundle", "plan"))
 READ: Final = (
     EXPORT,
     BUNDLE,
     "edgekit.quantize/1",
-    "edgekit.plan/1",
+    PLAN,
     "edgekit.evidence/1",
 )
 """Schemas of the documents that a page shows, found among a stage's files and small results."""
@@ -156,10 +156,16 @@ def _bundled(bundle: Bundle, origin: str, stage: str | None) -> Iterator[Documen
     yield Document(BUNDLE, manifest, origin, stage, _nothing)
     for name in sorted(entry["path"] for entry in manifest["files"]):
         if name.endswith(".json") and "/" not in name:
-            data = _parsed(bundle.read(name), f"{origin}/{name}")
-            if data.get("schema") in READ:
+            data = _parsed(bundle.read(name), f"{origin}/{name}", strict=False)
+            if _shown(data):
                 schemas.validate(data)
                 yield Document(data["schema"], data, f"{origin}/{name}", stage, _nothing)
+
+
+def _shown(data: Mapping[str, Any]) -> bool:
+    """Whether a page shows something of a document; of a plan, only its sensitivity."""
+    schema = data.get("schema")
+    return schema in READ and (schema != PLAN or bool(data.get("sensitivity")))
 
 
 def _nothing(name: str) -> bytes:
@@ -187,7 +193,7 @@ def _run(path: Path) -> Source:
             except BadData as error:
                 missing.append(error.message)
                 continue
-            if data.get("schema") in READ:
+            if _shown(data):
                 schemas.validate(data)
                 origin = f"{stage['name']}/{name}"
                 read = files.beside(name)
@@ -204,7 +210,7 @@ def _small(stage: Mapping[str, Any]) -> Iterator[Document]:
     value = stage["value"]
     candidates = [value, *value.values()] if isinstance(value, dict) else [value]
     for found in candidates:
-        if isinstance(found, dict) and found.get("schema") in READ:
+        if isinstance(found, dict) and _shown(found):
             schemas.validate(found)
             origin = f"what {stage['name']} returned"
             yield Document(found["schema"], found, origin, stage["name"], _nothing)

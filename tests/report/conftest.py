@@ -1,4 +1,4 @@
-"""A run's folder made of real files: a bundle, answers of its artifact, an export, a sensitivity."""
+"""A run's folder of real files: a bundle, answers of its artifact, an export, a sensitivity."""
 
 from __future__ import annotations
 
@@ -111,7 +111,9 @@ def stage(root: Path, name: str, **about: Any) -> dict[str, Any]:
 def write_run(tmp_path: Path, null_bundle: Path) -> RunWriter:
     """Writes a run with all that a report shows; ``loss`` scales its curve."""
 
-    def write(name: str = "run", loss: float = 1.0, settings: Mapping[str, Any] = {}) -> Path:  # noqa: B006
+    def write(
+        name: str = "run", loss: float = 1.0, settings: Mapping[str, Any] | None = None
+    ) -> Path:
         root = tmp_path / name
         evidence = root / "answers"
         collect(null_bundle, samples_for(null_bundle), evidence, artifact="null-w8a8", worst=5)
@@ -138,7 +140,7 @@ def write_run(tmp_path: Path, null_bundle: Path) -> RunWriter:
         ]  # fmt: skip
         document = {
             "schema": "edgekit.run/1", "recipe": {"name": "chain", "sha256": SHA},
-            "settings": {"train.epochs": 5, "label": EVIL, **settings},
+            "settings": {"train.epochs": 5, "label": EVIL, **(settings or {})},
             "data": {"source": "digits", "digest": "d" * 64}, "devices": ["raspberry-pi-5"],
             "versions": {"torch": "2.13.0"}, "stages": stages, "wall_s": 12.0,
             "machine": {"system": "Linux", "machine": "x86_64", "python": "3.11.2",

@@ -16,8 +16,10 @@ from edgekit.report.charts.svg import SIZE, Box, Placer, Scale, number, shorten,
 from edgekit.report.charts.tradeoff import Point, fronted
 
 numbers = st.floats(-1e6, 1e6, allow_nan=False)
+STEADY = settings(max_examples=50, derandomize=True, deadline=None)
 
 
+@STEADY
 @given(st.lists(numbers, min_size=1, max_size=9), st.booleans())
 def test_a_scale_keeps_its_values_and_ticks_inside(values: list[float], zero: bool) -> None:
     values = [abs(v) for v in values] if zero else values
@@ -40,6 +42,7 @@ def test_equal_values_have_room_around_them() -> None:
     assert scale.low < 98.6 and scale.high == 100
 
 
+@STEADY
 @given(st.lists(st.tuples(st.floats(60, 440), st.floats(60, 260)), min_size=1, max_size=9))
 def test_labels_keep_apart(places: list[tuple[float, float]]) -> None:
     placer = Placer(Box(0, 0, 520, 320))
@@ -48,6 +51,7 @@ def test_labels_keep_apart(places: list[tuple[float, float]]) -> None:
         assert a.overlap(b) < 0.01
 
 
+@STEADY
 @given(st.lists(st.floats(20, 180), min_size=1, max_size=8))
 def test_labels_of_curves_keep_apart_in_order(levels: list[float]) -> None:
     found = _apart(levels, 18, 172)
@@ -95,7 +99,7 @@ def test_coordinates_are_short(value: float, said: str) -> None:
     assert number(value) == said or math.isclose(float(number(value)), float(said), abs_tol=0.011)
 
 
-@settings(max_examples=30)
+@STEADY
 @given(st.text(max_size=60), st.floats(20, 300))
 def test_short_names_fit(name: str, room: float) -> None:
     short = shorten(name, room)

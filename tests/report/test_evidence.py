@@ -206,7 +206,7 @@ def test_samples_that_cannot_be_judged_are_refused(
 
 
 def test_subjects_that_cannot_be_judged_are_refused(null_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="2 artifacts.*null-fp32, null-w8a8"):
+    with pytest.raises(UsageError, match=r"2 artifacts.*null-fp32, null-w8a8"):
         collect(null_bundle, rows(), tmp_path)
     with pytest.raises(UsageError, match="worst is 25; 0 to 24"):
         collect(null_bundle, rows(), tmp_path, artifact="null-fp32", worst=25)

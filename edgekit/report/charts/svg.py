@@ -152,14 +152,17 @@ class Scale:
         Args:
             values: at least one, finite.
             start, end: pixels.
-            zero: begin at 0; where the largest is over 12 times the smallest, be logarithmic.
+            zero: begin at 0; where the largest is over 12 times the smallest (and not beyond
+                all sense), be logarithmic.
             least: the least difference between the ends.
             bounds: the ends don't go beyond these.
             log: whether to be logarithmic, where that is not to be found out.
         """
         low, high = min(values), max(values)
+        # Nearer values than this can't be told apart once they are added to something.
+        least = max(least, 1e-9 * max(abs(low), abs(high)))
         if log is None:
-            log = zero and low > 0 and high > 12 * low
+            log = zero and low > high * 1e-9 and high > 12 * low
         if log:
             return cls(low / 1.25, high * 1.25, start, end, True)
         if zero:
