@@ -29,12 +29,11 @@ from torch import nn
 from edgekit import AudioPreprocess, Bundle, ExportRequest, Model, export_bundle
 from edgekit.compress.state import state_of
 from edgekit.compress.train import TrainSettings, accuracy, train
-from edgekit.data import ArraySamples, load, speech
+from edgekit.data import ArraySamples, speech
 from edgekit.data.sounds import NOISE
-from edgekit.data.training_sounds import SoundAugment, SoundSet, clips_of
+from edgekit.data.training_sounds import SoundAugment, SoundSet, clips_of, recorded
 from edgekit.errors import BadData, EdgekitError
 from edgekit.recipe import Settings, stage
-from edgekit.signature import Signature, TensorSpec
 
 INPUT = "sound"
 
@@ -106,8 +105,8 @@ def recordings(cfg, data, run) -> dict[str, Any]:
     step = preprocess(cfg.features)
     if data is None:
         return synthesized(cfg.recordings, step)
-    train_x, train_y, labels = read(data, step, cfg.recordings, "calib")
-    test_x, test_y, found = read(data, step, cfg.recordings, "eval")
+    train_x, train_y, labels = read(data, step, cfg.recordings, "train")
+    test_x, test_y, found = read(data, step, cfg.recordings, "test")
     if labels != found:
         raise BadData(f"{data}: the splits differ in their classes: {labels} and {found}")
     noises = read_noises(data, step)
@@ -149,24 +148,15 @@ def synthesized(settings: Recordings, step: AudioPreprocess) -> dict[str, Any]:
 
 
 def read(
-    data: Path, step: AudioPreprocess, settings: Recordings, split: Any
+    data: Path, step: AudioPreprocess, settings: Recordings, part: Any
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """The clips, classes and labels of one split of a folder or zip."""
-    labels = (*settings.words, "silence", "unknown") if settings.words else None
-    # Without labels every class folder is a class, in the order of names.
-    scores = TensorSpec("scores", (1, len(labels)) if labels else (1,), labels=labels or ())
-    samples: Any = load(
-        data,
-        signature=Signature((TensorSpec(INPUT, step.shape),), (scores,)),
-        preprocess=step,
-        split=split,
-        limit=settings.limit,
-        shared=True,
-    )
+    """The clips, classes and labels of one part of a folder or zip."""
+    labels = (*settings.words, "silence", "unknown") if settings.words else ()
+    samples = recorded(data, step, part=part, labels=labels, limit=settings.limit)
     clips, classes = clips_of(samples, step)
     if labels:
         clips, classes = with_fewer_unknown(clips, classes, labels.index("unknown"))
-    return clips, classes, tuple(samples.classes)
+    return clips, classes, samples.classes
 
 
 def with_fewer_unknown(
