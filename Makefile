@@ -14,6 +14,10 @@ SOAKS := $(patsubst tests/benchmarks/soak_%.py,out/soak/%.json,$(wildcard tests/
 # (edgekit/cores.py).
 export GOMP_SPINCOUNT ?= 1000
 
+# The recipe in fewer epochs, which take two cores less than five minutes.
+DEMO := -s teacher.train.epochs=6 -s student.train.epochs=10 -s prune.recover.epochs=4 \
+  -s qat.train.epochs=1
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install lint demo check test test-full qemu compiler bench soak clean $(BENCHES) $(SOAKS) $(EXPORT_TIME)
@@ -45,7 +49,7 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports --no-logo
 
 demo: $(INSTALLED)
-	$(BIN)/python recipes/mobilenet.py --out out/demo
+	$(BIN)/edgekit run mobilenet -o out/demo $(DEMO)
 
 check: lint
 	$(BIN)/pytest -m "not slow" tests/unit

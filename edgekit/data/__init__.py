@@ -14,7 +14,7 @@ depends on nothing else, so it is the same in every run, and stays put when samp
 from __future__ import annotations
 
 from edgekit.data.loading import load, load_pair, same_source
-from edgekit.data.samples import ArraySamples, Role, Samples, picture_of, sound_of
+from edgekit.data.samples import ArraySamples, Role, Samples, picture_of, sound_of, text_of
 
 __all__ = [
     "ArraySamples",
@@ -25,4 +25,5 @@ __all__ = [
     "picture_of",
     "same_source",
     "sound_of",
+    "text_of",
 ]

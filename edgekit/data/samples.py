@@ -27,6 +27,7 @@ __all__ = [
     "picture_of",
     "portion",
     "sound_of",
+    "text_of",
 ]
 
 Role = Literal["calib", "eval"]
@@ -70,6 +71,14 @@ def picture_of(samples: Samples, i: int) -> npt.NDArray[np.uint8] | None:
     """
     ask = getattr(samples, "picture", None)
     found: npt.NDArray[np.uint8] | None = None if ask is None else ask(i)
+    return found
+
+
+def text_of(samples: Samples, i: int) -> str | None:
+    """The text that sample ``i`` was made of; samples may offer it as a method ``text``. None where
+    only the model's tensors are known."""
+    ask = getattr(samples, "text", None)
+    found: str | None = None if ask is None else ask(i)
     return found
 
 

@@ -27,7 +27,7 @@ from edgekit.names import FLOAT_IO
 from edgekit.pack import BundleContent, PackedArtifact, pack
 from edgekit.runtime.golden import pack_golden, pack_pictures, picture_input
 from edgekit.runtime.golden_sounds import pack_sounds, sound_input
-from edgekit.runtime.preprocess import AudioPreprocess, ImagePreprocess
+from edgekit.runtime.preprocess import AudioPreprocess, ImagePreprocess, TextPreprocess
 from edgekit.runtime.wav import Wav
 
 GOLDEN_PICTURES: Final = 4
@@ -66,6 +66,9 @@ def pack_result(
         if sounds is not None:
             about |= {"source": "sounds", "sounds": len(sounds)}
             documents |= {"golden-sounds.npz": pack_sounds(sounds)} if sounds else {}
+    if isinstance(model.preprocess, TextPreprocess):
+        # The manifest has the pieces too; tokenizers of other libraries read this file.
+        documents["vocab.txt"] = model.preprocess.vocab_file()
     about |= {io: count for io in ios if io != FLOAT_IO}
     content = BundleContent(
         name=request.name or model.name,

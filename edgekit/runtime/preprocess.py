@@ -354,6 +354,17 @@ class TextPreprocess:
         pieces = lines[:-1] if lines[-1] == "" else lines
         return cls(vocab=tuple(piece.removesuffix("\r") for piece in pieces), **fields)
 
+    def vocab_file(self) -> bytes:
+        """What `from_vocab_file` reads: BERT's ``vocab.txt``, UTF-8.
+
+        Raises:
+            BadData: a piece holds the end of a line.
+        """
+        broken = next((p for p in self.vocab if "\n" in p or p.endswith("\r")), None)
+        if broken is not None:
+            raise BadData(f"piece {broken!r} can't stand in a file of one piece a line")
+        return "".join(f"{piece}\n" for piece in self.vocab).encode("utf-8")
+
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary with ``"kind": "text"`` and every field."""
         return {"kind": "text", **asdict(self), "vocab": list(self.vocab)}

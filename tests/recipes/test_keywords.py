@@ -21,7 +21,7 @@ from edgekit.data import speech
 from edgekit.schemas import validate
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "recipes" / "keyword.py"
+RECIPE = ROOT / "recipes" / "keywords.py"
 EDGEKIT = (sys.executable, "-m", "edgekit.cli.main")
 SMALL = ("recordings.train_each=24", "recordings.test_each=8", "train.epochs=3", "bench=false",
          "network.channels=32", "network.blocks=2", "max_drop=8")  # fmt: skip
@@ -164,10 +164,10 @@ def test_exporting_with_a_folder_of_recordings(
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("keyword_recipe", RECIPE)
+    spec = importlib.util.spec_from_file_location("keywords_recipe", RECIPE)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["keyword_recipe"] = module
+    sys.modules["keywords_recipe"] = module
     spec.loader.exec_module(module)
     return module
 
