@@ -69,8 +69,8 @@ def test_the_run_is_told_and_every_check_held(made: Path) -> None:
     validate(document)
     gates = {g["name"]: g["passed"] for s in document["stages"] for g in s["gates"]}
     assert gates and False not in gates.values()
-    assert gates["tflite-w8a8: golden"] is True
-    assert gates["onnxruntime-w8a8: parity"] is True
+    assert gates["golden tflite-w8a8"] is True
+    assert gates["parity onnxruntime-w8a8"] is True
 
 
 def test_the_same_run_again_makes_nothing(made: Path, environment: Mapping[str, str]) -> None:
