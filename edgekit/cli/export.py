@@ -63,8 +63,8 @@ __all__ = ["command"]
 @click.option(
     "--calib",
     metavar="DATA",
-    help="Calibration data, which quantized schemes need: a .npz, a folder or .zip of pictures, "
-    "a .tsv, .csv or .jsonl of texts, or FILE.py:FUNCTION.",
+    help="Calibration data, which quantized schemes need: a .npz, a folder or .zip of pictures "
+    "or WAV files, a .tsv, .csv or .jsonl of texts, or FILE.py:FUNCTION.",
 )
 @click.option(
     "--engine",
@@ -78,6 +78,15 @@ __all__ = ["command"]
     metavar="METHOD",
     help=f"Leave a method of the quantizer out; may be repeated: {', '.join(METHODS)}. Without "
     "rounding, which takes most of the time, a plan is made several times sooner.",
+)
+@click.option(
+    "--plan",
+    "plans",
+    multiple=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="A finished plan of this model to render, as 'edgekit quantize -o' or a recipe wrote it, "
+    "for its scheme; may be repeated.",
 )
 @click.option("--eval", "evaluation", metavar="DATA", help="Labelled data that accuracy is from.")
 @click.option(
@@ -172,6 +181,7 @@ def command(
     calib: str | None,
     engine: str | None,
     without: tuple[str, ...],
+    plans: tuple[Path, ...],
     evaluation: str | None,
     weights: Path | None,
     max_drop: float | None,
@@ -247,6 +257,7 @@ def command(
         calib=calib,
         engine=engine,
         without=without,
+        plans=plans,
         evaluation=evaluation,
         out=out,
         name=name,

@@ -1,8 +1,8 @@
 """What a teacher answers: asked anew for every batch, or once, and then read from the disk.
 
-A set of answers is a directory named by a key: ``answers.json`` and one file of raw numbers per
-part, rows in the order of the data. It is written beside its place, with a note of how many rows
-are done, and renamed when it is whole.
+A set of answers is a directory named by a key: one file of raw numbers per part, rows in the order
+of the data, and ``answers.json``, which has their form, how many rows are done, and in the end the
+files' hashes. It is written beside its place and renamed when it is whole.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ PROGRESS_S: Final = 2.0
 GIB: Final = 1 << 30
 
 _RECORD: Final = "answers.json"
-_DONE: Final = "done.json"
 _SCHEMA: Final = "edgekit.answers/1"
 
 Answers = Callable[[Mapping[str, torch.Tensor], torch.Tensor], list[torch.Tensor]]
@@ -108,11 +107,16 @@ class Layout:
         rows: how many samples.
         shapes: of one sample's part, by the part's name, logits first.
         dtype: ``float32`` or ``float16``.
+        mask: name of the input ``[n, tokens]`` that says how many tokens the samples have.
+        by_token: parts whose first dimension is of tokens. Samples may come with fewer of them, as
+            texts do that are cut to the longest of a batch; zeros stand for the rest.
     """
 
     rows: int
     shapes: Mapping[str, tuple[int, ...]]
     dtype: str
+    mask: str = ""
+    by_token: tuple[str, ...] = ()
 
     def bytes_of(self, part: str) -> int:
         """Size of one part's file."""
@@ -132,9 +136,15 @@ class Layout:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """As `answers.json` says it."""
+        """As ``answers.json`` says it."""
         shapes = {part: list(shape) for part, shape in self.shapes.items()}
-        return {"rows": self.rows, "dtype": self.dtype, "shapes": shapes}
+        return {
+            "schema": _SCHEMA,
+            "rows": self.rows,
+            "dtype": self.dtype,
+            "shapes": shapes,
+            "by_token": list(self.by_token),
+        }
 
 
 class Kept:
@@ -151,10 +161,12 @@ class Kept:
         if self._arrays is None:
             self._arrays = self._layout.open(self.folder, "r")
         wanted = rows.cpu().numpy()
-        return [
-            torch.from_numpy(array[wanted].astype(np.float32)).to(rows.device)
-            for array in self._arrays
-        ]
+        answers = []
+        for part, array in zip(self._layout.shapes, self._arrays, strict=True):
+            if part in self._layout.by_token:
+                array = array[:, : inputs[self._layout.mask].shape[1]]
+            answers.append(torch.from_numpy(array[wanted].astype(np.float32)).to(rows.device))
+        return answers
 
     def logits(self) -> torch.Tensor:
         """All logits: float32 ``[rows, classes]``."""
@@ -233,10 +245,8 @@ def _make(
             watch.note(f"the teacher has answered {done} of {layout.rows} samples already")
         _fill(aside, layout, ask, done, watch)
         files = [f"{i}.bin" for i in range(len(layout.shapes))]
-        record = {"schema": _SCHEMA, **layout.to_json()}
-        record["sha256"] = {name: sha256_of(aside / name) for name in files}
-        (aside / _DONE).unlink(missing_ok=True)
-        _write(aside / _RECORD, record)
+        hashes = {name: sha256_of(aside / name) for name in files}
+        _write(aside / _RECORD, layout.to_json() | {"done": layout.rows, "sha256": hashes})
         aside.rename(place)
     except OSError as error:
         raise storage_error(place.parent, error) from error
@@ -257,18 +267,22 @@ def _fill(
         for (part, shape), array, answer in zip(
             layout.shapes.items(), arrays, answers, strict=True
         ):
-            if tuple(answer.shape[1:]) != shape:
+            rows = array[start:stop]
+            if part in layout.by_token and answer.ndim > 1 and answer.shape[1] < shape[0]:
+                rows[:, answer.shape[1] :] = 0
+                rows = rows[:, : answer.shape[1]]
+            if answer.shape[1:] != rows.shape[1:]:
                 raise BadData(
                     f"the teacher's {part} of samples {start} to {stop - 1} is of shape "
                     f"{list(answer.shape[1:])}; of those before it was {list(shape)}",
                     hint="pad all samples to one length, or set cache='off'",
                 )
-            array[start:stop] = _numbers(answer, part, layout.dtype, start)
+            rows[:] = _numbers(answer, part, layout.dtype, start)
         watch.step(stop, layout.rows)
         if time.monotonic() - noted >= PROGRESS_S or stop == layout.rows:
             for array in arrays:
                 array.flush()  # type: ignore[attr-defined]
-            _write(aside / _DONE, {**layout.to_json(), "done": stop})
+            _write(aside / _RECORD, layout.to_json() | {"done": stop})
             noted = time.monotonic()
 
 
@@ -281,7 +295,7 @@ def _numbers(answer: torch.Tensor, part: str, dtype: str, start: int) -> npt.NDA
             hint="look at that sample and at the teacher's weights",
         )
     highest = float(np.abs(exact).max(initial=0))
-    if highest > np.finfo(dtype).max:
+    if highest > float(np.finfo(dtype).max):
         raise BadData(
             f"the teacher's {part} reaches {highest:.6g}, which {dtype} cannot hold",
             hint="set cache_dtype='float32'",
@@ -293,7 +307,7 @@ def _is_whole(place: Path, layout: Layout) -> bool:
     try:
         record = json.loads((place / _RECORD).read_text())
         hashes = record.pop("sha256")
-        if record != {"schema": _SCHEMA, **layout.to_json()} or len(hashes) != len(layout.shapes):
+        if record != layout.to_json() | {"done": layout.rows} or len(hashes) != len(layout.shapes):
             return False
         return all(sha256_of(place / name) == sha for name, sha in hashes.items())
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
@@ -303,8 +317,9 @@ def _is_whole(place: Path, layout: Layout) -> bool:
 def _begun(aside: Path, layout: Layout) -> int | None:
     """How many rows are done in a directory that was left half filled; None: it is of no use."""
     try:
-        record = json.loads((aside / _DONE).read_text())
+        record = json.loads((aside / _RECORD).read_text())
         done = record.pop("done")
+        record.pop("sha256", None)
         sizes = [(aside / f"{i}.bin").stat().st_size for i in range(len(layout.shapes))]
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return None

@@ -96,6 +96,7 @@ class _Edge(nn.Module):
     """The steps of one activation, or of several that share them."""
 
     start: torch.Tensor
+    zero: torch.Tensor
     ends: torch.Tensor
 
     def __init__(self, edge: Edge, members: list[fx.Node], wide: bool, learned: bool) -> None:
@@ -115,8 +116,8 @@ class _Edge(nn.Module):
         self.seen: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def scale(self) -> torch.Tensor:
-        if self.shift is None:
-            return self.start
+        if self.shift is None:  # a copy: observing changes it in place before gradients are taken
+            return self.start.clone() if self.observes else self.start
         shift = self.shift.detach() if self.frozen else self.shift
         return self.start * shift.exp()
 
@@ -244,6 +245,9 @@ class Aware(Many):
         self._quantized, self._share = quantized, share
         self._edges = {name: self.graph.get_submodule(where) for name, where in named.items()}
         self.layers = _layers(exact, plan)
+        self._behind: dict[str, list[_Layer]] = {}
+        for layer in self.layers:
+            self._behind.setdefault(layer.weight, []).append(layer)
         self._trained = _trained(exact, self.layers, tables)
         for target in self._trained:
             _to_parameter(self.graph, target)
@@ -291,7 +295,8 @@ class Aware(Many):
         with torch.no_grad():
             for name, part in self._observing():
                 if name in told:
-                    part.hear(*told[name], self._share)
+                    low, high = told[name]
+                    part.hear(low, high, self._share)
 
     def finish(self) -> Quantized:
         """Program and plan with the trained weights, scales and zero points."""
@@ -360,8 +365,8 @@ class Aware(Many):
     def _least(self, weight: str) -> torch.Tensor | None:
         """The finest steps with which the biases behind a weight fit int32."""
         least = None
-        for layer in self.layers:
-            if layer.weight != weight or layer.bias is None or layer.bias_edge is None:
+        for layer in self._behind.get(weight, ()):
+            if layer.bias is None or layer.bias_edge is None:
                 continue
             bias = _get(self.graph, layer.bias).detach().abs()
             room = bias / (self._source(layer).scale().detach() * INT32_ROOM)

@@ -242,7 +242,7 @@ def _head_count(network: nn.Module, name: str) -> int:
 
 def _heads_of(values: torch.Tensor, heads: int) -> torch.Tensor:
     """``[n, t, width]`` as ``[n, heads, t, width / heads]``."""
-    return values.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return values.reshape(*values.shape[:-1], heads, -1).transpose(1, 2)
 
 
 def _scores(a: torch.Tensor, b: torch.Tensor, heads: int) -> torch.Tensor:

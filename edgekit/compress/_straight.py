@@ -29,7 +29,7 @@ def rounded(
         high: the highest integer less the zero point.
         gain: factor of the step's gradient.
     """
-    result: torch.Tensor = _Rounded.apply(value.float(), scale, low, high, gain)
+    result: torch.Tensor = _Rounded.apply(value.float(), scale, low, high, gain)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -70,4 +70,4 @@ class _Rounded(torch.autograd.Function):
         # The samples go in front, where the step broadcasts over them.
         if in_dims[1] is not None:
             raise NotImplementedError("a step of each sample's own")
-        return _Rounded.apply(value.movedim(in_dims[0], 0), scale, *rest), 0
+        return _Rounded.apply(value.movedim(in_dims[0], 0), scale, *rest), 0  # type: ignore[no-untyped-call]

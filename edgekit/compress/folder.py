@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 from pathlib import Path
 
-from edgekit.compress.graph import program_digest, save_program
+import torch
+
+from edgekit.compress.graph import program_digest, save_program, with_constants
 from edgekit.compress.plan import SCHEMA, QuantPlan
 from edgekit.compress.ptq import Quantized
-from edgekit.errors import BadData
+from edgekit.errors import BadData, UsageError
 from edgekit.sources.pt2 import load_program
 
-__all__ = ["PLAN", "PROGRAM", "load_quantized", "save_quantized"]
+__all__ = ["PLAN", "PROGRAM", "check_origin", "load_quantized", "on_program", "save_quantized"]
 
 PLAN, PROGRAM = "plan.json", "program.pt2"
 
@@ -58,3 +62,46 @@ def load_quantized(folder: Path) -> Quantized:
             hint="take both from one folder",
         )
     return Quantized(program, plan)
+
+
+def check_origin(
+    quantized: Quantized, program: torch.export.ExportedProgram, model: str, what: str = "the plan"
+) -> None:
+    """Refuses a plan that was not made of a model.
+
+    Args:
+        quantized: program and plan.
+        program: the model's own canonical program.
+        model: its name, for messages.
+        what: the plan's.
+
+    Raises:
+        UsageError: it was made of another model, or of this one with other weights.
+    """
+    plan = quantized.plan
+    if (plan.origin or plan.program_digest) != program_digest(program):
+        raise UsageError(
+            f"{what} was not made from {model!r} as it is: it is another model's, or the weights "
+            "are others now",
+            hint="quantize this model: edgekit quantize, or edgekit.compress.ptq.post_training",
+        )
+
+
+def on_program(quantized: Quantized, program: torch.export.ExportedProgram) -> Quantized:
+    """The same, with what a vetted file leaves out: example inputs and the layers' names.
+
+    Args:
+        quantized: program and plan.
+        program: the model's own canonical program, whose graph it shares but for the weights, or
+            for a few channels.
+    """
+    loaded = quantized.program
+    if loaded.example_inputs is not None:
+        return quantized
+    values = {**loaded.state_dict, **loaded.constants}
+    with contextlib.suppress(KeyError):
+        whole = with_constants(program, values)
+        if program_digest(whole) == quantized.plan.program_digest:
+            return dataclasses.replace(quantized, program=whole)
+    loaded.example_inputs = program.example_inputs
+    return quantized

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import fx
 
 from edgekit.compress.equalize import equalize, find_pairs
 from edgekit.compress.graph import compute_nodes, graph_module, program_digest
@@ -26,7 +27,7 @@ from edgekit.compress.streams import peak_bytes
 from edgekit.errors import BadData
 from edgekit.names import WIDE
 
-__all__ = ["PLAIN", "Methods", "Quantized", "post_training", "round_weights", "scaled"]
+__all__ = ["PLAIN", "Methods", "Quantized", "few_of", "post_training", "round_weights", "scaled"]
 
 LAYER_SAMPLES = 128
 """Samples that layer-by-layer methods look at, at most."""
@@ -231,7 +232,7 @@ def scaled(
     """
     tell = progress or (lambda step, done, total: None)
     module = graph_module(program)
-    few = _spread(samples, min(LAYER_SAMPLES, max(2, MEMORY // max(1, peak_bytes(module)))))
+    few = few_of(module, samples)
     if methods.equalization and find_pairs(module):
         tell("equalizing", 0, 1)
         program = equalize(program, few)
@@ -273,7 +274,7 @@ def round_weights(
     """
     samples, own = list(feeds), program
     module = graph_module(program)
-    few = _spread(samples, min(LAYER_SAMPLES, max(2, MEMORY // max(1, peak_bytes(module)))))
+    few = few_of(module, samples)
     if len(few) < 2 or not (methods.rounding or methods.bias_correction):
         return Quantized(program, plan)
     known = plan.constants()
@@ -295,6 +296,14 @@ def round_weights(
     )
     about = {**(calibration or {}), "n": len(samples), "observer": "none"}
     return _from(own, Quantized(program, dataclasses.replace(plan, calibration=about)))
+
+
+def few_of(
+    module: fx.GraphModule, samples: Sequence[tuple[torch.Tensor, ...]]
+) -> list[tuple[torch.Tensor, ...]]:
+    """The samples that layer-by-layer methods look at, as many as `MEMORY` holds values of."""
+    count = min(LAYER_SAMPLES, max(2, MEMORY // max(1, peak_bytes(module))))
+    return _spread(list(samples), count)
 
 
 def _spread(samples: list[tuple[torch.Tensor, ...]], count: int) -> list[tuple[torch.Tensor, ...]]:

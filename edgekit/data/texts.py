@@ -19,7 +19,7 @@ from edgekit.signature import Signature
 __all__ = ["Row", "TextSamples", "read_rows", "read_texts", "row_labels"]
 
 TEXT_NAMES: Final = ("text", "sentence", "review", "content", "document", "utterance", "input")
-LABEL_NAMES: Final = ("label", "labels", "class", "category", "target", "sentiment", "y")
+LABEL_NAMES: Final = ("label", "labels", "class", "category", "target", "sentiment", "intent", "y")
 """Column and key names that are recognised, best first, in any case."""
 
 _WHOLE = re.compile(r"[+-]?[0-9]+\Z")
@@ -69,6 +69,10 @@ class TextSamples(SampleSet):
     def label(self, i: int) -> int | None:
         """See `Samples.label`."""
         return self._items[i][1]
+
+    def text(self, i: int) -> str:
+        """See `edgekit.data.samples.text_of`."""
+        return self._items[i][0]
 
     def key(self, i: int) -> bytes:
         """The text itself: one that occurs twice is one sample to a division."""

@@ -314,7 +314,11 @@ class _Search:
         kept = keep_float(self._module, self._plan, units, reason=self._reason)
         program = with_float_constants(self._program, self._module, self._plan, kept, self._base)
         kept = dataclasses.replace(kept, overrides=remaining(kept))
-        return program, dataclasses.replace(kept, program_digest=program_digest(program))
+        return program, dataclasses.replace(
+            kept,
+            program_digest=program_digest(program),
+            origin=kept.origin or kept.program_digest,
+        )
 
     def _drop(self, chosen: Sequence[Finding]) -> float:
         from edgekit.compress.evaluate import evaluate
@@ -344,7 +348,9 @@ def _sensitivity(
     plan, program = load_plan(planned, scheme), _program(planned, scheme)
     samples = list(tensors(calib, model.signature))
     base = program
-    if not plan.activations():  # its weights may be rounded, and nothing else is changed
+    if not _made_here(plan, calib):
+        pass  # what its weights were before they were rounded or trained is not known
+    elif not plan.activations():  # its weights may be rounded, and nothing else is changed
         base = _program(planned, "fp32")
     elif (methods := Methods(**plan.calibration["methods"])).rounding or methods.bias_correction:
         base, _ = scaled(_program(planned, "fp32"), samples, methods)
@@ -362,6 +368,14 @@ def _sensitivity(
             progress=advance,
         )
     return found, base
+
+
+def _made_here(plan: QuantPlan, calib: Samples) -> bool:
+    """Whether post-training made a plan of these samples, so that it can be gone after."""
+    known = plan.calibration
+    same = (known.get("digest"), known.get("n")) == (calib.digest, len(calib))
+    whole = "methods" in known or not plan.activations()
+    return not plan.training and (not known or (same and whole))
 
 
 def load_plan(planned: Planned, scheme: str) -> QuantPlan:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from edgekit.artifact import Store, fingerprint
 from edgekit.data import Samples
 from edgekit.errors import BadData, UsageError
+from edgekit.export.given import GivenPlan
 from edgekit.export.request import Listener
 from edgekit.keys import code, versions
 from edgekit.model import Model
@@ -81,6 +83,7 @@ def make_plan(
     *,
     without: Sequence[str] = (),
     variants: Sequence[str] = (),
+    given: Mapping[str, GivenPlan] = MappingProxyType({}),
 ) -> Planned:
     """The canonical program and the plan of every scheme.
 
@@ -92,11 +95,12 @@ def make_plan(
         listener: hears of progress.
         without: methods of the plan maker to leave out, by the names in `edgekit.names.METHODS`.
         variants: overrides (`edgekit.names.OVERRIDES`) to make plans for beside each scheme's own.
+        given: finished plans, by scheme, which are taken as they are.
 
     Raises:
         BadData: a scheme needs calibration and there are no samples.
         UnsupportedError: the model can't be exported, or has nothing to quantize.
-        UsageError: a method that there is not.
+        UsageError: a method that there is not, or a plan given that is not this model's.
     """
     methods = methods_without(without)
     key = fingerprint(
@@ -106,6 +110,7 @@ def make_plan(
         schemes=sorted(schemes),
         methods=methods.to_json(),
         variants=sorted(variants),
+        given=[given[scheme].digest for scheme in sorted(given)],
         code=code("compress"),
         versions=versions("torch", "torchao"),
     )
@@ -123,6 +128,15 @@ def make_plan(
         for scheme in schemes:
             if scheme == "fp32":
                 _save(folder, scheme, QuantPlan("fp32", program_digest(program)))
+                continue
+            if scheme in given:
+                plan = given[scheme].checked(program, model.name)
+                wanted = variants if scheme == "w8a8" else ()
+                feeds = [] if calib is None or not wanted else list(tensors(calib, model.signature))
+                made = plan.with_variants(wanted, feeds)
+                _save(folder, scheme, made.plan, made.program)
+                for name, one in made.variants.items():
+                    _save(folder, f"{scheme}@{name}", one.plan, one.program)
                 continue
             weights = None if scheme in CALIBRATED else quantize_weights(program, scheme)
             if weights is not None and (calib is None or scheme == "fp16"):

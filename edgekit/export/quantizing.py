@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.artifact import Store, storage_error
+from edgekit.compress.folder import PLAN, PROGRAM
 from edgekit.data import Samples
 from edgekit.errors import UnsupportedError, UsageError
 from edgekit.export import accuracy
@@ -25,7 +26,6 @@ from edgekit.paired import paired_difference
 __all__ = ["SCHEMA", "quantize_model"]
 
 SCHEMA = "edgekit.quantize/1"
-PLAN, PROGRAM = "plan.json", "program.pt2"
 
 
 def quantize_model(
@@ -56,6 +56,8 @@ def quantize_model(
     if request.out is None:
         raise UsageError("nothing says where the plan goes", hint="give -o FOLDER")
     _check(request.out)
+    if request.plans:
+        raise UsageError("a plan is made here, and one was given", hint="give it to the export")
     if request.calib is None and (sensitivity or request.max_drop is not None):
         raise UsageError("layers are measured on calibration data", hint="give --calib DATA")
     calib, evaluation = samples_of(model, request, [scheme])

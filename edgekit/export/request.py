@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from edgekit.clients import LANGUAGES
 from edgekit.data import Samples
 from edgekit.model import Model
+
+if TYPE_CHECKING:
+    from edgekit.compress.ptq import Quantized
 
 __all__ = ["ExportRequest", "Listener", "Silent"]
 
@@ -71,6 +74,9 @@ class ExportRequest:
         engine: a vendor's quantizer (`edgekit.engines`) that makes the quantized artifacts instead
             of edgekit's plan; they are then held against the float model.
         without: methods of the plan maker to leave out (`edgekit.names.METHODS`).
+        plans: finished plans to render instead of making one for their scheme: folders that
+            `edgekit quantize` or `edgekit.compress.folder.save_quantized` wrote, or what
+            `edgekit.compress` gives. Such a plan must have been made of this very model.
         keep_going: a target that fails does not end the export.
         bench: whether latency and memory are measured.
         clients: languages (`edgekit.clients.LANGUAGES`) that the bundle gets client code in.
@@ -96,6 +102,7 @@ class ExportRequest:
     waive: tuple[str, ...] = ()
     engine: str | None = None
     without: tuple[str, ...] = ()
+    plans: tuple[Path | Quantized, ...] = ()
     keep_going: bool = False
     bench: bool = True
     clients: tuple[str, ...] = LANGUAGES

@@ -22,6 +22,7 @@ from edgekit.export.counting import count, placed, source_of
 from edgekit.export.document import Row, broken, build, gates_of, judged
 from edgekit.export.feeds import Feeds
 from edgekit.export.gates import Context, truth
+from edgekit.export.given import about_given, given_plans
 from edgekit.export.making import make
 from edgekit.export.measuring import measure
 from edgekit.export.packing import pack_result
@@ -162,7 +163,10 @@ def _export(
 ) -> ExportResult:
     listener = request.listener
     source = source_of(request.pruned_from, store)
-    calib, evaluation = samples_of(model, request, [j.scheme for j in jobs])
+    finished = given_plans(request, [j.scheme for j in jobs])
+    calib, evaluation = samples_of(
+        model, request, [j.scheme for j in jobs if j.scheme not in finished]
+    )
     held = evaluation if evaluation is not None else calib
     borders = [io for io in BORDERS if any(job.io == io for job in jobs)]
     for io in borders:
@@ -181,6 +185,7 @@ def _export(
         listener,
         without=request.without,
         variants=[n.partition("@")[2] for n in own],
+        given=finished,
     )
     plans = [*planned_for, *own]
     with tempfile.TemporaryDirectory(prefix="edgekit-feeds-") as folder:
@@ -214,7 +219,8 @@ def _export(
         bundle = pack_result(request, packable, sides, evaluation, calib, held, request.out, source)
     score = reference_score(model, reference, evaluation)
     wall = time.perf_counter() - start
-    document = build(model, request, rows, gates, bundle, score, wall) | accuracy.about(planned)
+    document = build(model, request, rows, gates, bundle, score, wall)
+    document |= accuracy.about(planned) | about_given(finished)
     return ExportResult(document, tuple(failed), conversions)
 
 
