@@ -267,9 +267,7 @@ def test_many_is_the_graph_for_each(model: Model, held: Tensors) -> None:
     assert torch.allclose(together, alone, atol=1e-5)
 
 
-def test_what_is_refused(
-    model: Model, start: Quantized, learned: Tensors, held: Tensors
-) -> None:
+def test_what_is_refused(model: Model, start: Quantized, learned: Tensors, held: Tensors) -> None:
     with pytest.raises(UnsupportedError, match="fp32 holds no integers"):
         qat(model, dataclasses.replace(start, plan=QuantPlan("fp32", "x")), learned, held=held)
     own = canonical(model.program())
