@@ -107,11 +107,16 @@ class Layout:
         rows: how many samples.
         shapes: of one sample's part, by the part's name, logits first.
         dtype: ``float32`` or ``float16``.
+        mask: name of the input ``[n, tokens]`` that says how many tokens the samples have.
+        by_token: parts whose first dimension is of tokens. Samples may come with fewer of them, as
+            texts do that are cut to the longest of a batch; zeros stand for the rest.
     """
 
     rows: int
     shapes: Mapping[str, tuple[int, ...]]
     dtype: str
+    mask: str = ""
+    by_token: tuple[str, ...] = ()
 
     def bytes_of(self, part: str) -> int:
         """Size of one part's file."""
@@ -133,7 +138,13 @@ class Layout:
     def to_json(self) -> dict[str, Any]:
         """As ``answers.json`` says it."""
         shapes = {part: list(shape) for part, shape in self.shapes.items()}
-        return {"schema": _SCHEMA, "rows": self.rows, "dtype": self.dtype, "shapes": shapes}
+        return {
+            "schema": _SCHEMA,
+            "rows": self.rows,
+            "dtype": self.dtype,
+            "shapes": shapes,
+            "by_token": list(self.by_token),
+        }
 
 
 class Kept:
@@ -150,10 +161,12 @@ class Kept:
         if self._arrays is None:
             self._arrays = self._layout.open(self.folder, "r")
         wanted = rows.cpu().numpy()
-        return [
-            torch.from_numpy(array[wanted].astype(np.float32)).to(rows.device)
-            for array in self._arrays
-        ]
+        answers = []
+        for part, array in zip(self._layout.shapes, self._arrays, strict=True):
+            if part in self._layout.by_token:
+                array = array[:, : inputs[self._layout.mask].shape[1]]
+            answers.append(torch.from_numpy(array[wanted].astype(np.float32)).to(rows.device))
+        return answers
 
     def logits(self) -> torch.Tensor:
         """All logits: float32 ``[rows, classes]``."""
@@ -254,13 +267,17 @@ def _fill(
         for (part, shape), array, answer in zip(
             layout.shapes.items(), arrays, answers, strict=True
         ):
-            if tuple(answer.shape[1:]) != shape:
+            rows = array[start:stop]
+            if part in layout.by_token and answer.ndim > 1 and answer.shape[1] < shape[0]:
+                rows[:, answer.shape[1] :] = 0
+                rows = rows[:, : answer.shape[1]]
+            if answer.shape[1:] != rows.shape[1:]:
                 raise BadData(
                     f"the teacher's {part} of samples {start} to {stop - 1} is of shape "
                     f"{list(answer.shape[1:])}; of those before it was {list(shape)}",
                     hint="pad all samples to one length, or set cache='off'",
                 )
-            array[start:stop] = _numbers(answer, part, layout.dtype, start)
+            rows[:] = _numbers(answer, part, layout.dtype, start)
         watch.step(stop, layout.rows)
         if time.monotonic() - noted >= PROGRESS_S or stop == layout.rows:
             for array in arrays:

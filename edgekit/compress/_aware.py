@@ -116,8 +116,8 @@ class _Edge(nn.Module):
         self.seen: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def scale(self) -> torch.Tensor:
-        if self.shift is None:
-            return self.start
+        if self.shift is None:  # a copy: observing changes it in place before gradients are taken
+            return self.start.clone() if self.observes else self.start
         shift = self.shift.detach() if self.frozen else self.shift
         return self.start * shift.exp()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -63,6 +63,7 @@ class Lesson:
         data: the samples.
         layers: the pairs of layers, `edgekit.compress.distill.Pair`.
         matched: their comparisons.
+        mask: name of the input ``[n, tokens]`` that is 0 where a token is padding, if there is one.
     """
 
     teacher: Teacher
@@ -70,6 +71,7 @@ class Lesson:
     data: TrainSet
     layers: Sequence[Any]
     matched: Sequence[Matched]
+    mask: str
 
     @property
     def parts(self) -> list[str]:
@@ -89,16 +91,34 @@ class Lesson:
 
         return answers
 
-    def read(self) -> tuple[str, torch.Tensor]:
-        """The data as they are, without augmentation: a digest of the inputs, and the labels."""
+    def read(self) -> tuple[str, torch.Tensor, int]:
+        """The data as they are: a digest of the inputs, the labels, and the most tokens.
+
+        Without a mask there are no tokens, 0.
+        """
         total = hashlib.sha256()
-        labels = []
+        labels, tokens = [], 0
         for start in range(0, len(self.data), CHUNK):
             rows = torch.arange(start, min(start + CHUNK, len(self.data)))
             batch = self.data.batch(rows, None)
             total.update(digest_of(inputs_of(batch)).encode())
             labels.append(batch["y"])
-        return total.hexdigest(), torch.cat(labels)
+            if self.mask in batch:
+                tokens = max(tokens, batch[self.mask].shape[1])
+        return total.hexdigest(), torch.cat(labels), tokens
+
+    def layout(self, first: Sequence[torch.Tensor], dtype: str, tokens: int) -> Layout:
+        """How answers like those to the first chunk are laid out for up to ``tokens`` tokens."""
+        rows = torch.arange(min(CHUNK, len(self.data)))
+        mask = self.data.batch(rows, None).get(self.mask)
+        shapes: dict[str, tuple[int, ...]] = {}
+        by_token = []
+        for part, answer in zip(self.parts, first, strict=True):
+            shapes[part] = tuple(answer.shape[1:])
+            if part != "logits" and mask is not None and answer.shape[:2] == mask.shape:
+                shapes[part] = (tokens, *answer.shape[2:])
+                by_token.append(part)
+        return Layout(len(self.data), shapes, dtype, self.mask, tuple(by_token))
 
 
 @contextlib.contextmanager
@@ -128,10 +148,10 @@ def kept_answers(
         StorageError: no space, or more than the limit.
     """
     answers = lesson.asks(device)
-    rows = len(lesson.data)
-    first = answers(0, min(CHUNK, rows))
-    shapes = [tuple(answer.shape[1:]) for answer in first]
-    layout = Layout(rows, dict(zip(lesson.parts, shapes, strict=True)), dtype)
+    samples, labels, tokens = lesson.read()
+    first = answers(0, min(CHUNK, len(lesson.data)))
+    check_labels(labels, first[0].shape[1])
+    layout = lesson.layout(first, dtype, tokens)
     if spill and layout.bytes > limit * GIB:
         watch.note(
             f"the teacher's answers would take {layout.bytes / GIB:.3g} GiB, more than cache_limit "
@@ -139,8 +159,6 @@ def kept_answers(
         )
         yield None
         return
-    samples, labels = lesson.read()
-    check_labels(labels, shapes[0][0])
     key = fingerprint(
         teacher=lesson.digest,
         data=samples,
@@ -155,18 +173,20 @@ def kept_answers(
         kept = stack.enter_context(
             keep(root, key, layout, answers, limit=int(limit * GIB), watch=watch)
         )
-        _check_same(kept, first)
+        _check_same(kept, first, inputs_of(lesson.data.batch(torch.arange(len(first[0])), None)))
         judge(kept.logits(), labels, watch)
         yield kept
 
 
-def _check_same(kept: Kept, first: Sequence[torch.Tensor]) -> None:
+def _check_same(
+    kept: Kept, first: Sequence[torch.Tensor], inputs: Mapping[str, torch.Tensor]
+) -> None:
     """Whether kept answers are this teacher's: its code may have changed, which no digest tells.
 
     Raises:
         StorageError: they are not.
     """
-    held = kept({}, torch.arange(len(first[0])))
+    held = kept(inputs, torch.arange(len(first[0])))
     for its, now in zip(held, first, strict=True):
         exact = now.float().cpu()
         if float((its - exact).abs().max()) > SAME * float(exact.abs().max()) + 1e-6:

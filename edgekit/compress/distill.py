@@ -269,7 +269,7 @@ def distill(
         digest = digest_of_network(teacher)
         place = cache or (folder / "answers" if folder else None)
         asked = Teacher(teacher, [(matching, theirs) for matching, _, theirs in matched])
-        lesson = Lesson(asked, digest, data, layers, matched)
+        lesson = Lesson(asked, digest, data, layers, matched, settings.mask)
         answers = stack.enter_context(_answers(lesson, settings, train, place, watch))
         about = [settings.temperature, settings.alpha, settings.mask, train.smoothing, train.mixup]
         loss = _Loss(

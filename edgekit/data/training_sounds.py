@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +19,18 @@ import torch
 from pydantic import Field
 
 from edgekit.data.checks import check_labels
-from edgekit.data.samples import Samples, sound_of
+from edgekit.data.samples import Role, Samples, SampleSet, draw, sound_of
+from edgekit.data.sounds import SoundSamples, read_sounds
+from edgekit.data.training_pictures import split_by_name
 from edgekit.errors import BadData
 from edgekit.runtime.audio import AudioPreprocess
 from edgekit.settings import Settings
+from edgekit.signature import Signature, TensorSpec
 
-__all__ = ["SoundAugment", "SoundSet", "clips_of"]
+__all__ = ["SoundAugment", "SoundSet", "clips_of", "recorded"]
 
-Part = Annotated[float, Field(ge=0, le=1)]
+Part = Literal["train", "test"]
+Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -47,7 +52,7 @@ class SoundAugment(Settings):
 
     shift_ms: NotNegative = 0.0
     gain_db: NotNegative = 0.0
-    noise: Part = 0.0
+    noise: Share = 0.0
     noise_db: tuple[float, float] = (0.0, 20.0)
     mask_frames: Count = 0
     mask_bands: Count = 0
@@ -158,6 +163,47 @@ class SoundSet:
                 start = int(rng.integers(shape[axis] - width + 1))
                 block = slice(start, start + width)
                 plane[(block, slice(None)) if axis == 0 else (slice(None), block)] = mean
+
+
+def recorded(
+    path: str | Path,
+    preprocess: AudioPreprocess,
+    *,
+    part: Part,
+    labels: Sequence[str] = (),
+    test: float = 0.2,
+    limit: int | None = None,
+) -> SoundSamples:
+    """The recordings of one part of a folder or zip of WAV files (`edgekit.data.sounds`).
+
+    Args:
+        path: the folder or zip.
+        preprocess: of the model that they are for.
+        part: ``train`` or ``test``, by the folders or lists in it; where there are none, by
+            `edgekit.data.training.split_by_name`.
+        labels: the classes. Without, they are the class folders, in the order of names.
+        test: the part of the recordings that is for testing, where their names decide.
+        limit: at most so many, drawn without regard to order.
+
+    Returns:
+        Samples, with ``classes``.
+
+    Raises:
+        BadData: see `edgekit.data.load`; or none fall to the part.
+        UsageError: ``limit`` is below 1.
+    """
+    shape = (1, len(labels)) if labels else (1,)
+    scores = TensorSpec("scores", shape, labels=tuple(labels))
+    signature = Signature((TensorSpec("sound", preprocess.shape),), (scores,))
+    where = Path(path).expanduser()
+    if not (where.is_dir() or where.suffix.lower() == ".zip"):
+        raise BadData(f"{where} is no folder or zip of WAV files")
+    role: Role = "calib" if part == "train" else "eval"
+    samples, own = read_sounds(where, signature, preprocess, role)
+    found: SampleSet = samples if own else split_by_name(samples, part, test)
+    found = found if limit is None else draw(found, limit, 0)
+    assert isinstance(found, SoundSamples)
+    return found
 
 
 def clips_of(

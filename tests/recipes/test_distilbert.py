@@ -107,7 +107,7 @@ def test_the_graph_is_that_of_the_script(recipe: Recipe) -> None:
         "student": {"texts", "teacher"},
         "narrow": {"texts", "teacher"},
         "bundle": {"texts", "student", "narrow"},
-        "figures": {"texts", "teacher", "student", "narrow"},
+        "figures": {"texts", "teacher", "student", "narrow", "bundle"},
     }
 
 
@@ -193,22 +193,6 @@ def test_the_same_settings_give_the_same_bytes(
         assert (again.folder / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_figures_compare_on_the_texts_that_were_kept(
-    made: tuple[Stages, Mapping[str, Any]], script: ModuleType, small: Settings
-) -> None:
-    results = made[1]
-    found = script.figures(
-        results["texts"], results["teacher"], results["student"], results["narrow"], small
-    )
-    assert list(found) == ["teacher", "student", "narrow"]
-    assert found["teacher"]["against_teacher"][0] == 0
-    for row in found.values():
-        low, high = row["against_teacher"][1:]
-        assert low <= row["against_teacher"][0] <= high
-        assert row["test"] - found["teacher"]["test"] == pytest.approx(row["against_teacher"][0])
-    assert found["narrow"]["vocabulary"] < found["student"]["vocabulary"]
-
-
 # -- the whole of it ------------------------------------------------------------------------------
 
 
@@ -257,18 +241,38 @@ def test_the_recipe_exports_to_every_runtime_with_its_tokenizer(
         assert artifact["verification"] == ("emulated" if emulated else "runtime")
     gates = {g["name"]: g for s in document["stages"] for g in s.get("gates", ())}
     assert gates["tokenizer"]["passed"] is True
+    figures = {s["name"]: s for s in document["stages"]}["figures"]["value"]
+    check_figures(figures)
+    evidence = json.loads((out / "figures" / "evidence.json").read_text())
+    validate(evidence)
+    assert evidence["labels"] == sorted(INTENT_NAMES)
     corpus = read_corpus(out / "texts")
     with Bundle.open(out / "bundle" / "bundle") as bundle:
         tokenizer = bundle.preprocess()
         assert bundle.labels == tuple(sorted(INTENT_NAMES))
-        session = bundle.session(bundle.artifact(target="onnxruntime", device="x86-server"))
+        artifact = bundle.artifact(target="onnxruntime", device="x86-server")
+        session = bundle.session(artifact)
         answers = [
             int(session.run(tokenizer.apply(text))["output"].argmax()) for text, _ in corpus.test
         ]
         session.close()
     hits = np.mean([a == label for a, (_, label) in zip(answers, corpus.test, strict=True)])
-    [row] = [a for a in exported["artifacts"] if a["target"] == "onnxruntime"]
-    assert 100 * hits == pytest.approx(row["value"])
+    assert 100 * hits == pytest.approx(figures["artifacts"][artifact.id]["test"])
+
+
+def check_figures(figures: Mapping[str, Any]) -> None:
+    models, artifacts = figures["models"], figures["artifacts"]
+    assert list(models) == ["teacher", "student", "narrow"]
+    assert models["teacher"]["gained"] == 0
+    assert models["narrow"]["vocabulary"] < models["student"]["vocabulary"]
+    assert {row["with"] for row in models.values()} == {"teacher"}
+    assert {row["with"] for row in artifacts.values() if row["test"] is not None} == {"narrow"}
+    for row in (*models.values(), *artifacts.values()):
+        if row["test"] is None:
+            assert row["reason"]
+            continue
+        assert row["interval"][0] <= row["gained"] <= row["interval"][1]
+        assert row["test"] - models[row["with"]]["test"] == pytest.approx(row["gained"])
 
 
 @pytest.mark.slow
