@@ -1,7 +1,7 @@
 """Trains a keyword spotter (DS-CNN on log-mel features) and exports it, in int8.
 
     edgekit run keywords
-    edgekit run recipes/keywords.py --data speech_commands/ -s 'recordings.words=["yes","no","stop"]'
+    edgekit run recipes/keywords.py --data commands/ -s 'recordings.words=["yes","no","stop"]'
     edgekit run recipes/keywords.py --data my-sounds/ --device pixel-8 -s train.epochs=30
 
 Without ``--data`` the words are synthesized (`edgekit.data.speech`): ten keywords, silence, and
