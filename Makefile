@@ -14,9 +14,13 @@ SOAKS := $(patsubst tests/benchmarks/soak_%.py,out/soak/%.json,$(wildcard tests/
 # (edgekit/cores.py).
 export GOMP_SPINCOUNT ?= 1000
 
+# The recipe in fewer epochs, which take two cores less than five minutes.
+DEMO := -s teacher.train.epochs=6 -s student.train.epochs=10 -s prune.recover.epochs=4 \
+  -s qat.train.epochs=1
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install lint demo check test test-full qemu compiler bench soak clean $(BENCHES) $(SOAKS) $(EXPORT_TIME)
+.PHONY: help install lint demo check test test-full qemu compiler browser bench soak clean $(BENCHES) $(SOAKS) $(EXPORT_TIME)
 
 help:
 	@echo "make demo        export a model for every target: a bundle and a report in out/demo"
@@ -45,7 +49,7 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports --no-logo
 
 demo: $(INSTALLED)
-	$(BIN)/python recipes/mobilenet.py --out out/demo
+	$(BIN)/edgekit run mobilenet -o out/demo $(DEMO)
 
 check: lint
 	$(BIN)/pytest -m "not slow" tests/unit
@@ -53,7 +57,7 @@ check: lint
 test: lint
 	$(BIN)/pytest -m "not slow"
 
-test-full: lint qemu compiler
+test-full: lint qemu compiler browser
 	$(BIN)/pytest
 
 # Tests of x86 processors that this machine is not.
@@ -65,6 +69,11 @@ qemu:
 compiler:
 	@command -v c++ >/dev/null || \
 	  { echo "make test-full compiles C++: apt-get install -y g++" >&2; exit 1; }
+
+# Reports are opened in it.
+browser:
+	@command -v chromium >/dev/null || \
+	  { echo "make test-full opens reports in a browser: apt-get install -y chromium" >&2; exit 1; }
 
 bench: $(BENCHES) $(EXPORT_TIME)
 	@test -n "$(BENCHES)" || { echo "no tests/benchmarks/bench_*.py" >&2; exit 1; }

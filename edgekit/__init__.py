@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgekit.export import export_bundle as export_bundle
     from edgekit.model import Model as Model
     from edgekit.recipe import stage as stage
+    from edgekit.runtime.audio import AudioPreprocess as AudioPreprocess
     from edgekit.runtime.bundle import Bundle as Bundle
     from edgekit.runtime.preprocess import ImagePreprocess as ImagePreprocess
     from edgekit.runtime.preprocess import TextPreprocess as TextPreprocess
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 
 # A name, and the module:attribute that it is; `edgekit.errors` is a module itself.
 _HOMES = {
+    "AudioPreprocess": "edgekit.runtime.audio:AudioPreprocess",
     "Bundle": "edgekit.runtime.bundle:Bundle",
     "Device": "edgekit.device:Device",
     "ExportRequest": "edgekit.export:ExportRequest",
@@ -51,6 +53,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AudioPreprocess",
     "Bundle",
     "Device",
     "ExportRequest",

@@ -61,9 +61,9 @@ class BundleContent:
         documents: further files by name; ``golden.npz`` becomes the manifest's golden entry and
             ``plan.json`` its plan.
         golden: what is to be said of the golden vectors: ``n`` samples, ``source`` of the inputs
-            (``pictures``, ``arrays`` or ``made-up``), and by ``pictures`` and the ios of
-            `edgekit.names.BORDERS` the number of samples in ``golden-pictures.npz``,
-            ``golden-uint8.npz`` and so on, where there are any.
+            (``pictures``, ``sounds``, ``arrays`` or ``made-up``), and by ``pictures``, ``sounds``
+            and the ios of `edgekit.names.BORDERS` the number of samples in
+            ``golden-pictures.npz``, ``golden-uint8.npz`` and so on, where there are any.
         statistics: reference statistics of inputs and predictions.
         lineage: where it all comes from.
         licence: SPDX id, or None.
@@ -235,7 +235,7 @@ def _golden(about: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, An
         return {"path": name, "sha256": hashes[name], "n": n}
 
     parts: dict[str, Any] = {k: v for k, v in about.items() if k == "source"}
-    for kind in ("pictures", *BORDERS):
+    for kind in ("pictures", "sounds", *BORDERS):
         if kind in about:
             parts[kind] = entry(f"golden-{kind}.npz", about[kind]) if about[kind] else None
     return {**entry("golden.npz", about["n"]), **parts}

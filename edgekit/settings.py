@@ -12,7 +12,6 @@ in the record. Looking at a whole section, by comparing, printing or dumping it,
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, Self, TypeVar
@@ -27,7 +26,13 @@ __all__ = ["Settings", "leaves", "reading", "rooted", "with_overrides"]
 Reads = dict[str, Any]
 S = TypeVar("S", bound="Settings")
 
-_record: contextvars.ContextVar[Reads | None] = contextvars.ContextVar("reads", default=None)
+
+class _Recorder:
+    """The record that is being kept, if one is: of the whole process, its threads included."""
+
+    reads: Reads | None = None
+
+
 _WHOLE: Final = frozenset(("__dict__", "__iter__", "__eq__", "__repr__", "__str__", "__hash__"))
 """What shows every field of a section at once. Special methods are looked up on the type, past
 `__getattribute__`; pydantic's own, and `model_dump`, come to `__dict__` in the end."""
@@ -52,7 +57,7 @@ class Settings(BaseModel):
     _place: str | None = PrivateAttr(default=None)
 
     def __getattribute__(self, name: str) -> Any:
-        record = _record.get()
+        record = _Recorder.reads
         if record is None or (name.startswith("_") and name not in _WHOLE):
             return super().__getattribute__(name)
         if name in _WHOLE:
@@ -98,13 +103,13 @@ class Settings(BaseModel):
 
 @contextlib.contextmanager
 def reading() -> Iterator[Reads]:
-    """Records the settings that are read while it lasts: dotted path to value."""
-    record: Reads = {}
-    token = _record.set(record)
+    """Records the settings that are read while it lasts, in any thread: dotted path to value."""
+    before, record = _Recorder.reads, dict[str, Any]()
+    _Recorder.reads = record
     try:
         yield record
     finally:
-        _record.reset(token)
+        _Recorder.reads = before
 
 
 def rooted(settings: S) -> S:
@@ -188,7 +193,7 @@ def _settled(settings: S, place: str | None) -> S:
 
 
 def _read_whole(settings: Settings) -> None:
-    record, place = _record.get(), settings._place
+    record, place = _Recorder.reads, settings._place
     if record is not None and place is not None:
         _read_all(settings, place, record)
 

@@ -1,297 +1,436 @@
-"""Trains a small MobileNetV2 and exports it, in int8, for two phones, a Raspberry Pi and a server.
+"""Distils, prunes and quantizes a small MobileNet, and exports it for phones, boards and servers.
 
-    python recipes/mobilenet.py --out out/demo
+    edgekit run mobilenet
+    edgekit run mobilenet --data flowers/ -s size=224 -s blocks=full -s name=flowers
+    python recipes/mobilenet.py -s student.width=0.35
+
+A teacher is trained; a narrower student learns from it; its channels go where they buy most for
+least; it is quantized, by training too where that gains; and it is exported for every runtime of
+the devices, each file run in its runtime, compared with the plan and with the float model, measured
+and packed. Every stage is kept, and made again only when something that it reads has changed.
 
 The pictures are scikit-learn's handwritten digits: 1797 of 8 x 8 pixels, which come with that
-package. The last 360 are the test set and nothing else. Training takes under a minute on two cores;
-its weights are kept in edgekit's store, and made again only when this file changes. Then comes one
-quantization, a file for each of three runtimes, each run in its runtime, compared with the plan
-and with the float model, measured, and packed: `out/demo/bundle` and `out/demo/report.json`.
+package. The last 360 are the test set and nothing else. ``--data`` takes a folder or .zip of
+pictures by class, ``-s dataset=CIFAR10`` one of torchvision's.
 
-The same in one command, with the functions of this file:
-
-    edgekit export recipes/mobilenet.py:model --device pixel-8 -o out/bundle \\
-        --calib recipes/mobilenet.py:calibration --eval recipes/mobilenet.py:evaluation
-
-References: Sandler et al., "MobileNetV2", 2018 (arXiv:1801.04381); Alpaydin and Kaynak, "Optical
-Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
+References: Sandler et al., "MobileNetV2", 2018 (arXiv:1801.04381); Howard et al., "Searching for
+MobileNetV3", 2019 (arXiv:1905.02244); He et al., "Deep Residual Learning", 2015
+(arXiv:1512.03385); Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine
+Learning Repository, 1998.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import json
-import logging
 import sys
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import sklearn
 import torch
-from safetensors.torch import load_file, save_file
-from sklearn.datasets import load_digits
 
-from edgekit import ExportRequest, ImagePreprocess, Model, Store, export_bundle
-
-# `import torchvision` fails beside some builds of torch; this one does not.
+from edgekit import Device, ExportRequest, ImagePreprocess, Model, Settings, stage
 from edgekit._torchvision import torchvision
-from edgekit.artifact import fingerprint, sha256_of
-from edgekit.cli.export import Terminal
-from edgekit.data import ArraySamples
-from edgekit.errors import EdgekitError
-from edgekit.schemas import validate
+from edgekit.compress.distill import DistillSettings, distill
+from edgekit.compress.folder import load_quantized, save_quantized
+from edgekit.compress.prune import PruneSettings, PruneStep, prune
+from edgekit.compress.qat import QatSettings, qat
+from edgekit.compress.state import fit_state
+from edgekit.compress.train import TrainSettings, accuracy, held_out, train
+from edgekit.data import Samples
+from edgekit.data.training import Augment, PictureSet, from_torchvision, pictures
+from edgekit.export.cost import Latency, Macs
+from edgekit.export.quantizing import quantize_model
+from edgekit.recipe import Run, export
+from edgekit.report import collect
 
-DEVICES = ("pixel-8", "iphone-15-pro", "raspberry-pi-5", "x86-server")
-LABELS = tuple("0123456789")
 TEST = 360
-CALIBRATION = 256
+"""Digits that are the test set: the last ones."""
 
-WIDTH = 0.5
-# MobileNetV2's table of expansion, channels, repeats and stride, cut to what small pictures need:
-# eleven blocks in place of seventeen, and 4 x 4 pixels left at the end of 32 x 32.
-BLOCKS = (
-    (1, 16, 1, 1),
-    (6, 24, 2, 2),
-    (6, 32, 3, 1),
-    (6, 64, 3, 2),
-    (6, 96, 2, 1),
-)
-EPOCHS = 16
-BATCH = 64
-LEARNING_RATE = 6e-3
+SHORT = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 1), (6, 64, 3, 2), (6, 96, 2, 1))
+"""MobileNetV2's table of expansion, channels, repeats and stride, cut to what small pictures need:
+eleven blocks in place of seventeen, and 4 x 4 pixels left at the end of 32 x 32."""
 
-# Mean and standard deviation of the training pictures, scaled to 0..1.
-PREPROCESS = ImagePreprocess(
-    height=32, width=32, resize="bilinear", mean=(0.3054,) * 3, std=(0.3753,) * 3
+
+TRAIN = TrainSettings(
+    epochs=16, rate=6e-3, schedule="one-cycle", smoothing=0.05, channels_last=True
 )
+
+
+class Network(Settings):
+    """A network of torchvision's, and how it is trained.
+
+    Attributes:
+        kind: which.
+        width: factor on its channels; not of resnet18.
+        weights: a .safetensors file with its weights, in place of training it.
+        train: how it is trained.
+    """
+
+    kind: Literal["mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "resnet18"] = (
+        "mobilenet_v2"
+    )
+    width: float = 1.0
+    weights: Path | None = None
+    train: TrainSettings = TRAIN
+
+
+class Prune(PruneSettings):
+    """How the student is pruned; a target of 1 leaves it as it is.
+
+    Attributes:
+        by: what is to come down: multiply-accumulates, or latency in the first device's runtime.
+        recover: how the pruned network is trained after each step.
+    """
+
+    target: float = 0.6
+    steps: int = 1
+    by: Literal["macs", "latency"] = "macs"
+    recover: TrainSettings = TRAIN.model_copy(update={"epochs": 6, "rate": 3e-3})
+
+
+class Quantize(Settings):
+    """How it is quantized and what is held to.
+
+    Attributes:
+        calibration: samples that tell the ranges.
+        sensitivity: whether it is measured what each layer costs.
+        held: the part of the training pictures that decides whether training the plan gained.
+        max_drop: percentage points that an artifact may lose against the float model.
+        targets, schemes: empty means all that the devices run, each in its usual scheme.
+        bench: whether latency and memory are measured.
+    """
+
+    calibration: int = 256
+    sensitivity: bool = True
+    held: float = 0.2
+    max_drop: float = 1.0
+    targets: tuple[str, ...] = ()
+    schemes: tuple[str, ...] = ()
+    bench: bool = True
+
+
+class Config(Settings):
+    """All settings of the recipe.
+
+    Attributes:
+        devices: ids of profiles (`edgekit devices`).
+        dataset: one of torchvision's, in place of the digits.
+        root: where its files are, or are fetched to.
+        size: height and width of the model's input, in pixels.
+        blocks: ``full`` networks, or ``short`` ones for small pictures.
+    """
+
+    name: str = "digits-mobilenet"
+    devices: tuple[str, ...] = ("pixel-8", "iphone-15-pro", "raspberry-pi-5", "x86-server")
+    dataset: str = ""
+    root: Path = Path("data")
+    size: int = 32
+    blocks: Literal["short", "full"] = "short"
+    augment: Augment = Augment(rotate=15, shear=11, scale=0.12, shift=0.07)
+    teacher: Network = Network(width=1.0, train=TRAIN.model_copy(update={"epochs": 10}))
+    student: Network = Network(width=0.5)
+    distill: DistillSettings = DistillSettings(temperature=4.0, alpha=0.7)
+    prune: Prune = Prune()
+    quantize: Quantize = Quantize()
+    qat: QatSettings = QatSettings(train=TrainSettings(epochs=2, rate=1e-4))
 
 
 # -- data -----------------------------------------------------------------------------------------
 
 
-def pictures() -> tuple[np.ndarray, np.ndarray]:
-    """All digits: pictures uint8 [1797, 8, 8], grey, and classes [1797]."""
-    digits = load_digits()
+def digits(part: str) -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's digits: pictures uint8 [n, 8, 8], grey, and classes [n]."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
     # They are stored as counts of 0..16.
-    return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target
+    x, y = np.rint(found.images * (255 / 16)).astype(np.uint8), found.target
+    return (x[-TEST:], y[-TEST:]) if part == "test" else (x[:-TEST], y[:-TEST])
 
 
-def training() -> tuple[np.ndarray, np.ndarray]:
-    """Pictures and classes to train on: all but the last 360."""
-    x, y = pictures()
-    return x[:-TEST], y[:-TEST]
+def picture_set(
+    cfg: Config, data: Path | None, preprocess: ImagePreprocess, part: Any, how: Augment | None
+) -> PictureSet:
+    """The pictures of one part, ``train`` or ``test``, from wherever they come."""
+    if data is not None:
+        return pictures(data, preprocess, part=part, how=how)
+    if cfg.dataset:
+        return from_torchvision(
+            cfg.dataset, cfg.root, preprocess, part=part, download=True, how=how
+        )
+    x, y = digits(part)
+    classes = tuple("0123456789")
+    return pictures(x, preprocess, labels=y, classes=classes, part=part, how=how)
 
 
-def calibration() -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Pictures and classes that set the int8 ranges: the first 256 of the training set."""
-    x, y = training()
-    return {"x": x[:CALIBRATION]}, y[:CALIBRATION]
+def preprocess_of(cfg: Config, facts: dict[str, Any]) -> ImagePreprocess:
+    """How a picture becomes the model's input, in training and on every device."""
+    return ImagePreprocess(
+        height=cfg.size, width=cfg.size, resize="bilinear",
+        mean=tuple(facts["mean"]), std=tuple(facts["std"]),
+    )  # fmt: skip
 
 
-def evaluation() -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Pictures and classes that accuracy is measured on: the last 360."""
-    x, y = pictures()
-    return {"x": x[-TEST:]}, y[-TEST:]
+@stage
+def facts(cfg: Config, data: Path | None) -> dict[str, Any]:
+    """Reads all pictures once: their classes, mean and deviation."""
+    plain = ImagePreprocess(height=cfg.size, width=cfg.size, resize="bilinear")
+    learn = picture_set(cfg, data, plain, "train", None)
+    judge = picture_set(cfg, data, plain, "test", None)
+    total, squares, count = torch.zeros(3), torch.zeros(3), 0
+    for rows in torch.arange(len(learn)).split(256):
+        x = learn.batch(rows, None)["x"]
+        total, squares = total + x.sum((0, 2, 3)), squares + x.square().sum((0, 2, 3))
+        count += x[:, 0].numel()
+    mean = total / count
+    std = (squares / count - mean.square()).sqrt()
+    return {
+        "classes": list(learn.classes),
+        "pictures": {"train": len(learn), "test": len(judge)},
+        "mean": [round(v, 4) for v in mean.tolist()],
+        "std": [round(max(v, 1e-3), 4) for v in std.tolist()],
+    }
 
 
-# -- model ----------------------------------------------------------------------------------------
+# -- networks -------------------------------------------------------------------------------------
 
 
-def network() -> torch.nn.Module:
-    """An untrained MobileNetV2 for pictures [N, 3, 32, 32] and ten classes."""
-    build = torchvision().models.MobileNetV2
-    module: torch.nn.Module = build(
-        num_classes=len(LABELS),
-        width_mult=WIDTH,
-        inverted_residual_setting=[list(row) for row in BLOCKS],
-    )
+def network(settings: Network, cfg: Config, classes: int) -> torch.nn.Module:
+    """An untrained network for pictures [N, 3, size, size]."""
+    models = torchvision().models
+    torch.manual_seed(settings.train.seed)
+    if settings.kind == "resnet18":
+        module: torch.nn.Module = models.resnet18(num_classes=classes)
+        if cfg.blocks == "short":
+            module.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
+            module.maxpool = torch.nn.Identity()
+    elif settings.kind == "mobilenet_v2":
+        table = [list(row) for row in SHORT] if cfg.blocks == "short" else None
+        module = models.MobileNetV2(
+            num_classes=classes, width_mult=settings.width, inverted_residual_setting=table
+        )
+    else:
+        build = getattr(models, settings.kind)
+        module = build(num_classes=classes, width_mult=settings.width)
+        if cfg.blocks == "short":
+            module.features[0][0].stride = (1, 1)
     return module
 
 
-def augment(x: torch.Tensor) -> torch.Tensor:
-    """Each picture of [N, C, H, W] turned, sheared, scaled and moved a little, as hands do."""
-
-    def spread(amount: float, *shape: int) -> torch.Tensor:
-        return (torch.rand(shape) * 2 - 1) * amount
-
-    n = len(x)
-    angle, shear, scale = spread(0.26, n), spread(0.2, n), 1 + spread(0.12, n)
-    rows = [
-        torch.stack((scale * angle.cos(), shear - angle.sin()), 1),
-        torch.stack((angle.sin(), scale * angle.cos()), 1),
-    ]
-    matrices = torch.cat((torch.stack(rows, 1), spread(0.15, n, 2, 1)), 2)
-    grid = torch.nn.functional.affine_grid(matrices, list(x.shape), align_corners=False)
-    return torch.nn.functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
+def rebuilt(
+    settings: Network, cfg: Config, facts: dict[str, Any], state: dict[str, torch.Tensor]
+) -> torch.nn.Module:
+    """The network with its weights, as narrow as they are, in eval mode."""
+    return fit_state(network(settings, cfg, len(facts["classes"])), state).eval()
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Holds torch to one thread: layers this small are no faster with more, and far slower where
-    another program wants the same cores. It also gives the same weights on any number of cores.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+def fixed(settings: Network) -> dict[str, torch.Tensor] | None:
+    """Weights that are given and not trained."""
+    if settings.weights is None:
+        return None
+    from safetensors.torch import load_file
+
+    return load_file(settings.weights)
 
 
-def train(epochs: int) -> dict[str, torch.Tensor]:
-    """The state of a network trained from random weights; the same every time on one machine.
+def judged(module: torch.nn.Module, judge: PictureSet) -> float:
+    """Top-1 in percent."""
+    return accuracy(module, judge, torch.arange(len(judge)))
 
-    AdamW with one cycle of the learning rate (Smith and Topin, 2017, arXiv:1708.07120) and label
-    smoothing.
-    """
-    torch.manual_seed(0)
-    images, classes = training()
-    x = torch.from_numpy(np.concatenate([PREPROCESS.apply(image) for image in images]))
-    y = torch.from_numpy(classes)
-    # Channels last is what torch's CPU kernels for depthwise convolutions are fastest with.
-    module = network().train().to(memory_format=torch.channels_last)
-    steps = len(x) // BATCH
-    optimizer = torch.optim.AdamW(module.parameters(), LEARNING_RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LEARNING_RATE, total_steps=epochs * steps
+
+@stage
+def teacher(facts: dict[str, Any], cfg: Config, data: Path | None, run: Run) -> Any:
+    """Trains the teacher."""
+    given = fixed(cfg.teacher)
+    if given is not None:
+        return given
+    module = network(cfg.teacher, cfg, len(facts["classes"]))
+    preprocess = preprocess_of(cfg, facts)
+    learn = picture_set(cfg, data, preprocess, "train", cfg.augment)
+    made = train(module, learn, cfg.teacher.train, folder=run.folder, watch=run)
+    top1 = judged(module, picture_set(cfg, data, preprocess, "test", None))
+    run.metric("test_top1", top1, len(made.curve))
+    return made.state
+
+
+@stage
+def student(facts: dict[str, Any], teacher: Any, cfg: Config, data: Path | None, run: Run) -> Any:
+    """Trains the student to answer as the teacher does."""
+    given = fixed(cfg.student)
+    if given is not None:
+        return given
+    module = network(cfg.student, cfg, len(facts["classes"]))
+    preprocess = preprocess_of(cfg, facts)
+    made = distill(
+        module,
+        rebuilt(cfg.teacher, cfg, facts, teacher),
+        picture_set(cfg, data, preprocess, "train", cfg.augment),
+        cfg.distill,
+        train=cfg.student.train,
+        folder=run.folder,
+        watch=run,
     )
-    loss_of = torch.nn.CrossEntropyLoss(label_smoothing=0.05)
-    with one_thread(), Terminal().progress(f"training for {epochs} epochs", epochs) as advance:
-        for _ in range(epochs):
-            order = torch.randperm(len(x))[: steps * BATCH]
-            for batch in order.split(BATCH):
-                inputs = augment(x[batch]).to(memory_format=torch.channels_last)
-                loss = loss_of(module(inputs), y[batch])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-            advance(1)
-    return {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+    top1 = judged(module, picture_set(cfg, data, preprocess, "test", None))
+    run.metric("test_top1", top1, len(made.curve))
+    return made.state
 
 
-def weights(epochs: int = EPOCHS) -> Path:
-    """The trained weights, a ``.safetensors`` file out of the store, where they are if need be."""
-    key = fingerprint(
-        recipe=sha256_of(Path(__file__)),
-        epochs=epochs,
-        torch=torch.__version__,
-        sklearn=sklearn.__version__,
-    )
-    name = "mobilenet.safetensors"
-    entry = Store().make(key, lambda folder: save_file(train(epochs), folder / name), what="train")
-    return entry / name
+# -- compression ----------------------------------------------------------------------------------
 
 
-def model(epochs: int = EPOCHS) -> Model:
-    """The trained network with its preprocessing and labels."""
-    module = network()
-    module.load_state_dict(load_file(weights(epochs)))
-    return Model.from_module(
-        module.eval(),
-        {"x": torch.zeros(PREPROCESS.shape)},
-        name="digits-mobilenet",
-        preprocess=PREPROCESS,
-        labels=LABELS,
-    )
+@stage
+def pruned(
+    facts: dict[str, Any], teacher: Any, student: Any, cfg: Config, data: Path | None,
+    device: Device, run: Run,
+) -> dict[str, Any]:  # fmt: skip
+    """Cuts channels out of the student, which recovers by its teacher."""
+    module = rebuilt(cfg.student, cfg, facts, student)
+    if cfg.prune.target >= 1:
+        return {"state": student, "history": []}
+    preprocess = preprocess_of(cfg, facts)
+    learn = picture_set(cfg, data, preprocess, "train", cfg.augment)
+    judge = picture_set(cfg, data, preprocess, "test", None)
+    master = rebuilt(cfg.teacher, cfg, facts, teacher)
 
-
-# -- export ---------------------------------------------------------------------------------------
-
-
-def export(made: Model, out: Path, *, bench: bool = True) -> tuple[Mapping[str, Any], int]:
-    """Exports the model to ``out/bundle`` and writes ``out/report.json``.
-
-    Returns:
-        The ``edgekit.export/1`` document, and 0, or 1 if an artifact or a gate failed.
-    """
-    (calib, _), (held_out, classes) = calibration(), evaluation()
-    about = {"signature": made.signature, "preprocess": made.preprocess}
-    result = export_bundle(
-        made,
-        ExportRequest(
-            devices=DEVICES,
-            calib=ArraySamples(calib, **about, source="digits, training"),
-            evaluation=ArraySamples(held_out, classes, **about, source="digits, test"),
-            out=out / "bundle",
-            max_drop=1.0,
-            bench=bench,
-            listener=Terminal(),
-        ),
-    )
-    validate(result.document)
-    report = json.dumps(result.document, indent=2, sort_keys=True, allow_nan=False)
-    (out / "report.json").write_text(report + "\n")
-    return result.document, result.exit_code
-
-
-def table(document: Mapping[str, Any]) -> str:
-    """The document's artifacts as lines of text."""
-
-    def figure(value: float | None, form: str, scale: float = 1) -> str:
-        return "-" if value is None else format(value * scale, form)
-
-    heads = "artifact,KiB,float,top-1 %,drop,SQNR dB,p50 ms,float,MiB,proof"
-    rows = [tuple(heads.split(","))]
-    for row in document["artifacts"]:
-        parity, latency, twin = row["parity"] or {}, row["latency_ms"] or {}, row["float"] or {}
-        rows.append(
-            (
-                row["id"],
-                figure(row["bytes"], ".0f", 1 / 1024),
-                figure(twin.get("bytes"), ".0f", 1 / 1024),
-                figure(row["value"], ".2f"),
-                figure(row["drop_points"], ".2f"),
-                figure(parity.get("sqnr_db"), ".1f"),
-                figure(latency.get("p50"), ".3f"),
-                figure(twin.get("latency_p50_ms"), ".3f"),
-                figure(row["peak_memory_mib"], ".0f"),
-                row["verification"] if row["status"] == "ok" else f"failed: {row['reason']}",
-            )
+    def recover(cut: torch.nn.Module, step: PruneStep) -> None:
+        distill(
+            cut, master, learn, cfg.distill, train=cfg.prune.recover, folder=step.folder, watch=run
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
+
+    rows = torch.arange(min(cfg.quantize.calibration, len(learn)))
+    examples = {"x": learn.batch(rows, None)["x"]}
+    cost: Any = Macs(examples)
+    if cfg.prune.by == "latency":
+        target = (*cfg.quantize.targets, *(t.target for t in device.targets))[0]
+        cost = Latency(device.id, target, "w8a8", examples=examples)
+        run.note(f"pruned for {cost.name}")
+    found = prune(
+        module,
+        {"x": examples["x"][:2]},
+        cfg.prune,
+        cost=cost,
+        recover=recover,
+        folder=run.folder,
+        watch=run,
+    )
+    run.metric("test_top1", judged(found.module, judge), len(found.history) - 1)
+    for step in found.history:
+        run.metric("cost", step["cost"], int(step["step"]))
+    return {"state": dict(found.state), "history": [dict(step) for step in found.history]}
+
+
+def model_of(cfg: Config, facts: dict[str, Any], pruned: dict[str, Any]) -> Model:
+    """The pruned network with its preprocessing and labels."""
+    preprocess = preprocess_of(cfg, facts)
+    return Model.from_module(
+        rebuilt(cfg.student, cfg, facts, pruned["state"]),
+        {"x": torch.zeros(preprocess.shape)},
+        name=cfg.name,
+        preprocess=preprocess,
+        labels=facts["classes"],
     )
 
 
-def gates(document: Mapping[str, Any]) -> str:
-    """Every gate of the document, a line for each kind."""
-    words = {True: "held", False: "FAILED", None: "not judged"}
-    kinds: dict[str, list[str]] = {}
-    for gate in document["gates"]:
-        kinds.setdefault(gate["name"], []).append(f"{gate['artifact']} {words[gate['passed']]}")
-    return "\n".join(f"gate {name}: {', '.join(found)}" for name, found in kinds.items())
+def samples(cfg: Config, data: Path | None, model: Model, part: str, count: int = 0) -> Samples:
+    """Pictures of one part as an export takes them; the first ``count`` where it is given."""
+    assert isinstance(model.preprocess, ImagePreprocess)
+    found = picture_set(cfg, data, model.preprocess, part, None).samples
+    if not count or count >= len(found):
+        return found
+    # Spread over all of them: folders are read class by class.
+    rows = np.linspace(0, len(found) - 1, count).astype(int)
+    return found.take(rows.tolist())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the recipe; the exit code is the export's."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="default: %(default)s")
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help="default: %(default)s")
-    parser.add_argument("--no-bench", action="store_true", help="do not measure latency and memory")
-    options = parser.parse_args(argv)
-    try:
-        document, code = export(model(options.epochs), options.out, bench=not options.no_bench)
-    except EdgekitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    reference = document["reference"]
-    print(f"float model: {reference['value']:.2f} % top-1 on {reference['n']} test pictures\n")
-    print(table(document))
-    print(f"\n{gates(document)}")
-    print(f"\nbundle: {document['bundle'] or 'not written, see the report'}")
-    print(f"report: {options.out / 'report.json'}")
-    return code
+class Rows:
+    """Some samples of a set, by their numbers."""
+
+    def __init__(self, whole: PictureSet, rows: torch.Tensor) -> None:
+        self.whole, self.rows = whole, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(
+        self, rows: torch.Tensor, generator: torch.Generator | None
+    ) -> dict[str, torch.Tensor]:
+        return self.whole.batch(self.rows[rows], generator)
+
+
+@stage
+def plan(
+    facts: dict[str, Any], pruned: dict[str, Any], cfg: Config, data: Path | None, run: Run
+) -> dict[str, Any]:
+    """Makes the one int8 plan, and trains it further where that gains."""
+    model = model_of(cfg, facts, pruned)
+    request = ExportRequest(
+        calib=samples(cfg, data, model, "train", cfg.quantize.calibration),
+        out=run.out / "plan",
+        listener=run,
+    )
+    document = quantize_model(model, request, sensitivity=cfg.quantize.sensitivity)
+    (run.out / "quantize.json").write_text(json.dumps(document))
+    made = {"plan": run.out / "plan", "training": None}
+    if cfg.qat.train.epochs:
+        assert isinstance(model.preprocess, ImagePreprocess)
+        learn = picture_set(cfg, data, model.preprocess, "train", cfg.augment)
+        rows, held = held_out(learn, cfg.quantize.held, seed=1)
+        tuned = qat(
+            model,
+            load_quantized(run.out / "plan"),
+            Rows(learn, rows),
+            cfg.qat,
+            held=Rows(learn, held),
+            folder=run.folder,
+            watch=run,
+        )
+        made["training"] = tuned.to_json()
+        run.note(
+            f"training the plan {'gained' if tuned.gained else 'did not gain, and is left out'}: "
+            f"{100 * tuned.before:.2f} % before, {100 * tuned.after:.2f} % after"
+        )
+        if tuned.gained:
+            made["plan"] = save_quantized(tuned.quantized, run.out / "trained")
+    return made
+
+
+@stage
+def exported(
+    facts: dict[str, Any], student: Any, pruned: dict[str, Any], plan: dict[str, Any],
+    cfg: Config, data: Path | None, devices: tuple[Device, ...], run: Run,
+) -> Path:  # fmt: skip
+    """Converts the plan for every runtime, proves, measures and packs."""
+    model = model_of(cfg, facts, pruned)
+    whole = sum(tensor.numel() for tensor in student.values())
+    export(
+        model,
+        ExportRequest(
+            devices=tuple(device.id for device in devices),
+            targets=cfg.quantize.targets,
+            schemes=cfg.quantize.schemes,
+            plans=(plan["plan"],),
+            calib=samples(cfg, data, model, "train", cfg.quantize.calibration),
+            evaluation=samples(cfg, data, model, "test"),
+            max_drop=cfg.quantize.max_drop,
+            pruned_from=whole if pruned["history"] else None,
+            bench=cfg.quantize.bench,
+        ),
+        run,
+    )
+    return run.out
+
+
+@stage
+def answers(
+    facts: dict[str, Any], pruned: dict[str, Any], cfg: Config, data: Path | None, run: Run
+) -> Path:
+    """What the model confuses, and the pictures that it is most wrong about."""
+    model = model_of(cfg, facts, pruned)
+    return collect(model, samples(cfg, data, model, "test"), run.out, watch=run)
 
 
 if __name__ == "__main__":
-    # The converters' own remarks say nothing that the verification does not.
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    sys.exit(main())
+    from edgekit.cli.main import main
+
+    sys.exit(main(["run", __file__, *sys.argv[1:]]))

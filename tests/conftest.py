@@ -140,3 +140,35 @@ def write_zip() -> BundleWriter:
 def null_bundle(tmp_path: Path) -> Path:
     """A good bundle of two null artifacts, as a directory."""
     return write_bundle_directory(tmp_path / "bundle", *null_contents())
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as transformers writes one: a BERT of 4 layers with random weights, no classifier.
+
+    Its vocabulary are letters and the commonest words of `edgekit.data.intents`.
+    """
+    from collections import Counter
+
+    import torch
+
+    from edgekit.data.intents import intents
+    from edgekit.runtime.preprocess import TextPreprocess
+    from edgekit.runtime.wordpiece import words
+    from edgekit.sources.hugging_face import save_classifier, transformers
+
+    said = Counter(w for text, _ in intents().train for w in words(text, True, True))
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789'"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
+    pieces += [word for word, _ in said.most_common(400) if word not in letters]
+    library = transformers()
+    config = library.BertConfig(
+        vocab_size=len(pieces), hidden_size=32, num_hidden_layers=4, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=40, initializer_range=0.1,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = library.BertModel(config)
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    return save_classifier(network, TextPreprocess(tuple(pieces), max_length=24), folder)

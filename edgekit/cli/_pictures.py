@@ -1,4 +1,4 @@
-"""Golden vectors, from their pictures on."""
+"""Golden vectors, from their pictures and sounds on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from edgekit.runtime.bundle import Bundle, BundleArtifact
     from edgekit.runtime.session import Array
 
-__all__ = ["border_check", "from_pictures_check"]
+__all__ = ["border_check", "from_sources_check"]
 
 
 def border_check(bundle: Bundle, artifact: BundleArtifact) -> tuple[Check, ...]:
@@ -45,22 +45,28 @@ def border_check(bundle: Bundle, artifact: BundleArtifact) -> tuple[Check, ...]:
     return (Check("border", not wrong, None, None, f"{said} the model's preprocessing"),)
 
 
-def from_pictures_check(
+def from_sources_check(
     bundle: Bundle, artifact: BundleArtifact, feeds: Mapping[str, Array]
 ) -> tuple[dict[str, Array], tuple[Check, ...]]:
-    """The feeds, made anew of the bundle's pictures, and whether they are what they were."""
+    """The feeds, made anew of the bundle's pictures or sounds, and whether these are as before."""
     from edgekit.parity import Check
     from edgekit.runtime.golden import from_pictures, picture_input
-    from edgekit.runtime.preprocess import ImagePreprocess
+    from edgekit.runtime.golden_sounds import from_sounds, sound_input
+    from edgekit.runtime.preprocess import AudioPreprocess, ImagePreprocess
 
-    pictures, preprocess = bundle.golden_pictures(), bundle.preprocess()
-    if not pictures or not isinstance(preprocess, ImagePreprocess):
-        return dict(feeds), ()
-    preprocess = preprocess.for_io(artifact.io)
-    spec = picture_input(artifact.signature, preprocess)
     flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in feeds.items()}
-    made, misread = from_pictures(flat, pictures, preprocess, spec)
-    detail = "golden pictures that the preprocessing makes the same inputs of as it did"
-    fine = len(pictures) - len(misread)
-    check = Check(f"pictures:{spec.name}", not misread, fine, len(pictures), detail)
+    preprocess = bundle.preprocess()
+    if isinstance(preprocess, ImagePreprocess) and (pictures := bundle.golden_pictures()):
+        preprocess = preprocess.for_io(artifact.io)
+        spec = picture_input(artifact.signature, preprocess)
+        made, misread = from_pictures(flat, pictures, preprocess, spec)
+        kind, count = "pictures", len(pictures)
+    elif isinstance(preprocess, AudioPreprocess) and (sounds := bundle.golden_sounds()):
+        spec = sound_input(artifact.signature, preprocess)
+        made, misread = from_sounds(flat, sounds, preprocess, spec)
+        kind, count = "sounds", len(sounds)
+    else:
+        return dict(feeds), ()
+    detail = f"golden {kind} that the preprocessing makes the same inputs of as it did"
+    check = Check(f"{kind}:{spec.name}", not misread, count - len(misread), count, detail)
     return {name: made[name].reshape(value.shape) for name, value in feeds.items()}, (check,)

@@ -63,8 +63,8 @@ __all__ = ["command"]
 @click.option(
     "--calib",
     metavar="DATA",
-    help="Calibration data, which quantized schemes need: a .npz, a folder or .zip of pictures, "
-    "a .tsv, .csv or .jsonl of texts, or FILE.py:FUNCTION.",
+    help="Calibration data, which quantized schemes need: a .npz, a folder or .zip of pictures "
+    "or WAV files, a .tsv, .csv or .jsonl of texts, or FILE.py:FUNCTION.",
 )
 @click.option(
     "--engine",

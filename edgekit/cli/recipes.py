@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from edgekit.artifact import storage_error
+from edgekit.cli._libraries import subdued
 from edgekit.cli._output import emit, json_option, note, table, verbosity_options
 from edgekit.errors import UsageError
 from edgekit.recipe import shipped
@@ -51,7 +52,8 @@ def show(group_json: bool, recipe: str, as_json: bool) -> None:
     from edgekit.settings import leaves
 
     path = shipped.find(recipe)
-    found = load_recipe(path)
+    with subdued():
+        found = load_recipe(path)
     stages = [
         {"name": s.name, "needs": list(s.parameters), "doc": s.doc} for s in found.stages.values()
     ]

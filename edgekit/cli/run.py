@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgekit.cli import _live, _output
+from edgekit.cli._libraries import subdued
 from edgekit.cli._output import emit, json_option, note, table, verbosity_options
-from edgekit.errors import UsageError
+from edgekit.errors import EdgekitError, UsageError
 
 if TYPE_CHECKING:
     from edgekit.recipe.engine import Outcome, Planned, Runner
@@ -81,9 +82,12 @@ def command(
     out = out or Path("out") / script.stem
     if track is not None:
         tracking.check(track)
+    with subdued():
+        # The script's imports; what its stages print is kept beside them.
+        loaded = load_recipe(script)
     with _live.shown() as view:
         runner = Runner(
-            load_recipe(script),
+            loaded,
             overrides=overrides,
             data=data,
             devices=devices,
@@ -99,9 +103,10 @@ def command(
         emit(_plan_document(runner, planned), as_json, lambda: _plan_text(planned))
         return 0
     document = runner.result
+    page = _page(out, document)
     if track is not None:
         tracking.record(document, out, track)
-    emit(document, as_json, lambda: _text(document, out))
+    emit(document, as_json, lambda: _text(document, out, page))
     return _answer(document, outcomes)
 
 
@@ -149,7 +154,23 @@ def _plan_text(planned: Sequence[Planned]) -> str:
     return table(["stage", "state", "why"], [[p.stage, p.state, p.why] for p in planned])
 
 
-def _text(document: Mapping[str, Any], out: Path) -> str:
+def _page(out: Path, document: Mapping[str, Any]) -> Path | None:
+    """Writes the run's page, unless it is there and nothing was made; None where it can't be."""
+    from edgekit.report.page import build, write
+
+    page = out / "report.html"
+    if page.is_file() and all(stage["cached"] for stage in document["stages"]):
+        return page
+    try:
+        write(build([out]), page)
+    except EdgekitError as error:
+        # The run is what it is; `edgekit report` tells the same.
+        note(f"no report: {error.message}")
+        return None
+    return page
+
+
+def _text(document: Mapping[str, Any], out: Path, page: Path | None) -> str:
     rows = []
     for stage in document["stages"]:
         state = "cached" if stage["cached"] else stage["status"]
@@ -166,5 +187,6 @@ def _text(document: Mapping[str, Any], out: Path) -> str:
     if gates:
         lines += ["", table(["stage", "gate", "", ""], gates)]
     files = [s["name"] for s in document["stages"] if s["files"]]
-    lines += ["", f"run: {out / 'run.json'}", *(f"{name}: {out / name}" for name in files)]
+    lines += ["", *(f"{name}: {out / name}" for name in files), f"run: {out / 'run.json'}"]
+    lines += [] if page is None else [f"report: {page}"]
     return "\n".join(lines)

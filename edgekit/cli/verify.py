@@ -15,7 +15,7 @@ from edgekit.cli._found import Found, document_of, failed, text_of
 from edgekit.cli._libraries import subdued
 from edgekit.cli._metadata import metadata_check, metadata_tasks
 from edgekit.cli._output import emit, json_option, progress, verbosity_options
-from edgekit.cli._pictures import border_check, from_pictures_check
+from edgekit.cli._pictures import border_check, from_sources_check
 from edgekit.cli._structure import SETTLED, look, through
 from edgekit.errors import (
     BadData,
@@ -134,7 +134,7 @@ def _verify(bundle: Bundle, artifact: BundleArtifact, scratch: Path, keep_going:
             return found
         looked = found.checks[:-1]
     feeds, wanted, against = _golden(bundle, artifact)
-    feeds, read = from_pictures_check(bundle, artifact, feeds)
+    feeds, read = from_sources_check(bundle, artifact, feeds)
     try:
         path = bundle.place(artifact)
     except UnsupportedError as error:  # a runtime older than the artifact requires

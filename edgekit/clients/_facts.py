@@ -10,6 +10,7 @@ from edgekit.clients._escape import camel, identifier
 from edgekit.names import BORDERS, FLOAT_IO, split_target, through_target
 from edgekit.runtime.golden import GOLDEN_SQNR_DB, OTHER_SQNR_DB
 from edgekit.runtime.preprocess import (
+    AudioPreprocess,
     ImagePreprocess,
     Preprocess,
     TextPreprocess,
@@ -77,7 +78,7 @@ class Facts:
         preprocess: how raw data become the input, where that is known.
         golden: name and number of the golden vectors, where there are any.
         golden_of: names of those for artifacts with a picture border, by io.
-        pictures: name of the pictures that they were made of.
+        pictures, sounds: name of the pictures or recordings that they were made of.
         pieces: all artifacts.
         manifest: all of it.
     """
@@ -91,6 +92,7 @@ class Facts:
     golden: tuple[str, int] | None
     golden_of: Mapping[str, str]
     pictures: str | None
+    sounds: str | None
     pieces: tuple[Piece, ...]
     manifest: Mapping[str, Any]
 
@@ -105,9 +107,21 @@ class Facts:
         return self.preprocess if isinstance(self.preprocess, TextPreprocess) else None
 
     @property
+    def sound(self) -> AudioPreprocess | None:
+        """The preprocessing of recordings, where the model takes one."""
+        return self.preprocess if isinstance(self.preprocess, AudioPreprocess) else None
+
+    @property
     def picture_input(self) -> TensorSpec | None:
         """The one input that has the shape of what the preprocessing makes of a picture."""
-        step = self.picture
+        return self._taking(self.picture)
+
+    @property
+    def sound_input(self) -> TensorSpec | None:
+        """The one input that has the shape of what the preprocessing makes of a recording."""
+        return self._taking(self.sound)
+
+    def _taking(self, step: ImagePreprocess | AudioPreprocess | None) -> TensorSpec | None:
         fitting = [s for s in self.signature.inputs if step is not None and s.shape == step.shape]
         return fitting[0] if len(fitting) == 1 else None
 
@@ -115,6 +129,11 @@ class Facts:
     def golden_pictures(self) -> str | None:
         """The file of pictures, where a client can make an input of them."""
         return None if self.picture_input is None else self.pictures
+
+    @property
+    def golden_sounds(self) -> str | None:
+        """The file of recordings, where a client can make an input of them."""
+        return None if self.sound_input is None else self.sounds
 
     @property
     def scores(self) -> TensorSpec | None:
@@ -168,6 +187,7 @@ def facts_of(manifest: Mapping[str, Any]) -> Facts:
         golden=None if golden is None else (str(golden["path"]), int(golden.get("n", 1))),
         golden_of={io: name for io in BORDERS if (name := _part(golden, io)) is not None},
         pictures=_part(golden, "pictures"),
+        sounds=_part(golden, "sounds"),
         pieces=_pieces(manifest, signature, step),
         manifest=manifest,
     )
@@ -214,7 +234,8 @@ def _listed(manifest: Mapping[str, Any], path: str) -> list[Mapping[str, Any]]:
 # Modules of the Python clients, and what they import: a client must not hide them.
 _RESERVED = frozenset(
     (
-        "client", "cpu", "files", "labels", "preprocess", "resample", "tokenizer", "wordpiece",
+        "client", "cpu", "features", "files", "labels", "logmel", "preprocess", "resample",
+        "tokenizer", "wav", "wordpiece",
         "coremltools", "executorch", "numpy", "onnxruntime", "openvino", "torch", "ai_edge_litert",
     )
 )  # fmt: skip

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from edgekit.clients import _escape as escape
 from edgekit.clients._facts import Facts
-from edgekit.runtime.preprocess import ImagePreprocess
+from edgekit.runtime.preprocess import AudioPreprocess, ImagePreprocess
 
-__all__ = ["difference", "head", "resize_words"]
+__all__ = ["difference", "head", "resize_words", "sound_words"]
 
 
 def head(facts: Facts) -> str:
@@ -43,3 +43,43 @@ def difference(step: ImagePreprocess) -> str:
             "shrink by steps of two or compute it as the Python client does where that matters."
         )
     return "Roundings differ, by a few units of 255."
+
+
+def sound_words(step: AudioPreprocess) -> str:
+    """How sounds become features, as a numbered list in Markdown."""
+    other = "other rates are refused"
+    if step.resample == "polyphase":
+        other = "other rates are resampled as `scipy.signal.resample_poly` does"
+    where = {
+        "start": "the first are kept of more, zeros follow fewer",
+        "middle": "the middle is kept of more, zeros stand on both sides of fewer",
+    }[step.fit]
+    begin = "the first begins at sample 0, none reaches beyond the end"
+    if step.framing == "centered":
+        begin = "the middle of the first is sample 0, the clip mirrored at its ends"
+    mel = "2595 log10(1 + f / 700), HTK's" if step.scale == "htk" else "Slaney's"
+    mean, std = (", ".join(map(repr, values)) for values in (step.mean, step.std))
+    many = ", band by band" if max(len(step.mean), len(step.std)) > 1 else ""
+    axes = {
+        "NCHW": f"1, 1, {step.frames} frames, {step.mels} bands",
+        "NHWC": f"1, {step.frames} frames, {step.mels} bands, 1",
+        "NTC": f"1, {step.frames} frames, {step.mels} bands",
+        "NCT": f"1, {step.mels} bands, {step.frames} frames",
+    }[step.layout]
+    lines = [
+        "Samples of -1 to 1 (16-bit integers divided by 32768), the mean of all channels.",
+        f"{step.sample_rate} Hz; {other}.",
+        f"{step.samples} samples ({step.samples / step.sample_rate:g} s): {where}.",
+        f"Frames of {step.window} samples every {step.hop}: {begin}. Each times a periodic Hann "
+        f"window, then a Fourier transform of {step.fft}, "
+        f"{'squared magnitudes' if step.power == 2 else 'magnitudes'}.",
+        f"{step.mels} triangular bands from {step.fmin:g} to {step.top:g} Hz, evenly spaced on the "
+        f"mel scale ({mel}), each with {'an area' if step.area else 'a peak'} of 1.",
+        f"(ln(band + {step.log_offset!r}) - mean) / std{many}: mean {mean}; std {std}.",
+        f"As float32 [{axes}].",
+    ]
+    listed = "\n".join(f"{i}. {line}" for i, line in enumerate(lines, 1))
+    return (
+        f"{listed}\n\nThe Python clients do this as edgekit does, from WAV files or samples; the "
+        "others take the finished features."
+    )

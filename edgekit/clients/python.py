@@ -10,7 +10,7 @@ from edgekit.clients._facts import Facts, Piece
 from edgekit.clients._template import fill, load
 from edgekit.clients._words import head
 from edgekit.names import FLOAT_IO, SCHEMES
-from edgekit.runtime.preprocess import ImagePreprocess, TextPreprocess
+from edgekit.runtime.preprocess import AudioPreprocess, ImagePreprocess, TextPreprocess
 from edgekit.signature import TensorSpec
 
 __all__ = ["NEEDS", "carries", "files"]
@@ -38,6 +38,8 @@ _IMPORTS = {
     "coreml": ["import coremltools"],
 }
 
+_EXAMPLES = {"a picture": "picture.jpg", "a text": "'some text'", "a WAV file": "sound.wav"}
+
 
 def carries(piece: Piece) -> bool:
     """Whether there is a Python client for an artifact: a wheel's runtime loads it."""
@@ -61,6 +63,9 @@ def files(facts: Facts) -> dict[str, str]:
     if facts.text is not None:
         found["tokenizer.py"] = _tokenizer(facts, facts.text)
         found["wordpiece.py"] = _own("wordpiece.py")
+    if facts.sound is not None:
+        found["features.py"] = _features(facts, facts.sound)
+        found |= {name: _own(name) for name in ("logmel.py", "wav.py")}
     if any(piece.isa or piece.requires.get("without_vnni") for piece in pieces):
         found["cpu.py"] = _own("cpu.py")
     return found | {f"{piece.module}.py": _model(facts, piece) for piece in pieces}
@@ -112,6 +117,32 @@ def _tokenizer(facts: Facts, step: TextPreprocess) -> str:
     return fill(load("python/tokenizer.py"), fields, what="tokenizer")
 
 
+def _features(facts: Facts, step: AudioPreprocess) -> str:
+    fields = {
+        "HEAD": head(facts),
+        "SAMPLE_RATE": str(step.sample_rate),
+        "SAMPLES": str(step.samples),
+        "FIT": text(step.fit),
+        "RESAMPLE": text(step.resample),
+        "WINDOW": str(step.window),
+        "HOP": str(step.hop),
+        "FFT": str(step.fft),
+        "CENTERED": str(step.framing == "centered"),
+        "POWER": str(step.power),
+        "MELS": str(step.mels),
+        "FMIN": escape.number(step.fmin),
+        "FMAX": escape.number(step.top),
+        "SCALE": text(step.scale),
+        "AREA": str(step.area),
+        "OFFSET": escape.number(step.log_offset),
+        "MEAN": "".join(f"{escape.number(v)}, " for v in step.mean).rstrip(),
+        "STD": "".join(f"{escape.number(v)}, " for v in step.std).rstrip(),
+        "LAYOUT": text(step.layout),
+        "SHAPE": str(step.shape),
+    }
+    return fill(load("python/features.py"), fields, what="features")
+
+
 def _shared(facts: Facts) -> str:
     what, lines = _feeds(facts)
     fields = {
@@ -119,6 +150,8 @@ def _shared(facts: Facts) -> str:
         "GOLDEN": _goldens(facts),
         "PICTURES": "None" if facts.golden_pictures is None else text(facts.golden_pictures),
         "PICTURE_INPUT": text(facts.picture_input.name if facts.picture_input else ""),
+        "SOUNDS": "None" if facts.golden_sounds is None else text(facts.golden_sounds),
+        "SOUND_INPUT": text(facts.sound_input.name if facts.sound_input else ""),
         "SCORES": "None" if facts.scores is None else text(facts.scores.name),
         "BATCH": str(facts.signature.inputs[0].shape[0]) if facts.signature.inputs else "1",
         "WHAT": what,
@@ -142,6 +175,14 @@ def _feeds(facts: Facts) -> tuple[str, list[str]]:
             "",
             "del bundle",
             f"return {{{name}: feed(decode(source), io)}}",
+        ]
+    if facts.sound_input is not None and len(facts.signature.inputs) == 1:
+        name = text(facts.sound_input.name)
+        return "a WAV file", [
+            "from features import decode, feed",
+            "",
+            "del io, bundle",
+            f"return {{{name}: feed(*decode(source))}}",
         ]
     if facts.text is not None:
         return "a text", [
@@ -169,7 +210,7 @@ def _model(facts: Facts, piece: Piece) -> str:
         "TITLE": escape.comment(f"{piece.id}: {SCHEMES.get(piece.scheme, piece.scheme)}."),
         "HEAD": head(facts),
         "MODULE": piece.module,
-        "EXAMPLE": {"a picture": "picture.jpg", "a text": "'some text'"}.get(what, "inputs.npz"),
+        "EXAMPLE": _EXAMPLES.get(what, "inputs.npz"),
         "NEEDS": NEEDS[target],
         "IMPORTS": _imports(piece),
         "KIND": piece.kind,

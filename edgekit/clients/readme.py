@@ -10,9 +10,9 @@ from edgekit.clients._escape import code
 from edgekit.clients._escape import markdown as text
 from edgekit.clients._facts import Facts, Piece
 from edgekit.clients._template import fill, load
-from edgekit.clients._words import resize_words
+from edgekit.clients._words import resize_words, sound_words
 from edgekit.names import NHWC_IO, PICTURE_IO
-from edgekit.runtime.preprocess import ImagePreprocess, TextPreprocess
+from edgekit.runtime.preprocess import AudioPreprocess, ImagePreprocess, TextPreprocess
 from edgekit.signature import TensorSpec
 
 __all__ = ["file"]
@@ -206,6 +206,8 @@ def _preprocess(facts: Facts) -> str:
         return _picture(facts.preprocess)
     if isinstance(facts.preprocess, TextPreprocess):
         return _text(facts.preprocess)
+    if isinstance(facts.preprocess, AudioPreprocess):
+        return sound_words(facts.preprocess)
     return "The model takes its tensors as they are; what they are made of is not told."
 
 
@@ -267,6 +269,11 @@ def _golden(facts: Facts, languages: Sequence[str]) -> str:
         lines.append(
             f"`{facts.golden_pictures}` holds the pictures that the first of them were made of "
             "(`picture.NUMBER`), so that the preprocessing is checked too."
+        )
+    if facts.golden_sounds is not None:
+        lines.append(
+            f"`{facts.golden_sounds}` holds the recordings that the first of them were made of "
+            "(`sound.NUMBER`, and `rate.NUMBER` in Hz), so that the preprocessing is checked too."
         )
     for io, name in facts.golden_of.items():
         what = "pixels" if io == PICTURE_IO else "the picture with its channels last"

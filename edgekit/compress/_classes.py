@@ -61,6 +61,11 @@ class ClassLoss:
         self._smoothing, self._top = smoothing, top
 
     def __call__(self, module: nn.Module, batch: Batch) -> torch.Tensor:
+        if "y" not in batch:
+            raise BadData(
+                "the samples have no classes to learn",
+                hint="give labels, or a loss that needs none",
+            )
         logits = logits_of(module, batch)
         if logits.dim() != 2 or logits.shape[1] <= self._top:
             raise BadData(

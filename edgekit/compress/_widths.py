@@ -73,9 +73,11 @@ def survey(module: nn.Module, examples: Examples, *, keep: Sequence[str] = ()) -
         found = list(_groups(graph, copied, kept))
     left = {f.name: f.reason for f in found if f.reason is not None}
     reached = {id(m) for m in graph.module2node}
-    for name in ran:
-        if isinstance(layer := copied.get_submodule(name), _ROOTS) and id(layer) not in reached:
+    for name, layer in copied.named_modules():
+        if isinstance(layer, _ROOTS) and id(layer) not in reached:
             left[name] = "no gradient comes to it from the outputs: detached, or not differentiable"
+            if name not in ran:
+                left[name] = "it does not run on the examples"
     widths = tuple(
         Width(f.name, f.channels, f.slots, f.heads, tuple(f.members))
         for f in found
@@ -309,14 +311,24 @@ def _refusal(found: _Found, kept: set[str], tied: set[str]) -> str | None:
 def _prove(module: nn.Module, examples: Examples, all_: Survey) -> Survey:
     """The survey without the widths that can't be cut as the graph says."""
     left = dict(all_.left)
-    widths = list(all_.widths)
-    if _fault(module, examples, widths) is not None:
-        # One by one, and then together, as some may fail in company only.
+
+    def sift(widths: list[Width]) -> list[Width]:
+        """Those that pass, by halves: mostly all do, and one look tells."""
+        fault = _fault(module, examples, widths) if widths else None
+        if fault is None:
+            return widths
+        if len(widths) == 1:
+            left[widths[0].name] = fault
+            return []
+        middle = len(widths) // 2
+        return sift(widths[:middle]) + sift(widths[middle:])
+
+    widths = sift(list(all_.widths))
+    if 0 < len(widths) < len(all_.widths) and _fault(module, examples, widths) is not None:
+        # Some fail in company only.
         good: list[Width] = []
         for width in widths:
-            fault = _fault(module, examples, [width])
-            if fault is None and good:
-                fault = _fault(module, examples, [*good, width])
+            fault = _fault(module, examples, [*good, width])
             if fault is None:
                 good.append(width)
             else:
@@ -375,7 +387,7 @@ def _zeroed(module: nn.Module, survey_: Survey, gone: Gone) -> Iterator[None]:
         axis = -1 if isinstance(layer, nn.Linear) else 1 - layer.weight.ndim
 
         def zero(_: nn.Module, args: Any, index: Any = index, axis: int = axis) -> Any:
-            return (args[0].index_fill(axis, index, 0.0), *args[1:])
+            return (args[0].index_fill(axis, index.to(args[0].device), 0.0), *args[1:])
 
         hooks.append(layer.register_forward_pre_hook(zero))
     try:

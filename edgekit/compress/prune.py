@@ -45,7 +45,8 @@ class PruneSettings(Settings):
         importance: see `edgekit.compress.importance.importance`.
         scope: ``global`` compares channels of all layers, ``layer`` takes as large a share of
             each.
-        gains: whether ``global`` weighs importance by what cutting a layer saves.
+        gains: whether ``global`` weighs importance by what cutting a layer saves. Where the cost is
+            measured that takes one conversion and measurement per layer, once.
         multiple: channels of a layer that was cut are a multiple of this; of heads, which go whole,
             only the number changes.
         most: share of a layer's channels that may go, over all steps.
@@ -109,6 +110,7 @@ class Pruned:
             and ``score_cut``, before recovery.
         steps: the channels left after each step, by layer.
         left: why layers were left alone, by name.
+        cost: what ``cost`` in the history is: the name that the cost gives itself.
     """
 
     module: nn.Module
@@ -116,6 +118,7 @@ class Pruned:
     history: tuple[Mapping[str, float], ...]
     steps: tuple[Mapping[str, int], ...]
     left: Mapping[str, str]
+    cost: str
 
 
 def prune(
@@ -190,6 +193,7 @@ class _Pruning:
         for name, why in self.survey.left.items():
             self.watch.note(f"{name} is not pruned: {why}")
         self.base = self._costs("base", [self.module])[0]
+        self.watch.note(f"{_name(self.cost)}: {self.base:.6g} before pruning")
         limit = settings.limit or settings.target * self.base
         history = [self._record(self.module, 0, self.base, self.base, self._scored(self.module))]
         module, now = self.module, self.base
@@ -210,7 +214,9 @@ class _Pruning:
             steps.append(left_of(self.survey, gone))
             self._tell(record)
         module.eval()
-        return Pruned(module, state_of(module), tuple(history), tuple(steps), self.survey.left)
+        state = state_of(module)
+        left = self.survey.left
+        return Pruned(module, state, tuple(history), tuple(steps), left, _name(self.cost))
 
     def _step(
         self, module: nn.Module, gone: Gone, now: float, target: float, number: int
@@ -257,20 +263,25 @@ class _Pruning:
         """What is to be gone after this step, and what the module costs then."""
         settings = self.settings
         scores = importance(module, self.survey, gone, settings.importance, losses=self.losses)
-        gains = self._gains(module, gone, now, scores) if self._weighs() else None
+        weighs = settings.gains and settings.scope == "global"
+        gains = self._gains(module, gone, now, scores) if weighs else None
         chunks = order(
             self.survey,
             gone,
             scores,
-            gains=gains if settings.gains else None,
+            gains=gains,
             multiple=settings.multiple,
             most=settings.most,
             scope=settings.scope,
             relative=settings.importance in ("l1", "l2"),
         )
         saved = None
-        if gains is not None and isinstance(self.cost, MeasuredCost):
-            saved = [max(gains.get(c.width, 0.0), 0.0) * len(c.slots) for c in chunks]
+        if isinstance(self.cost, MeasuredCost):
+            even = {c.width: 1.0 for c in chunks} if gains is None else gains
+            thought = [max(even.get(c.width, 0.0), 0.0) * len(c.slots) for c in chunks]
+            # All alike have no unit: as if all that may go saved nearly all of the cost.
+            unit = 0.8 * now / max(1.0, sum(thought)) if gains is None else 1.0
+            saved = [unit * one for one in thought]
 
         def costs(count: int) -> float:
             after = gone_with(gone, chunks[:count])
@@ -287,12 +298,6 @@ class _Pruning:
                 hint="raise target or limit, or most; lower multiple; or keep fewer layers",
             )
         return gone_with(gone, chunks[:count]), cost
-
-    def _weighs(self) -> bool:
-        settings = self.settings
-        return isinstance(self.cost, MeasuredCost) or (
-            settings.gains and settings.scope == "global"
-        )
 
     def _gains(
         self, module: nn.Module, gone: Gone, now: float, scores: Mapping[str, torch.Tensor]
@@ -320,6 +325,8 @@ class _Pruning:
         whole = self.module if measured else module
         trials = [gone_with(start, some) for some in mine.values()]
         modules = [cut(whole, self.survey, start, after) for after in trials]
+        if measured and self.journal.measured("gains") is None:
+            self.watch.note(f"measuring what each of {len(modules)} layers saves")
         base = self.base if measured else now
         costs = self._costs("gains", modules) if measured else [self.cost(m) for m in modules]  # type: ignore[operator]
         return {
@@ -346,7 +353,10 @@ class _Pruning:
         return costs
 
     def _scored(self, module: nn.Module) -> float | None:
-        return None if self.score is None else float(self.score(module.eval()))
+        if self.score is None:
+            return None
+        with torch.no_grad():
+            return float(self.score(module.eval()))
 
     def _record(
         self, module: nn.Module, number: int, target: float, cost: float, score: float | None
@@ -361,6 +371,10 @@ class _Pruning:
         for name, value in shown.items():
             self.watch.metric(f"prune/{name}", value, number)
         self.watch.step(number, self.settings.steps, **shown)
+
+
+def _name(cost: Cost | MeasuredCost) -> str:
+    return str(getattr(cost, "name", "cost"))
 
 
 def _key(
@@ -380,7 +394,7 @@ def _key(
         module=repr(module),
         tensors=digest.hexdigest(),
         settings=settings.model_dump(mode="json"),
-        cost=str(getattr(cost, "name", "")),
+        cost=_name(cost),
         torch=torch.__version__,
         torch_pruning=importlib.metadata.version("torch-pruning"),
     )

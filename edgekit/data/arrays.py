@@ -11,7 +11,7 @@ import numpy.typing as npt
 from edgekit.data.samples import ArraySamples
 from edgekit.errors import BadData
 from edgekit.runtime.decode import parse_npy
-from edgekit.runtime.preprocess import ImagePreprocess, TextPreprocess
+from edgekit.runtime.preprocess import Preprocess
 from edgekit.signature import Signature
 
 __all__ = ["LABELS", "MAX_ARRAY_BYTES", "read_npz", "without_labels"]
@@ -23,9 +23,7 @@ MAX_ARRAY_BYTES: Final = 4 * 2**30
 """What all arrays of a file may take unpacked, in bytes."""
 
 
-def read_npz(
-    path: Path, signature: Signature, preprocess: ImagePreprocess | TextPreprocess | None
-) -> ArraySamples:
+def read_npz(path: Path, signature: Signature, preprocess: Preprocess | None) -> ArraySamples:
     """The samples of a ``.npz``: arrays named after the inputs, samples first, labels in ``y``.
 
     Raises:

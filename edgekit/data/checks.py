@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import BadData
-from edgekit.runtime.preprocess import ImagePreprocess
+from edgekit.runtime.audio import AudioPreprocess
+from edgekit.runtime.preprocess import ImagePreprocess, Preprocess
 from edgekit.signature import Signature, TensorSpec
 
 __all__ = [
@@ -36,16 +37,18 @@ _PIECE: Final = 1 << 22
 class Fitted:
     """An array of samples and how sample ``i`` of it becomes an input: ``pick(array, i)``.
 
-    ``pictures`` says that the samples are uint8 pictures, which the preprocessing makes inputs of.
+    ``raw`` says that the preprocessing makes inputs of the samples: ``pictures``, uint8, or
+    ``sounds``, int16 at ``rate`` Hz.
     """
 
     array: npt.NDArray[Any]
     pick: Callable[[npt.NDArray[Any], int], npt.NDArray[Any]]
-    pictures: bool = False
+    raw: Literal["", "pictures", "sounds"] = ""
+    rate: int = 0
 
 
 def fit_array(
-    spec: TensorSpec, array: npt.NDArray[Any], image: ImagePreprocess | None, source: str
+    spec: TensorSpec, array: npt.NDArray[Any], step: Preprocess | None, source: str
 ) -> Fitted:
     """Makes ``array`` (samples first) fit ``spec``, or says why it cannot.
 
@@ -54,8 +57,10 @@ def fit_array(
             the first bad sample by its index.
     """
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    if image is not None and _are_pictures(array, spec):
-        return _fit_pictures(spec, array, image, source)
+    if isinstance(step, ImagePreprocess) and _are_pictures(array, spec):
+        return _fit_pictures(spec, array, step, source)
+    if isinstance(step, AudioPreprocess) and (array.ndim, str(array.dtype)) == (2, "int16"):
+        return _fit_sounds(spec, array, step, source)
     row = array.shape[1:]
     if row == spec.shape:
         pick = pick_row
@@ -87,21 +92,36 @@ def _are_pictures(array: npt.NDArray[Any], spec: TensorSpec) -> bool:
 def _fit_pictures(
     spec: TensorSpec, array: npt.NDArray[Any], image: ImagePreprocess, source: str
 ) -> Fitted:
-    if image.shape != spec.shape or spec.dtype != "float32":
-        raise BadData(
-            f"{source}: the preprocessing makes float32 {image.shape}; input {spec.name!r} takes "
-            f"{spec.dtype} {spec.shape}"
-        )
+    _check_made(spec, image.shape, source)
     if image.resize == "none" and array.shape[1:3] != (image.height, image.width):
         raise BadData(
             f"{source}: {spec.name!r} has pictures of {array.shape[1:3]} (height, width); the "
             f"preprocessing takes {(image.height, image.width)} and does not resize"
         )
-    return Fitted(array, partial(_applied, image), pictures=True)
+    return Fitted(array, partial(_applied, image), raw="pictures")
 
 
-def _applied(image: ImagePreprocess, array: npt.NDArray[Any], i: int) -> npt.NDArray[Any]:
-    return image.apply(array[i])
+def _fit_sounds(
+    spec: TensorSpec, array: npt.NDArray[Any], audio: AudioPreprocess, source: str
+) -> Fitted:
+    _check_made(spec, audio.shape, source)
+    if not array.shape[1]:
+        raise BadData(f"{source}: {spec.name!r} has sounds of no samples")
+    return Fitted(array, partial(_applied, audio), raw="sounds", rate=audio.sample_rate)
+
+
+def _check_made(spec: TensorSpec, shape: tuple[int, ...], source: str) -> None:
+    if shape != spec.shape or spec.dtype != "float32":
+        raise BadData(
+            f"{source}: the preprocessing makes float32 {shape}; input {spec.name!r} takes "
+            f"{spec.dtype} {spec.shape}"
+        )
+
+
+def _applied(
+    step: ImagePreprocess | AudioPreprocess, array: npt.NDArray[Any], i: int
+) -> npt.NDArray[Any]:
+    return step.apply(array[i])
 
 
 def _wrong_shape(spec: TensorSpec, array: npt.NDArray[Any], source: str) -> BadData:

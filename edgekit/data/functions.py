@@ -21,10 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.data.checks import class_count
-from edgekit.data.samples import ArraySamples, Feeds, Role, Samples, SampleSet, picture_of
+from edgekit.data.samples import ArraySamples, Feeds, Role, Samples, SampleSet, picture_of, sound_of
 from edgekit.errors import BadData, EdgekitError
 from edgekit.names import unknown
-from edgekit.runtime.preprocess import ImagePreprocess, TextPreprocess
+from edgekit.runtime.preprocess import Preprocess
+from edgekit.runtime.wav import Wav
 from edgekit.signature import Signature
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _said(error: BaseException) -> str:
 def read_function(
     spec: str,
     signature: Signature,
-    preprocess: ImagePreprocess | TextPreprocess | None,
+    preprocess: Preprocess | None,
     role: Role,
 ) -> tuple[SampleSet, bool]:
     """Calls the function and checks what it gives.
@@ -180,6 +181,10 @@ class FunctionSamples(SampleSet):
     def picture(self, i: int) -> npt.NDArray[np.uint8] | None:
         """See `edgekit.data.samples.picture_of`."""
         return picture_of(self._inner, self._indices[i])
+
+    def sound(self, i: int) -> Wav | None:
+        """See `edgekit.data.samples.sound_of`."""
+        return sound_of(self._inner, self._indices[i])
 
     def label(self, i: int) -> int | None:
         """See `Samples.label`.

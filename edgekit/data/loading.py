@@ -9,15 +9,18 @@ from edgekit.data.arrays import read_npz
 from edgekit.data.functions import is_function_spec, read_function
 from edgekit.data.pictures import read_pictures
 from edgekit.data.samples import Role, Samples, SampleSet, draw, portion
+from edgekit.data.sounds import read_sounds
 from edgekit.data.texts import read_texts
 from edgekit.errors import BadData, UsageError
-from edgekit.runtime.preprocess import ImagePreprocess, TextPreprocess
+from edgekit.runtime.audio import AudioPreprocess
+from edgekit.runtime.preprocess import ImagePreprocess, Preprocess, TextPreprocess
 from edgekit.signature import Signature
 
 __all__ = ["load", "load_pair", "same_source"]
 
 _KINDS: Final = (
-    "a .npz, a folder or .zip of pictures, a .tsv, .csv or .jsonl of texts, or file.py:function"
+    "a .npz, a folder or .zip of pictures or WAV files, a .tsv, .csv or .jsonl of texts, or "
+    "file.py:function"
 )
 _PURPOSE: Final[dict[Role, str]] = {"calib": "calibration", "eval": "evaluation"}
 
@@ -26,7 +29,7 @@ def load(
     spec: str | Path,
     *,
     signature: Signature,
-    preprocess: ImagePreprocess | TextPreprocess | None,
+    preprocess: Preprocess | None,
     split: Role,
     limit: int | None = None,
     min_samples: int = 1,
@@ -37,18 +40,19 @@ def load(
 
     Args:
         spec: a ``.npz`` (arrays named after the inputs with the samples first, labels in ``y``), a
-            folder or ``.zip`` of pictures by class (``train/`` and ``test/`` inside are the
-            splits), a ``.tsv``, ``.csv`` or ``.jsonl`` of text and label, ``file.py:function`` or
-            ``module:function`` (imports and runs that code; see `edgekit.data.functions`).
+            folder or ``.zip`` of pictures, or of WAV files for a model with an `AudioPreprocess`,
+            by class (``train/`` and ``test/`` inside are the splits), a ``.tsv``, ``.csv`` or
+            ``.jsonl`` of text and label, ``file.py:function`` or ``module:function`` (imports and
+            runs that code; see `edgekit.data.functions`).
         signature: what the model takes, and its labels; every sample is held to it.
-        preprocess: what makes inputs of pictures or texts.
+        preprocess: what makes inputs of pictures, texts or sounds.
         split: ``calib`` or ``eval``.
         limit: at most so many samples, drawn at random by ``seed``.
         min_samples: fewer are refused.
         seed: of the draw; the division into roles does not depend on it.
         shared: whether the same source also serves the other role, and has to be divided if it has
-            no splits of its own (see `edgekit.data`). None divides pictures without split folders,
-            and takes all other sources whole. `load_pair` knows by itself.
+            no splits of its own (see `edgekit.data`). None divides folders and zips without split
+            folders, and takes all other sources whole. `load_pair` knows by itself.
 
     Returns:
         Samples in the order of the source, or of the draw where ``limit`` cut some off. Pictures
@@ -61,8 +65,8 @@ def load(
         UsageError: ``limit`` is below 1.
     """
     samples, own = _read(spec, signature, preprocess, split)
-    pictures = not own and _is_pictures(spec)
-    divided = not own and (pictures if shared is None else shared)
+    files = not own and _is_files(spec)
+    divided = not own and (files if shared is None else shared)
     if divided:
         samples = portion(samples, split)
     if limit is not None:
@@ -83,7 +87,7 @@ def load_pair(
     evaluation: str | Path | None,
     *,
     signature: Signature,
-    preprocess: ImagePreprocess | TextPreprocess | None,
+    preprocess: Preprocess | None,
     limit_calib: int | None = None,
     limit_eval: int | None = None,
     min_calib: int = 1,
@@ -130,7 +134,7 @@ def same_source(one: str | Path, other: str | Path) -> bool:
     return resolved(one) == resolved(other)
 
 
-def _is_pictures(spec: str | Path) -> bool:
+def _is_files(spec: str | Path) -> bool:
     path = Path(spec).expanduser()
     return path.suffix.lower() == ".zip" or path.is_dir()
 
@@ -138,7 +142,7 @@ def _is_pictures(spec: str | Path) -> bool:
 def _read(
     spec: str | Path,
     signature: Signature,
-    preprocess: ImagePreprocess | TextPreprocess | None,
+    preprocess: Preprocess | None,
     role: Role,
 ) -> tuple[SampleSet, bool]:
     """All samples that may play the role, and whether the source itself chose them."""
@@ -151,6 +155,8 @@ def _read(
     if not path.exists():
         raise BadData(f"there is no data at {path}", hint=f"name {_KINDS}")
     if path.is_dir() or suffix == ".zip":
+        if isinstance(preprocess, AudioPreprocess):
+            return read_sounds(path, signature, preprocess, role)
         return read_pictures(path, signature, image, role)
     if not path.is_file():
         raise BadData(f"{path} is no regular file", hint=f"name {_KINDS}")

@@ -13,10 +13,22 @@ import numpy.typing as npt
 
 from edgekit.data.checks import Fitted, check_labels, fit_array, pick_batch
 from edgekit.errors import BadData, UsageError
-from edgekit.runtime.preprocess import ImagePreprocess, TextPreprocess
+from edgekit.runtime.preprocess import Preprocess
+from edgekit.runtime.wav import Wav
 from edgekit.signature import Signature
 
-__all__ = ["ArraySamples", "Feeds", "Role", "SampleSet", "Samples", "draw", "picture_of", "portion"]
+__all__ = [
+    "ArraySamples",
+    "Feeds",
+    "Role",
+    "SampleSet",
+    "Samples",
+    "draw",
+    "picture_of",
+    "portion",
+    "sound_of",
+    "text_of",
+]
 
 Role = Literal["calib", "eval"]
 Feeds = dict[str, npt.NDArray[Any]]
@@ -62,6 +74,27 @@ def picture_of(samples: Samples, i: int) -> npt.NDArray[np.uint8] | None:
     return found
 
 
+def text_of(samples: Samples, i: int) -> str | None:
+    """The text that sample ``i`` was made of; samples may offer it as a method ``text``. None where
+    only the model's tensors are known."""
+    ask = getattr(samples, "text", None)
+    found: str | None = None if ask is None else ask(i)
+    return found
+
+
+def sound_of(samples: Samples, i: int) -> Wav | None:
+    """The recording that sample ``i`` was made of, with its rate.
+
+    Samples may offer it as a method ``sound``. None where only the model's tensors are known.
+
+    Raises:
+        BadData: the recording cannot be read.
+    """
+    ask = getattr(samples, "sound", None)
+    found: Wav | None = None if ask is None else ask(i)
+    return found
+
+
 class SampleSet(ABC):
     """Base of our own sets: they can name their samples, and give a subset of themselves."""
 
@@ -81,6 +114,10 @@ class SampleSet(ABC):
 
     def picture(self, i: int) -> npt.NDArray[np.uint8] | None:
         """See `picture_of`."""
+        return None
+
+    def sound(self, i: int) -> Wav | None:
+        """See `sound_of`."""
         return None
 
     @abstractmethod
@@ -143,7 +180,8 @@ class ArraySamples(SampleSet):
         feeds: input name to array, samples along the first axis: ``[n, ...]`` where the model takes
             ``[1, ...]``, or ``[n, *shape]`` for any other shape. float64 is narrowed to float32 and
             int32 and int64 are exchanged where the model wants it and values allow it; uint8
-            pictures ``[n, H, W]`` or ``[n, H, W, C]`` go through ``preprocess``.
+            pictures ``[n, H, W]`` or ``[n, H, W, C]``, and int16 sounds ``[n, samples]`` at the
+            model's rate, go through ``preprocess``.
         labels: class indices ``[n]``, or None.
         signature: what the model takes; without it, feeds are only held to equal lengths.
         preprocess: the model's preprocessing, where there is one.
@@ -160,7 +198,7 @@ class ArraySamples(SampleSet):
         labels: npt.ArrayLike | None = None,
         *,
         signature: Signature | None = None,
-        preprocess: ImagePreprocess | TextPreprocess | None = None,
+        preprocess: Preprocess | None = None,
         source: str = "memory",
     ) -> None:
         super().__init__(source)
@@ -170,9 +208,8 @@ class ArraySamples(SampleSet):
             self._inputs = {name: Fitted(a, pick_batch) for name, a in arrays.items()}
         else:
             _check_names(arrays, signature, source)
-            image = preprocess if isinstance(preprocess, ImagePreprocess) else None
             self._inputs = {
-                spec.name: fit_array(spec, arrays[spec.name], image, source)
+                spec.name: fit_array(spec, arrays[spec.name], preprocess, source)
                 for spec in signature.inputs
             }
         count = len(next(iter(arrays.values())))
@@ -193,8 +230,15 @@ class ArraySamples(SampleSet):
 
     def picture(self, i: int) -> npt.NDArray[np.uint8] | None:
         """See `picture_of`; there is one where pictures were given for an input."""
-        found = [f for f in self._inputs.values() if f.pictures]
+        found = [f for f in self._inputs.values() if f.raw == "pictures"]
         return np.array(found[0].array[int(self._rows[i])]) if found else None
+
+    def sound(self, i: int) -> Wav | None:
+        """See `sound_of`; there is one where sounds were given for an input."""
+        found = next((f for f in self._inputs.values() if f.raw == "sounds"), None)
+        if found is None:
+            return None
+        return Wav(np.array(found.array[int(self._rows[i])])[:, None], found.rate)
 
     def key(self, i: int) -> bytes:
         """The row's bytes: a row that occurs twice is one sample to a division."""

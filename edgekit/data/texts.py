@@ -16,17 +16,17 @@ from edgekit.errors import BadData
 from edgekit.runtime.preprocess import TextPreprocess
 from edgekit.signature import Signature
 
-__all__ = ["TextSamples", "read_texts"]
+__all__ = ["Row", "TextSamples", "read_rows", "read_texts", "row_labels"]
 
 TEXT_NAMES: Final = ("text", "sentence", "review", "content", "document", "utterance", "input")
-LABEL_NAMES: Final = ("label", "labels", "class", "category", "target", "sentiment", "y")
+LABEL_NAMES: Final = ("label", "labels", "class", "category", "target", "sentiment", "intent", "y")
 """Column and key names that are recognised, best first, in any case."""
 
 _WHOLE = re.compile(r"[+-]?[0-9]+\Z")
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
     """One line: its number for messages, the text, and the label as written (None: no column)."""
 
     line: int
@@ -70,6 +70,10 @@ class TextSamples(SampleSet):
         """See `Samples.label`."""
         return self._items[i][1]
 
+    def text(self, i: int) -> str:
+        """See `edgekit.data.samples.text_of`."""
+        return self._items[i][0]
+
     def key(self, i: int) -> bytes:
         """The text itself: one that occurs twice is one sample to a division."""
         return self.content(i)
@@ -102,20 +106,8 @@ def read_texts(
             f"{path} holds texts, and the model has no tokenizer for them",
             hint="give the Model preprocess=TextPreprocess(...), or the data as a .npz of inputs",
         )
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            kind = path.suffix.lower()
-            if kind == ".jsonl":
-                rows = _from_json_lines(file, path)
-            else:
-                rows = _from_table(file, kind, class_names(signature), path)
-    except OSError as error:
-        raise BadData(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise BadData(f"{path} is not UTF-8: {error}") from error
-    if not rows:
-        raise BadData(f"{path} holds no texts")
-    labels = _labels(rows, signature, role, path)
+    rows = read_rows(path, class_names(signature))
+    labels = row_labels(rows, signature, role, path)
     items = [(row.text, label) for row, label in zip(rows, labels, strict=True)]
     _check_vocabulary(signature, preprocess)
     samples = TextSamples(str(path), items, signature, preprocess)
@@ -123,8 +115,34 @@ def read_texts(
     return samples
 
 
-def _from_json_lines(lines: Iterable[str], path: Path) -> list[_Row]:
-    rows: list[_Row] = []
+def read_rows(path: Path, classes: Sequence[str] = ()) -> list[Row]:
+    """The lines of a file as `read_texts` understands them.
+
+    Args:
+        path: a ``.tsv``, ``.csv`` or ``.jsonl``.
+        classes: names that labels may have, by which a column of labels is recognised.
+
+    Raises:
+        BadData: the file is absent, empty, not UTF-8, or malformed (names the line).
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            kind = path.suffix.lower()
+            if kind == ".jsonl":
+                rows = _from_json_lines(file, path)
+            else:
+                rows = _from_table(file, kind, classes, path)
+    except OSError as error:
+        raise BadData(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise BadData(f"{path} is not UTF-8: {error}") from error
+    if not rows:
+        raise BadData(f"{path} holds no texts")
+    return rows
+
+
+def _from_json_lines(lines: Iterable[str], path: Path) -> list[Row]:
+    rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -140,7 +158,7 @@ def _from_json_lines(lines: Iterable[str], path: Path) -> list[_Row]:
             )
         if label is not None and (isinstance(label, bool) or not isinstance(label, int | str)):
             raise BadData(f"{path} line {number}: label {label!r} is no class index or name")
-        rows.append(_Row(number, text, None if label is None else str(label)))
+        rows.append(Row(number, text, None if label is None else str(label)))
     return rows
 
 
@@ -164,7 +182,7 @@ def _named(columns: Sequence[str], names: Sequence[str]) -> int | None:
     return next((columns.index(name) for name in names if name in columns), None)
 
 
-def _from_table(lines: Iterable[str], kind: str, classes: Sequence[str], path: Path) -> list[_Row]:
+def _from_table(lines: Iterable[str], kind: str, classes: Sequence[str], path: Path) -> list[Row]:
     numbered = _cells(lines, kind, path)
     if not numbered:
         return []
@@ -178,14 +196,14 @@ def _from_table(lines: Iterable[str], kind: str, classes: Sequence[str], path: P
     columns = [cell.strip().lower() for cell in numbered[0][1]]
     text, label = _named(columns, TEXT_NAMES), _named(columns, LABEL_NAMES)
     if text is not None and (label is not None or width == 1):
-        return [_Row(n, c[text], None if label is None else c[label]) for n, c in numbered[1:]]
+        return [Row(n, c[text], None if label is None else c[label]) for n, c in numbered[1:]]
     if width > 2:
         raise BadData(
             f"{path} has {width} columns and no header that tells text from label",
             hint="name the columns text and label in the first line",
         )
     if width == 1:
-        return [_Row(n, cells[0], None) for n, cells in numbered]
+        return [Row(n, cells[0], None) for n, cells in numbered]
     return _two_columns(numbered, text, label, classes)
 
 
@@ -194,7 +212,7 @@ def _two_columns(
     text: int | None,
     label: int | None,
     classes: Sequence[str],
-) -> list[_Row]:
+) -> list[Row]:
     """Two columns whose header is absent, or names one of them at most."""
 
     def are_labels(column: int, start: int) -> bool:
@@ -210,7 +228,7 @@ def _two_columns(
         label = fitting[0] if fitting else 1
         header = bool(fitting) and not are_labels(label, 0)
     assert label is not None
-    return [_Row(n, c[1 - label], c[label]) for n, c in numbered[1 if header else 0 :]]
+    return [Row(n, c[1 - label], c[label]) for n, c in numbered[1 if header else 0 :]]
 
 
 def _cells(lines: Iterable[str], kind: str, path: Path) -> list[tuple[int, list[str]]]:
@@ -231,9 +249,14 @@ def _cells(lines: Iterable[str], kind: str, path: Path) -> list[tuple[int, list[
     return out
 
 
-def _labels(
-    rows: Sequence[_Row], signature: Signature, role: Role, path: Path
+def row_labels(
+    rows: Sequence[Row], signature: Signature, role: Role, path: Path
 ) -> Sequence[int] | Sequence[None]:
+    """Class indices of the rows, or None for each where the file has no labels.
+
+    Raises:
+        BadData: a label is missing or is no class (names the line).
+    """
     written = [row.label.strip() if row.label is not None else "" for row in rows]
     if not any(written):
         return [None] * len(rows)
@@ -256,7 +279,7 @@ def _labels(
     return [indices[label] for label in written]
 
 
-def _class_index(row: _Row, written: str, signature: Signature, path: Path) -> int:
+def _class_index(row: Row, written: str, signature: Signature, path: Path) -> int:
     index, top = int(written), class_count(signature)
     if index < 0 or (top is not None and index >= top):
         allowed = "0 or more" if top is None else f"0 to {top - 1}"

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from edgekit import engines
 from edgekit.compress.plan import plan_name
-from edgekit.data import Samples, picture_of
+from edgekit.data import Samples, picture_of, sound_of
 from edgekit.errors import BadData
 from edgekit.export import converting
 from edgekit.export.counting import Source
@@ -26,11 +26,13 @@ from edgekit.model import Model
 from edgekit.names import FLOAT_IO
 from edgekit.pack import BundleContent, PackedArtifact, pack
 from edgekit.runtime.golden import pack_golden, pack_pictures, picture_input
-from edgekit.runtime.preprocess import ImagePreprocess
+from edgekit.runtime.golden_sounds import pack_sounds, sound_input
+from edgekit.runtime.preprocess import AudioPreprocess, ImagePreprocess, TextPreprocess
+from edgekit.runtime.wav import Wav
 
 GOLDEN_PICTURES: Final = 4
 PICTURE_BYTES: Final = 8 * 2**20
-"""All golden pictures together take so much at most, uncompressed."""
+"""All golden pictures, or sounds, together take so much at most, uncompressed."""
 
 
 def pack_result(
@@ -56,11 +58,17 @@ def pack_result(
     count = _golden_count(side)
     about: dict[str, Any] = {"n": count, "source": "made-up"}
     if held is not None:
-        pictures = _pictures(held, model, count)
+        pictures, sounds = _pictures(held, model, count), _sounds(held, model, count)
         about["source"] = "arrays" if pictures is None else "pictures"
         about["pictures"] = len(pictures or ())
         if pictures:
             documents["golden-pictures.npz"] = pack_pictures(pictures)
+        if sounds is not None:
+            about |= {"source": "sounds", "sounds": len(sounds)}
+            documents |= {"golden-sounds.npz": pack_sounds(sounds)} if sounds else {}
+    if isinstance(model.preprocess, TextPreprocess):
+        # The manifest has the pieces too; tokenizers of other libraries read this file.
+        documents["vocab.txt"] = model.preprocess.vocab_file()
     about |= {io: count for io in ios if io != FLOAT_IO}
     content = BundleContent(
         name=request.name or model.name,
@@ -189,6 +197,31 @@ def _pictures(samples: Samples, model: Model, count: int) -> dict[int, npt.NDArr
                 "model's preprocessing"
             )
         found[i], left = picture, left - picture.nbytes
+    return found
+
+
+def _sounds(samples: Samples, model: Model, count: int) -> dict[int, Wav] | None:
+    """The recordings behind the first samples, as `_pictures`; None where there are none.
+
+    Raises:
+        BadData: a recording is not what its sample was made of.
+    """
+    step = model.preprocess
+    if not isinstance(step, AudioPreprocess) or sound_of(samples, 0) is None:
+        return None
+    spec, left = sound_input(model.signature, step), PICTURE_BYTES
+    found: dict[int, Wav] = {}
+    for i in range(min(count, GOLDEN_PICTURES) if spec.shape[0] == 1 else 0):
+        sound = sound_of(samples, i)
+        if sound is None or sound.samples.nbytes > left:
+            continue
+        made = step.apply(sound.samples, sound.rate)
+        if not np.array_equal(made, samples.feed(i)[spec.name]):
+            raise BadData(
+                f"{samples.source}: the recording of sample {i} does not give its tensor by the "
+                "model's preprocessing"
+            )
+        found[i], left = sound, left - sound.samples.nbytes
     return found
 
 

@@ -22,7 +22,7 @@ from edgekit.errors import BadData, EdgekitError, UnsupportedError, UsageError
 from edgekit.model._adapter import adapt, adapt_output, flatten, output_names
 from edgekit.model._program import check_agreement, export_module, hash_program, user_line
 from edgekit.model._trace import trace_digest
-from edgekit.runtime.preprocess import ImagePreprocess, TextPreprocess
+from edgekit.runtime.preprocess import ImagePreprocess, Preprocess, TextPreprocess
 from edgekit.signature import DTYPES, Signature, TensorSpec
 
 __all__ = ["Model"]
@@ -36,7 +36,7 @@ class Model:
         module: in eval mode; takes ``signature.inputs`` by position. A module that arrives in
             train mode is copied, and the copy switched, so that the caller's own stays as it is.
         signature: named inputs and outputs with static shapes, batch first.
-        preprocess: how a picture or a text becomes the inputs; None where the inputs are ready.
+        preprocess: how a picture, a text or a sound becomes the inputs; None where they are ready.
         name: used for files and in messages.
         license: an SPDX identifier, where it is known.
         notes: things that a reader of the results has to know (such as random weights).
@@ -44,7 +44,7 @@ class Model:
 
     module: torch.nn.Module = field(repr=False)
     signature: Signature
-    preprocess: ImagePreprocess | TextPreprocess | None = None
+    preprocess: Preprocess | None = None
     name: str = "model"
     license: str | None = None
     notes: tuple[str, ...] = ()
@@ -63,7 +63,7 @@ class Model:
         examples: Mapping[str, torch.Tensor],
         *,
         name: str = "model",
-        preprocess: ImagePreprocess | TextPreprocess | None = None,
+        preprocess: Preprocess | None = None,
         labels: Sequence[str] | None = None,
         input_layout: Mapping[str, str] | str | None = None,
         license: str | None = None,
@@ -211,13 +211,12 @@ def _in_eval_mode(module: torch.nn.Module) -> torch.nn.Module:
         return module
 
 
-def _check_fits(
-    preprocess: ImagePreprocess | TextPreprocess, signature: Signature, name: str
-) -> None:
+def _check_fits(preprocess: Preprocess, signature: Signature, name: str) -> None:
     """Refuses preprocessing whose result is no input of the model, batch size aside."""
     made: list[tuple[tuple[int, ...], str]]
-    if isinstance(preprocess, ImagePreprocess):
-        made = [(preprocess.shape[1:], "a picture")]
+    if not isinstance(preprocess, TextPreprocess):
+        what = "a picture" if isinstance(preprocess, ImagePreprocess) else "a sound"
+        made = [(preprocess.shape[1:], what)]
         found = [spec.shape[1:] for spec in signature.inputs]
     else:
         names = (preprocess.ids_name, preprocess.mask_name, preprocess.types_name)

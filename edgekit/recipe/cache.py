@@ -58,17 +58,29 @@ class Cache:
     def __init__(self, store: Store, recipe: Path) -> None:
         self._store = store
         self._root = store.root / "recipes"
+        self._checked: dict[str, Hit] = {}
         self._last = self._root / "last" / hashlib.sha256(str(recipe).encode()).hexdigest()[:16]
 
     def find(self, parts: Parts, settings: Mapping[str, Any]) -> Hit | None:
         """The result that these parts and settings gave, where it is still whole."""
         for _, record in self._records(parts):
             if all(settings.get(k, _ABSENT) == v for k, v in record["reads"].items()):
-                folder = self._store.get(record["key"])
-                if folder is not None:
-                    about = json.loads((folder / "record.json").read_text())
-                    return Hit(folder, record["key"], about)
+                hit = self._whole(record["key"])
+                if hit is not None:
+                    return hit
         return None
+
+    def _whole(self, key: str) -> Hit | None:
+        """The entry, its files' hashes checked once by this process."""
+        known = self._checked.get(key)
+        if known is not None and known.folder.is_dir():
+            return known
+        folder = self._store.get(key)
+        if folder is None:
+            return None
+        hit = Hit(folder, key, json.loads((folder / "record.json").read_text()))
+        self._checked[key] = hit
+        return hit
 
     def keep(
         self, stage: str, parts: Parts, settings: Mapping[str, Any], result: Path, about: Parts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -155,6 +156,7 @@ def _stage(name: str, outcome: Outcome, inputs: Sequence[str]) -> dict[str, Any]
     }
 
 
+@functools.lru_cache(maxsize=256)
 def _files(folder: Path) -> list[dict[str, Any]]:
     return [
         {

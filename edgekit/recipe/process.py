@@ -168,8 +168,9 @@ class Process:
                 with self._lock:
                     if self._stopped:
                         raise WorkerCrashed("it was stopped")
+                    # -P: nothing in the directory that the user is in stands for a module.
                     self._child = subprocess.Popen(
-                        [sys.executable, "-m", "edgekit.recipe.worker", str(job)],
+                        [sys.executable, "-P", "-m", "edgekit.recipe.worker", str(job)],
                         # It ends when this pipe does, so also when this process is killed.
                         stdin=subprocess.PIPE,
                         stdout=log,

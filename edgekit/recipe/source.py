@@ -114,16 +114,28 @@ def _binds(statement: ast.stmt) -> Iterator[str]:
     elif isinstance(statement, ast.Import | ast.ImportFrom):
         for alias in statement.names:
             yield (alias.asname or alias.name).partition(".")[0]
-    else:
-        # A constant, or a compound statement: all that is bound anywhere in it.
+    elif _is_plain(statement):
         for node in ast.walk(statement):
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                yield node.id
+    else:
+        # A compound statement, or one such as `TABLE["x"] = 1` or `TABLE.update(more)`: it may
+        # change all that it names.
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Name):
                 yield node.id
             elif isinstance(node, ast.FunctionDef | ast.ClassDef):
                 yield node.name
             elif isinstance(node, ast.Import | ast.ImportFrom):
                 for alias in node.names:
                     yield (alias.asname or alias.name).partition(".")[0]
+
+
+def _is_plain(statement: ast.stmt) -> bool:
+    """Whether it binds names to a value and does nothing else: ``A = B = 1``, ``A: int = 1``."""
+    if isinstance(statement, ast.Assign):
+        return all(isinstance(t, ast.Name | ast.Tuple) for t in statement.targets)
+    return isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
 
 
 def _bare(statement: ast.stmt) -> ast.stmt:

@@ -17,7 +17,12 @@ import numpy.typing as npt
 
 from edgekit.errors import BadData, UnsupportedError
 from edgekit.names import BORDERS, FLOAT_IO, NHWC_IO, PICTURE_IO
-from edgekit.runtime.preprocess import ImagePreprocess, Preprocess
+from edgekit.runtime.preprocess import (
+    AudioPreprocess,
+    ImagePreprocess,
+    Preprocess,
+    TextPreprocess,
+)
 from edgekit.signature import Signature, TensorSpec
 
 __all__ = ["PictureBorder"]
@@ -71,7 +76,8 @@ class PictureBorder:
         """
         hint = f"leave --io {io} out: with --io {FLOAT_IO} the app makes the model's own tensor"
         if not isinstance(preprocess, ImagePreprocess):
-            has = "none" if preprocess is None else "one of texts"
+            kinds = {TextPreprocess: "one of texts", AudioPreprocess: "one of sounds"}
+            has = "none" if preprocess is None else kinds[type(preprocess)]
             raise UnsupportedError(
                 f"io {io!r} {_INSIDE[io]}, and the model has {has}",
                 hint=f"give the Model preprocess=ImagePreprocess(...), or {hint}",

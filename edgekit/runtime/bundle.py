@@ -24,6 +24,7 @@ from edgekit.runtime.golden import (
     unpack_golden,
     unpack_pictures,
 )
+from edgekit.runtime.golden_sounds import unpack_sounds
 from edgekit.runtime.manifest import (
     MANIFEST,
     BundleArtifact,
@@ -33,8 +34,14 @@ from edgekit.runtime.manifest import (
     directory_digest,
     parse_manifest,
 )
-from edgekit.runtime.preprocess import ImagePreprocess, Preprocess, preprocess_from_json
+from edgekit.runtime.preprocess import (
+    AudioPreprocess,
+    ImagePreprocess,
+    Preprocess,
+    preprocess_from_json,
+)
 from edgekit.runtime.session import Array, Session, open_session
+from edgekit.runtime.wav import Wav
 from edgekit.signature import Signature
 
 __all__ = ["Bundle", "BundleArtifact", "FileEntry", "canonical_json", "directory_digest"]
@@ -233,9 +240,15 @@ class Bundle:
         entry = (self.manifest.get("golden") or {}).get("pictures")
         return {} if entry is None else unpack_pictures(self.read(entry["path"]))
 
+    def golden_sounds(self) -> dict[int, Wav]:
+        """The recordings that golden inputs were made of, by sample; otherwise as
+        `golden_pictures`."""
+        entry = (self.manifest.get("golden") or {}).get("sounds")
+        return {} if entry is None else unpack_sounds(self.read(entry["path"]))
+
     def check_golden(self, session: Session) -> GoldenCheck:
-        """Replays the golden vectors in a session that `session` opened, from their pictures on
-        where the bundle carries some.
+        """Replays the golden vectors in a session that `session` opened, from their pictures or
+        sounds on where the bundle carries some.
 
         Raises:
             UsageError: the session is not one of this bundle.
@@ -245,13 +258,17 @@ class Bundle:
             raise UsageError(f"the session was not opened by bundle {self.name!r}")
         artifact = self._opened[session]
         feeds, outputs = self.golden(artifact.io)
-        preprocess = self.preprocess()
-        image = None
-        if isinstance(preprocess, ImagePreprocess):
-            image = preprocess.for_io(artifact.io)
+        step = self.preprocess()
+        scheme = artifact.scheme
+        if isinstance(step, AudioPreprocess):
+            sounds = self.golden_sounds()
+            return check_golden(
+                session, feeds, outputs, scheme=scheme, sounds=sounds, preprocess=step
+            )
+        image = step.for_io(artifact.io) if isinstance(step, ImagePreprocess) else None
         pictures = {} if image is None else self.golden_pictures()
         return check_golden(
-            session, feeds, outputs, scheme=artifact.scheme, pictures=pictures, preprocess=image
+            session, feeds, outputs, scheme=scheme, pictures=pictures, preprocess=image
         )
 
     def read(self, name: str) -> bytes:

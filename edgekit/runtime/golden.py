@@ -3,7 +3,8 @@
 A device runs them once after installing: the artifact, the runtime and the processor together
 must still give these answers. The file is an ``.npz`` with arrays ``input.<name>`` and
 ``output.<name>``, samples first. Where the inputs were made of pictures, some of these are kept too
-(``picture.<sample>``, as decoded): then the preprocessing is part of what has to be right.
+(``picture.<sample>``, as decoded), and so with sounds (`edgekit.runtime.golden_sounds`): then the
+preprocessing is part of what has to be right.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import numpy as np
 
 from edgekit.errors import BadData
 from edgekit.metrics import passes, sqnr_db
-from edgekit.runtime.preprocess import ImagePreprocess
+from edgekit.runtime.golden_sounds import from_sounds, sound_input
+from edgekit.runtime.preprocess import AudioPreprocess, ImagePreprocess
 from edgekit.runtime.session import Array, Session
+from edgekit.runtime.wav import Wav
 from edgekit.signature import Signature, TensorSpec
 
 __all__ = [
@@ -58,8 +61,9 @@ class GoldenCheck:
         max_abs: per output, the largest absolute difference.
         n: number of samples.
         pictures: how many of them were made anew of their pictures.
-        misread: samples whose picture gave another input than it did when the bundle was made; with
-            any of these it is not passed.
+        misread: samples whose picture or sound gave another input than it did when the bundle was
+            made; with any of these it is not passed.
+        sounds: how many of them were made anew of their recordings.
     """
 
     passed: bool
@@ -69,6 +73,7 @@ class GoldenCheck:
     n: int
     pictures: int = 0
     misread: tuple[int, ...] = ()
+    sounds: int = 0
 
 
 def pack_golden(feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> bytes:
@@ -179,7 +184,8 @@ def check_golden(
     *,
     scheme: str,
     pictures: Mapping[int, Array] | None = None,
-    preprocess: ImagePreprocess | None = None,
+    sounds: Mapping[int, Wav] | None = None,
+    preprocess: ImagePreprocess | AudioPreprocess | None = None,
 ) -> GoldenCheck:
     """Runs the golden inputs and compares. Fails closed: NaN anywhere is no pass.
 
@@ -187,7 +193,8 @@ def check_golden(
         session: the artifact, loaded.
         feeds, outputs: as `unpack_golden` gives them; n a multiple of the signature's batch.
         scheme: the artifact's scheme, which sets the limit (`GOLDEN_SQNR_DB`).
-        pictures, preprocess: as `from_pictures` takes them, where there are any.
+        pictures, sounds, preprocess: as `from_pictures` and `from_sounds` take them, where there
+            are any.
 
     Raises:
         BadData: names, n or shapes do not fit the session's signature.
@@ -201,9 +208,12 @@ def check_golden(
             f"{batch} and outputs {', '.join(s.name for s in signature.outputs)}"
         )
     misread: tuple[int, ...] = ()
-    if pictures and preprocess is not None:
+    if pictures and isinstance(preprocess, ImagePreprocess):
         input = picture_input(signature, preprocess)
         feeds, misread = from_pictures(feeds, pictures, preprocess, input)
+    if sounds and isinstance(preprocess, AudioPreprocess):
+        input = sound_input(signature, preprocess)
+        feeds, misread = from_sounds(feeds, sounds, preprocess, input)
     parts = [
         session.run({name: array[start : start + batch] for name, array in feeds.items()})
         for start in range(0, n, batch)
@@ -216,7 +226,8 @@ def check_golden(
         got = np.concatenate([part[spec.name] for part in parts])
         sqnr[spec.name], worst[spec.name], fine = _compare(spec, outputs[spec.name], got, limit)
         passed = passed and fine
-    return GoldenCheck(passed, limit, sqnr, worst, n, len(pictures or ()), misread)
+    counts = len(pictures or ()), len(sounds or ())
+    return GoldenCheck(passed, limit, sqnr, worst, n, counts[0], misread, counts[1])
 
 
 def picture_input(signature: Signature, preprocess: ImagePreprocess) -> TensorSpec:

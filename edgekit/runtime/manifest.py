@@ -365,7 +365,10 @@ def _check_golden(obj: Mapping[str, Any], files: Mapping[str, FileEntry]) -> Non
         return
     if not isinstance(golden, dict):
         raise TrustError("the manifest's golden entry is not an object")
-    parts = [golden, *(golden[k] for k in ("pictures", *BORDERS) if golden.get(k) is not None)]
+    parts = [
+        golden,
+        *(golden[k] for k in ("pictures", "sounds", *BORDERS) if golden.get(k) is not None),
+    ]
     for part in parts:
         if not isinstance(part, dict):
             raise TrustError("golden: one of its entries is not an object")

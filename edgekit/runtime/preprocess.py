@@ -1,7 +1,7 @@
-"""From a picture or a text to the tensors that a model takes, the same way on every machine.
+"""From a picture, a text or a sound to the tensors that a model takes, the same on every machine.
 
-A model's preprocessing is data (`ImagePreprocess`, `TextPreprocess`): the manifest carries it, and
-evaluation, server and device run this one implementation of it, in numpy alone.
+A model's preprocessing is data: the manifest carries it, and evaluation, server and device run this
+one implementation of it, in numpy alone.
 """
 
 from __future__ import annotations
@@ -24,11 +24,19 @@ from edgekit.runtime._fields import (
     require_one_of,
     tuple_of,
 )
+from edgekit.runtime.audio import AudioPreprocess
 from edgekit.runtime.decode import decode
 from edgekit.runtime.resample import resize_float, resize_u8
 from edgekit.runtime.wordpiece import WordPiece
 
-__all__ = ["ImagePreprocess", "Preprocess", "TextPreprocess", "decode", "preprocess_from_json"]
+__all__ = [
+    "AudioPreprocess",
+    "ImagePreprocess",
+    "Preprocess",
+    "TextPreprocess",
+    "decode",
+    "preprocess_from_json",
+]
 
 Color = Literal["RGB", "BGR", "GRAY"]
 Resize = Literal["none", "bilinear", "bicubic", "nearest", "box"]
@@ -152,10 +160,9 @@ class ImagePreprocess:
         return np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
 
     def pixels(self, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Turns one picture into what an artifact of ``io = "uint8"`` takes.
+        """Turns one picture into what an artifact of ``io = "uint8"`` takes; see `apply`.
 
-        Where ``antialias`` is False the resized picture is rounded to 8 bits, which `apply` does
-        not do. Arguments and errors are those of `apply`.
+        Without ``antialias`` the result is rounded to 8 bits, which `apply` doesn't do.
 
         Returns:
             uint8 ``[1, H, W, C]``: RGB, or grey; `edgekit.runtime.border` has the rest.
@@ -346,6 +353,17 @@ class TextPreprocess:
         pieces = lines[:-1] if lines[-1] == "" else lines
         return cls(vocab=tuple(piece.removesuffix("\r") for piece in pieces), **fields)
 
+    def vocab_file(self) -> bytes:
+        """What `from_vocab_file` reads: BERT's ``vocab.txt``, UTF-8.
+
+        Raises:
+            BadData: a piece holds the end of a line.
+        """
+        broken = next((p for p in self.vocab if "\n" in p or p.endswith("\r")), None)
+        if broken is not None:
+            raise BadData(f"piece {broken!r} can't stand in a file of one piece a line")
+        return "".join(f"{piece}\n" for piece in self.vocab).encode("utf-8")
+
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary with ``"kind": "text"`` and every field."""
         return {"kind": "text", **asdict(self), "vocab": list(self.vocab)}
@@ -361,11 +379,11 @@ class TextPreprocess:
         return cls(**{**values, "vocab": tuple_of(values, "vocab")})
 
 
-Preprocess = ImagePreprocess | TextPreprocess
+Preprocess = ImagePreprocess | TextPreprocess | AudioPreprocess
 
 
 def preprocess_from_json(data: Mapping[str, Any]) -> Preprocess:
-    """The preprocessing that ``to_json`` of either class wrote, by its ``kind``.
+    """The preprocessing that ``to_json`` of one of the classes wrote, by its ``kind``.
 
     Raises:
         BadData: the kind is unknown, or a field is missing, unknown, or wrong.
@@ -375,7 +393,9 @@ def preprocess_from_json(data: Mapping[str, Any]) -> Preprocess:
         return ImagePreprocess.from_json(data)
     if kind == "text":
         return TextPreprocess.from_json(data)
-    raise BadData(f"unknown kind of preprocessing {kind!r}; allowed: image, text")
+    if kind == "audio":
+        return AudioPreprocess.from_json(data)
+    raise BadData(f"unknown kind of preprocessing {kind!r}; allowed: image, text, audio")
 
 
 def _checked_pixels(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

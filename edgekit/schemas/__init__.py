@@ -36,6 +36,8 @@ DOCUMENTS: Final = {
     "edgekit.recipes/1": "recipes",
     "edgekit.run/1": "run",
     "edgekit.run-plan/1": "run_plan",
+    "edgekit.evidence/1": "evidence",
+    "edgekit.report/1": "report",
     "edgekit.doctor/1": "doctor",
     "edgekit.policy/1": "policy",
     "edgekit.telemetry/1": "telemetry",

@@ -10,7 +10,13 @@ from edgekit.sources.weights import refuse_pickle
 
 __all__ = ["TAKEN", "load"]
 
-TAKEN = ("PROGRAM.pt2", "FILE.py:FUNCTION", "MODULE:FUNCTION", "torchvision:NAME[@WEIGHTS]")
+TAKEN = (
+    "PROGRAM.pt2",
+    "FILE.py:FUNCTION",
+    "MODULE:FUNCTION",
+    "torchvision:NAME[@WEIGHTS]",
+    "a folder of a Hugging Face classifier of text",
+)
 """The forms that `load` takes."""
 
 _HINT = f"taken: {', '.join(TAKEN)}"
@@ -22,7 +28,8 @@ def load(spec: str, *, weights: Path | None = None) -> Model:
     Args:
         spec: one of `TAKEN`. Of these, ``FILE.py:FUNCTION`` and ``MODULE:FUNCTION`` run the user's
             own code; a ``.pt2`` file runs none.
-        weights: a `.safetensors` file to put into the model; not for ``.pt2``, which has its own.
+        weights: a `.safetensors` file to put into the model; not for ``.pt2`` and folders, which
+            have their own.
 
     Raises:
         UsageError: another form, an absent file, or an unknown name.
@@ -52,7 +59,8 @@ def _load_file(path: Path, weights: Path | None) -> Model:
     refuse_pickle(path)
     if path.suffix == ".py":
         raise UsageError(f"{path} names no function", hint=f"say which: {path}:FUNCTION")
-    if path.suffix != ".pt2":
+    folder = path.is_dir() and (path / "config.json").is_file()
+    if path.suffix != ".pt2" and not folder:
         absent = "" if path.exists() else ", and there is no such file"
         raise UsageError(f"{str(path)!r} is no kind of model that is taken{absent}", hint=_HINT)
     if not path.exists():
@@ -61,6 +69,10 @@ def _load_file(path: Path, weights: Path | None) -> Model:
         raise UsageError(
             f"{path.name} has weights of its own; --weights is for models built by code"
         )
+    if folder:
+        from edgekit.sources.hugging_face import load_hugging_face
+
+        return load_hugging_face(path)
     from edgekit.sources.pt2 import load_pt2
 
     return load_pt2(path)

@@ -8,6 +8,7 @@ import importlib
 import re
 import subprocess
 import sys
+import wave
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,12 @@ from edgekit.clients._template import fill
 from edgekit.errors import BadData, UsageError
 from edgekit.runtime import cpu
 from edgekit.runtime.manifest import canonical_json
-from edgekit.runtime.preprocess import ImagePreprocess, TextPreprocess
+from edgekit.runtime.preprocess import (
+    AudioPreprocess,
+    ImagePreprocess,
+    Preprocess,
+    TextPreprocess,
+)
 from edgekit.signature import Signature, TensorSpec
 
 NASTY = (
@@ -40,7 +46,7 @@ TARGETS = ("tflite", "openvino", "onnxruntime", "executorch", "torch-mobile", "c
 
 
 def manifest(
-    preprocess: ImagePreprocess | TextPreprocess | None = None,
+    preprocess: Preprocess | None = None,
     labels: tuple[str, ...] = (),
     *,
     name: str = "net",
@@ -329,6 +335,8 @@ def variants() -> Iterator[dict[str, Any]]:
         ImagePreprocess(6, 4, resize_mode="shorter-side", layout="NHWC"), labels * 200, golden=None
     )
     yield manifest(ImagePreprocess(6, 4, resize="none", antialias=False), ("a",))
+    sound = AudioPreprocess(mels=12)
+    yield manifest(sound, ("a", "b"), inputs=(TensorSpec("sound", sound.shape),))
     tensors = (TensorSpec("ids", (1, 8), "int64"), TensorSpec("a*/b", (1, 8), "int32"),
                TensorSpec('x"$y', (1, 2, 2)))  # fmt: skip
     yield manifest(inputs=tensors, requires={"without_vnni": {"session.x64quantprecision": "1"}})
@@ -372,11 +380,14 @@ def test_artifacts_with_like_ids_get_files_of_their_own() -> None:
 # -- preprocessing ------------------------------------------------------------------------------
 
 
+MODULES = ("preprocess", "resample", "tokenizer", "wordpiece", "features", "logmel", "wav")
+
+
 @pytest.fixture
 def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Imports a Python client's module as it was written for a manifest."""
     monkeypatch.syspath_prepend(tmp_path)
-    modules = [Path(name).stem for name in ("preprocess", "resample", "tokenizer", "wordpiece")]
+    modules = [Path(name).stem for name in MODULES]
 
     def forget() -> None:
         for module in modules:
@@ -448,3 +459,47 @@ def test_the_python_client_tokenizes_as_edgekit_does(imported: Any, tmp_path: Pa
         for name, row in wanted.items():
             np.testing.assert_array_equal(got[name], row)
             assert got[name].dtype == row.dtype
+
+
+SOUNDS = [
+    AudioPreprocess(mels=20, mean=(-4.0,), std=(3.0,)),
+    AudioPreprocess(8000, 6000, window=200, hop=80, fft=256, mels=12, scale="slaney", area=True,
+                    framing="centered", fit="start", power=1, layout="NCT", log_offset=1e-3,
+                    mean=tuple(range(12)), std=tuple(range(1, 13))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("step", SOUNDS, ids=str)
+def test_the_python_client_prepares_sounds_to_the_bit(
+    step: AudioPreprocess, imported: Any, tmp_path: Path
+) -> None:
+    spec = TensorSpec("sound", step.shape)
+    client = imported(manifest(step, ("a", "b"), inputs=(spec,)), "features")
+    rng = np.random.default_rng(0)
+    for rate, shape in ((step.sample_rate, (20_000,)), (11_025, (5000, 2)), (48_000, (99_000, 1))):
+        sound = rng.integers(-9000, 9000, shape).astype(np.int16)
+        got = client.feed(sound, rate)
+        assert got.dtype == np.float32
+        np.testing.assert_array_equal(got, step.apply(sound, rate))
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setparams((2, 2, 11_025, 0, "NONE", ""))
+        file.writeframes(rng.integers(-9000, 9000, (5000, 2)).astype("<i2").tobytes())
+    wav = step.decode(tmp_path / "a.wav")
+    samples, rate = client.decode(tmp_path / "a.wav")
+    assert rate == wav.rate == 11_025
+    np.testing.assert_array_equal(samples, wav.samples)
+    with pytest.raises(ValueError, match="NaN"):
+        client.feed(np.array([np.nan]))
+
+
+def test_the_readme_tells_how_sounds_are_prepared() -> None:
+    step = SOUNDS[1]
+    found = clients.render(manifest(step, ("a", "b"), inputs=(TensorSpec("s", step.shape),)))
+    assert {"python/features.py", "python/logmel.py", "python/wav.py"} <= set(found)
+    assert b"from a WAV file" in found["python/client.py"]
+    text = found["README.md"].decode()
+    assert "6000 samples (0.75 s): the first are kept" in text
+    assert (
+        "12 triangular bands from 20 to 4000 Hz" in text and "(Slaney's), each with an area" in text
+    )
+    assert "float32 [1, 12 bands, 76 frames]" in text

@@ -297,6 +297,18 @@ def test_modules_beside_the_script_count(place: Place) -> None:
     assert before[1] == after[1]
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["TABLE['b'] = 2", "TABLE.update(b=2)", "if True:\n    TABLE = {'b': 2}", "TABLE |= {'b': 2}"],
+)
+def test_statements_that_may_change_a_constant_count(place: Place, line: str) -> None:
+    text = HEAD + "TABLE = {'a': 1}\n{line}\n@stage\ndef one():\n    return TABLE\n"
+    place.write(text.replace("{line}", ""))
+    before = code_of(load_recipe(place.script), "one")
+    place.write(text.replace("{line}", line))
+    assert code_of(load_recipe(place.script), "one").text != before.text
+
+
 def test_versions_of_what_a_stage_imports_count(place: Place) -> None:
     place.write(
         HEAD

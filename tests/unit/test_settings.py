@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,13 @@ def test_looking_at_a_section_whole_reads_all_of_it(look: Callable[[Part], Any])
     with reading() as reads:
         look(config.second)
     assert reads == {"second.rate": 0.1, "second.steps": 5}
+
+
+def test_what_another_thread_reads_is_recorded() -> None:
+    config = rooted(Config())
+    with reading() as reads, ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: config.second.steps).result() == 5
+    assert reads == {"second.steps": 5}
 
 
 def test_settings_that_a_stage_makes_itself_are_nobodys() -> None:

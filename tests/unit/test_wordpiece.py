@@ -75,9 +75,11 @@ def test_text_names_dtype_and_segments() -> None:
 def test_vocab_file(tmp_path: Path) -> None:
     path = tmp_path / "vocab.txt"
     path.write_text("\n".join(VOCAB) + "\n", encoding="utf-8")
-    assert TextPreprocess.from_vocab_file(path, max_length=9) == TextPreprocess(
-        vocab=VOCAB, max_length=9
-    )
+    made = TextPreprocess.from_vocab_file(path, max_length=9)
+    assert made == TextPreprocess(vocab=VOCAB, max_length=9)
+    assert made.vocab_file() == path.read_bytes()
+    with pytest.raises(BadData, match="one piece a line"):
+        TextPreprocess(vocab=(*VOCAB, "a\nb")).vocab_file()
     with pytest.raises(BadData, match="cannot read the vocabulary"):
         TextPreprocess.from_vocab_file(tmp_path / "absent.txt")
 
