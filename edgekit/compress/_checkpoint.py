@@ -14,11 +14,13 @@ from typing import Any, Final
 import torch
 
 from edgekit.artifact import storage_error
+from edgekit.compress._train_types import TrainSet
 
-__all__ = ["Checkpoint", "digest_of", "read_checkpoint", "write_checkpoint"]
+__all__ = ["Checkpoint", "digest_of", "digest_of_set", "read_checkpoint", "write_checkpoint"]
 
 NAME: Final = "checkpoint.safetensors"
 _HEADER: Final = "edgekit.training/1"
+_PROBED: Final = 64
 
 
 @dataclass
@@ -118,3 +120,12 @@ def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
         if value.numel():
             total.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
+
+
+def digest_of_set(data: TrainSet, rows: torch.Tensor) -> str:
+    """Of data: their own digest, or one of the samples at up to 64 evenly spread rows."""
+    told = getattr(data, "digest", None)
+    if isinstance(told, str):
+        return told
+    spread = torch.linspace(0, len(rows) - 1, min(_PROBED, len(rows))).long()
+    return f"{len(data)} {digest_of(data.batch(rows[spread], None))}"

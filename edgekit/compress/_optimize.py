@@ -14,7 +14,17 @@ from edgekit.compress._train_types import TrainSettings
 from edgekit.errors import UsageError
 from edgekit.names import unknown
 
-__all__ = ["Average", "Frozen", "Schedule", "rule_of"]
+__all__ = [
+    "Average",
+    "Frozen",
+    "Schedule",
+    "copies_of",
+    "fill",
+    "memory_of",
+    "remember",
+    "rule_of",
+    "tensors_of",
+]
 
 CYCLE_START: Final = 25.0
 CYCLE_END: Final = 25.0 * 1e4
@@ -190,7 +200,47 @@ class Average:
             self.state[name].copy_(value)
 
 
+def memory_of(rule: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """What an optimizer remembers, by the number of the parameter and a name: ``3/exp_avg``."""
+    return {
+        f"{i}/{name}": value
+        for i, parameter in enumerate(_parameters(rule))
+        for name, value in rule.state.get(parameter, {}).items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def remember(rule: torch.optim.Optimizer, memory: Mapping[str, torch.Tensor]) -> None:
+    """Gives an optimizer what `memory_of` took from one."""
+    parameters = _parameters(rule)
+    for key, value in memory.items():
+        number, name = key.split("/", 1)
+        parameter = parameters[int(number)]
+        # Counts of steps stay where they are; all else lies as the parameter does.
+        like = torch.empty_like(parameter if value.dim() else value)
+        rule.state[parameter][name] = like.copy_(value)
+
+
+def _parameters(rule: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in rule.param_groups for p in group["params"]]
+
+
 def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
     """The tensors of a module's state by name, sharing its memory."""
     state: Mapping[str, Any] = module.state_dict()
     return {n: v.detach() for n, v in state.items() if isinstance(v, torch.Tensor)}
+
+
+@torch.no_grad()
+def fill(live: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:
+    """Copies a state into live tensors, which keep their device and layout."""
+    for name, value in state.items():
+        live[name].copy_(value)
+
+
+def copies_of(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous copies on the CPU."""
+    return {
+        name: torch.empty(value.shape, dtype=value.dtype).copy_(value.detach())
+        for name, value in state.items()
+    }

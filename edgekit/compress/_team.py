@@ -15,15 +15,18 @@ import pickletools
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from edgekit.compress._train_types import Loss
 from edgekit.errors import EdgekitError, UsageError, WorkerCrashed
 
-__all__ = ["Team", "assemble"]
+__all__ = ["Team", "assemble", "objective_of"]
 
 Member = Callable[["Team", Mapping[str, Any]], None]
 """What a process other than the first does, given what `assemble` was to hand it."""
@@ -42,7 +45,6 @@ class Team:
     rank: int = 0
     size: int = 1
     local: int = 0
-    others: list[Any] = field(default_factory=list)
 
     @property
     def leads(self) -> bool:
@@ -102,6 +104,26 @@ def assemble(
             yield team
 
 
+class _Objective(nn.Module):
+    """The loss as a module: DDP averages the gradients of what its own forward computed."""
+
+    def __init__(self, module: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.module, self._loss = module, loss
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self._loss(self.module, batch)
+
+
+def objective_of(module: nn.Module, loss: Loss, team: Team) -> nn.Module:
+    """A module that takes a batch and gives its loss, of gradients averaged over the team."""
+    objective = _Objective(module, loss)
+    if team.size == 1:
+        return objective
+    # A loss need not reach every parameter.
+    return DistributedDataParallel(objective, find_unused_parameters=True)
+
+
 def _present(processes: int) -> Team:
     size = dist.get_world_size()
     if processes not in (1, size):
@@ -144,7 +166,7 @@ def _started(
         torch.cuda.set_device(0)
     try:
         dist.init_process_group(backend, store=store, rank=0, world_size=processes)
-        yield Team(0, processes, 0, others)
+        yield Team(0, processes)
         for process in others:
             process.join(30)
     except RuntimeError as error:

@@ -23,13 +23,23 @@ from torch.nn.parallel import DistributedDataParallel
 from edgekit.compress._amp import Precision
 from edgekit.compress._checkpoint import (
     Checkpoint,
-    digest_of,
+    digest_of_set,
     read_checkpoint,
     write_checkpoint,
 )
 from edgekit.compress._classes import mixed, seed_of, seeded
-from edgekit.compress._optimize import Average, Frozen, Schedule, rule_of, tensors_of
-from edgekit.compress._team import Team
+from edgekit.compress._optimize import (
+    Average,
+    Frozen,
+    Schedule,
+    copies_of,
+    fill,
+    memory_of,
+    remember,
+    rule_of,
+    tensors_of,
+)
+from edgekit.compress._team import Team, objective_of
 from edgekit.compress._train_types import Loss, Trained, TrainSet, TrainSettings
 from edgekit.errors import BadData, UsageError
 from edgekit.protocols import Watch
@@ -42,8 +52,6 @@ Score = Callable[[nn.Module], float]
 _TOLD_EVERY_S: Final = 0.1
 _LOOKED_AT: Final = {"cpu": 1, "cuda": 16}
 """After how many steps losses are looked at: on a GPU each look waits for the device."""
-
-_PROBED: Final = 64
 
 
 @dataclass(frozen=True)
@@ -65,17 +73,6 @@ class Task:
     loss: Loss
     each_epoch: EachEpoch | None
     scored: bool
-
-
-class _Objective(nn.Module):
-    """The loss as a module: DDP averages the gradients of what its own forward computed."""
-
-    def __init__(self, module: nn.Module, loss: Loss) -> None:
-        super().__init__()
-        self.module, self._loss = module, loss
-
-    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self._loss(self.module, batch)
 
 
 class Training:
@@ -118,10 +115,7 @@ class Training:
         self._rule = rule_of(module, s)
         self._schedule = Schedule(s, s.epochs * self._steps)
         self._average = Average(module, s.ema) if s.ema else None
-        self._objective: nn.Module = _Objective(module, task.loss)
-        if team.size > 1:
-            # A loss need not reach every parameter.
-            self._objective = DistributedDataParallel(self._objective, find_unused_parameters=True)
+        self._objective = objective_of(module, task.loss, team)
         self._done = 0
         self._curve: list[dict[str, float]] = []
         self._sum = 0.0
@@ -292,7 +286,7 @@ class Training:
         value, state = max(candidates, key=lambda c: c[0])
         if self._best_score is None or value > self._best_score:
             self._best_score, self._waited = value, 0
-            self._best = _copies(state)
+            self._best = copies_of(state)
         else:
             self._waited += 1
             self._stopped = 0 < s.patience <= self._waited
@@ -318,7 +312,7 @@ class Training:
             state = self._best
         else:
             average = None if self._average is None else self._average.state
-            state = _copies(tensors_of(self._module) if average is None else average)
+            state = copies_of(tensors_of(self._module) if average is None else average)
             if self._curve and best is not None:
                 last = self._curve[-1]
                 best = last.get("score_ema", last["score"])
@@ -344,7 +338,7 @@ class Training:
         return {
             "settings": self._task.settings.model_dump(mode="json", exclude={"checkpoint_s"}),
             "initial weights": self._started,
-            "data": _data_digest(self._task.data, self._task.rows),
+            "data": digest_of_set(self._task.data, self._task.rows),
             "loss": f"{about} {getattr(loss, 'digest', '')}".strip(),
             "torch": torch.__version__,
             "processes": self._team.size,
@@ -359,11 +353,7 @@ class Training:
         tensors |= {f"best/{n}": v for n, v in self._best.items()}
         if self._average is not None:
             tensors |= {f"average/{n}": v for n, v in self._average.state.items()}
-        for i, parameter in enumerate(self._parameters()):
-            memory = self._rule.state.get(parameter, {})
-            tensors |= {
-                f"rule/{i}/{n}": v for n, v in memory.items() if isinstance(v, torch.Tensor)
-            }
+        tensors |= {f"rule/{n}": v for n, v in memory_of(self._rule).items()}
         progress = {
             "done": self._done,
             "sum": self._sum,
@@ -376,9 +366,6 @@ class Training:
         write_checkpoint(self._folder, Checkpoint(self._identity, progress, tensors))
         self._written = time.monotonic()
 
-    def _parameters(self) -> list[nn.Parameter]:
-        return [p for group in self._rule.param_groups for p in group["params"]]
-
     def _resume(self) -> None:
         kept: Checkpoint | None = None
         if self._folder is not None:
@@ -389,17 +376,11 @@ class Training:
         kept = self._team.told(kept)
         if kept is None:
             return
-        _fill(tensors_of(self._module), kept.part("module"))
+        fill(tensors_of(self._module), kept.part("module"))
         self._best = kept.part("best")
         if self._average is not None:
             self._average.load(kept.part("average"))
-        for i, parameter in enumerate(self._parameters()):
-            memory = {}
-            for name, value in kept.part(f"rule/{i}").items():
-                like = torch.empty_like(parameter) if value.dim() else torch.empty_like(value)
-                memory[name] = like.copy_(value)
-            if memory:
-                self._rule.state[parameter] = memory
+        remember(self._rule, kept.part("rule"))
         progress = kept.progress
         self._done, self._sum = progress["done"], progress["sum"]
         self._curve, self._best_score = progress["curve"], progress["best"]
@@ -408,25 +389,3 @@ class Training:
             self._precision.scaler.load_state_dict(progress["scaler"])
         if self._team.leads:
             self._watch.note(f"goes on from step {self._done}")
-
-
-@torch.no_grad()
-def _fill(live: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:
-    for name, value in state.items():
-        live[name].copy_(value)
-
-
-def _copies(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {
-        n: torch.empty(v.shape, dtype=v.dtype).copy_(v.detach()).contiguous()
-        for n, v in state.items()
-    }
-
-
-def _data_digest(data: TrainSet, rows: torch.Tensor) -> str:
-    """Of the data: their own digest, or one of the samples at up to 64 evenly spread places."""
-    told = getattr(data, "digest", None)
-    if isinstance(told, str):
-        return told
-    spread = torch.linspace(0, len(rows) - 1, min(_PROBED, len(rows))).long()
-    return f"{len(data)} {digest_of(data.batch(rows[spread], None))}"

@@ -28,7 +28,7 @@ from edgekit.compress._classes import (
     inputs_of,
     logits_of,
 )
-from edgekit.compress._optimize import Frozen, tensors_of
+from edgekit.compress._optimize import Frozen, copies_of, tensors_of
 from edgekit.compress._team import Team, assemble
 from edgekit.compress._train_types import Batch, Loss, Trained, TrainSet, TrainSettings
 from edgekit.compress._training import Task, Training
@@ -189,7 +189,7 @@ def _lent(
 
 
 def _state(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {n: v.detach().cpu().clone().contiguous() for n, v in tensors_of(module).items()}
+    return copies_of(tensors_of(module))
 
 
 def _check(settings: TrainSettings, loss: Loss, score: Callable[[nn.Module], float] | None) -> None:
