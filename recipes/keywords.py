@@ -1,8 +1,8 @@
 """Trains a keyword spotter (DS-CNN on log-mel features) and exports it, in int8.
 
     edgekit run keywords
-    edgekit run recipes/keywords.py --data speech_commands/ -s 'recordings.words=["yes","no","stop"]'
-    edgekit run recipes/keywords.py --data my-sounds/ --device pixel-8 -s train.epochs=30
+    edgekit run keywords --data speech_commands/ -s 'recordings.words=["yes","no","stop"]'
+    edgekit run keywords --data my-sounds/ --device pixel-8 -s train.epochs=30
 
 Without ``--data`` the words are synthesized (`edgekit.data.speech`): ten keywords, silence, and
 other words, by speakers of whom the test set knows none. That shows that everything works, not how

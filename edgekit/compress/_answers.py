@@ -330,9 +330,7 @@ def _begun(aside: Path, layout: Layout) -> int | None:
 
 def _make_room(root: Path, wanted: int, limit: int, watch: Watch) -> None:
     """Removes what was used longest ago until ``wanted`` bytes fit below ``limit``."""
-    sets = sorted(
-        (p for p in root.iterdir() if p.is_dir()), key=lambda p: (p.stat().st_mtime, p.name)
-    )
+    sets = sorted((p for p in root.iterdir() if p.is_dir()), key=lambda p: (_used(p), p.name))
     total = sum(_size(p) for p in sets)
     for place in sets:
         if total + wanted <= limit:
@@ -354,8 +352,17 @@ def _make_room(root: Path, wanted: int, limit: int, watch: Watch) -> None:
         )
 
 
+def _used(place: Path) -> float:
+    """When a set was used last; 0 where another process has just removed or renamed it."""
+    with contextlib.suppress(FileNotFoundError):
+        return place.stat().st_mtime
+    return 0.0
+
+
 def _size(place: Path) -> int:
-    return sum(p.stat().st_size for p in place.iterdir() if p.is_file())
+    with contextlib.suppress(FileNotFoundError):
+        return sum(p.stat().st_size for p in place.iterdir() if p.is_file())
+    return 0
 
 
 def _reserve(path: Path, size: int) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from edgekit.compress._nodes import TABLES, aten, weight_of
 from edgekit.compress._straight import rounded, straight_dynamic
@@ -57,7 +58,11 @@ class Many(nn.Module):
     def __init__(self, graph: fx.GraphModule, inputs: Sequence[str]) -> None:
         super().__init__()
         # A new one: that of an exported program refuses to be put into train or eval mode.
-        self.graph = fx.GraphModule(graph, graph.graph)
+        plain = copy.deepcopy(graph.graph)
+        for node in plain.nodes:
+            if node.target is aten.view.default:  # samples may lie between what it joins
+                node.target = aten.reshape.default
+        self.graph = fx.GraphModule(graph, plain)
         self._inputs = tuple(inputs)
         self._dtypes = tuple(
             n.meta["val"].dtype for n in graph.graph.nodes if n.op == "placeholder"
@@ -71,7 +76,8 @@ class Many(nn.Module):
             for name, dtype in zip(self._inputs, self._dtypes, strict=True)
         ]
         tensors = self.tensors()
-        made, told = torch.vmap(lambda *sample: self._sample(tensors, sample))(*columns)
+        with sdpa_kernel(SDPBackend.MATH):  # the others go sample by sample
+            made, told = torch.vmap(lambda *sample: self._sample(tensors, sample))(*columns)
         self.hear(told)
         answers = tuple(tensor.squeeze(1) for tensor in made)
         return answers[0] if len(answers) == 1 else answers

@@ -129,7 +129,7 @@ def layer_pairs(
             is for pictures.
     """
     family, config = family_of(student)
-    theirs, _ = family_of(teacher)
+    theirs, wide = family_of(teacher)
     if match in ("hint", "transfer"):
         raise UsageError(f"match={match!r} compares feature maps, which encoders have none of")
     told = getattr(config, "student_of", None)
@@ -139,6 +139,12 @@ def layer_pairs(
             hint="make it with student_of, or give distill pairs of names",
         )
     chosen, count = list(told["layers"]), int(told["of"])
+    if count != int(wide.num_hidden_layers):
+        raise UsageError(
+            f"the student was made of a teacher of {count} layers; this one has "
+            f"{wide.num_hidden_layers}",
+            hint="give distill pairs of names",
+        )
     ends = [after - 1 for after in chosen[1:]] + [count - 1]
     pairs = list(enumerate(max(end, own) for end, own in zip(ends, chosen, strict=True)))
     within = f".{family.attention}" if match in ("attention", "relation") else ""

@@ -176,7 +176,7 @@ def word(phones: str, voice: Voice, rng: np.random.Generator) -> _Float:
     fall = np.linspace(1.08, 0.88, frames) * (1 + 0.02 * np.cumsum(rng.normal(0, 0.3, frames)))
     pulses = _pulses(np.clip(voice.pitch * fall, 60, 400))
     breath = rng.normal(0, 1, frames * _STEP)
-    bins: _Float = np.arange(_FFT // 2 + 1) * (RATE / _FFT)
+    bins = np.linspace(0.0, RATE / 2, _FFT // 2 + 1)
     tract = _resonances(bins, formants * voice.tract) / (1 + bins / voice.dull)
     source = _frames(pulses + voice.breath * breath, frames)
     spectrum = np.fft.rfft(source) * tract * levels[:, :1]

@@ -66,7 +66,7 @@ def short(value: float | None, figures: int = 3) -> str:
 
 def counted(n: int, what: str, many: str | None = None) -> str:
     """``1 gate``, ``2 gates``."""
-    return f"{n} {what if n == 1 else many or what + 's'}"
+    return f"{short(n)} {what if n == 1 else many or what + 's'}"
 
 
 def digest(value: str | None, length: int = 12) -> str:

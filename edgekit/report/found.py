@@ -14,7 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from edgekit import schemas
+from edgekit.artifact import sha256_of
 from edgekit.errors import BadData, StorageError, TrustError, UsageError
+from edgekit.report.weights import Weights, read_weights
 from edgekit.runtime.bundle import Bundle
 
 __all__ = ["Document", "Source", "find"]
@@ -74,6 +76,7 @@ class Source:
         run: the ``edgekit.run/1`` document, of a run.
         documents: what was found, in the order of stages.
         missing: files that the run names and that are not there.
+        weights: of the run's ``.safetensors`` files, their layers.
     """
 
     path: Path
@@ -82,6 +85,7 @@ class Source:
     run: Mapping[str, Any] | None
     documents: tuple[Document, ...]
     missing: tuple[str, ...] = ()
+    weights: tuple[Weights, ...] = ()
 
     def of(self, schema: str) -> list[Document]:
         """Its documents of one kind."""
@@ -182,13 +186,17 @@ def _run(path: Path) -> Source:
     schemas.validate(document)
     documents: list[Document] = []
     missing: list[str] = []
+    weights: list[Weights] = []
     for stage in document["stages"]:
         files = _Files(path, stage)
         documents += _small(stage)
         for name in files.names:
-            if not name.endswith(".json"):
+            if not name.endswith((".json", ".safetensors")):
                 continue
             try:
+                if name.endswith(".safetensors"):
+                    weights.append(files.weights(name))
+                    continue
                 data = _parsed(files.read(name), f"{stage['name']}/{name}", strict=False)
             except BadData as error:
                 missing.append(error.message)
@@ -202,7 +210,8 @@ def _run(path: Path) -> Source:
     place = path.resolve().name
     title = f"{document['recipe']['name']} ({place})"
     found = tuple(_distinct(documents))
-    return Source(path, "run", title, document, found, tuple(dict.fromkeys(missing)))
+    lacks = tuple(dict.fromkeys(missing))
+    return Source(path, "run", title, document, found, lacks, tuple(weights))
 
 
 def _small(stage: Mapping[str, Any]) -> Iterator[Document]:
@@ -240,19 +249,31 @@ class _Files:
 
     def read(self, name: str) -> bytes:
         """Raises BadData where it is absent or too large, TrustError where it was changed."""
-        path = self._folder / _plain(name)
-        where = f"{self._stage}/{name}"
-        if name not in self._hashes:
-            raise BadData(f"{where} is no file of that stage")
-        if not path.is_file():
-            raise BadData(f"{where} is not there")
+        path = self._existing(name)
         data = _bytes(path)
-        if hashlib.sha256(data).hexdigest() != self._hashes[name]:
+        self._check(name, path, hashlib.sha256(data).hexdigest())
+        return data
+
+    def weights(self, name: str) -> Weights:
+        """The layers of a file that may be large; raises as `read`."""
+        path = self._existing(name)
+        self._check(name, path, sha256_of(path))
+        return read_weights(path, f"{self._stage}/{name}")
+
+    def _existing(self, name: str) -> Path:
+        path = self._folder / _plain(name)
+        if name not in self._hashes:
+            raise BadData(f"{self._stage}/{name} is no file of that stage")
+        if not path.is_file():
+            raise BadData(f"{self._stage}/{name} is not there")
+        return path
+
+    def _check(self, name: str, path: Path, digest: str) -> None:
+        if digest != self._hashes[name]:
             raise TrustError(
                 f"{path} is not the file that the run made: its SHA-256 is not the one in run.json",
                 hint="run the recipe again; what has not changed is taken from its cache",
             )
-        return data
 
     def beside(self, name: str) -> Reader:
         """Reads by names from the folder in which file ``name`` lies."""

@@ -19,7 +19,7 @@ from edgekit.runtime._fields import (
     require_one_of,
     tuple_of,
 )
-from edgekit.runtime.logmel import fitted, log_mel, mel_filters, mono, resampled
+from edgekit.runtime.logmel import clip, log_mel, mel_filters
 from edgekit.runtime.wav import MAX_CHANNELS, MAX_RATE, MAX_WAV_BYTES, BadWav, Wav, read_wav
 
 __all__ = ["SOUND_SUFFIXES", "AudioPreprocess", "Wav", "read_file"]
@@ -233,17 +233,13 @@ class AudioPreprocess:
         """
         rate = self.sample_rate if rate is None else rate
         require_int("the recording's rate", rate, 1, MAX_RATE)
-        x = mono(_checked(sound))
+        sound = _checked(sound)
         if rate != self.sample_rate and self.resample == "none":
             raise BadData(
                 f"the recording has {rate} Hz; the model takes {self.sample_rate} Hz and its "
                 "preprocessing does not resample"
             )
-        length = -(-len(x) * self.sample_rate // rate)
-        first, kept, before = fitted(length, self.samples, self.fit)
-        out = np.zeros(self.samples)
-        out[before : before + kept] = resampled(x, rate, self.sample_rate, first, kept)
-        return out
+        return clip(sound, rate, self.sample_rate, self.samples, self.fit)
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary with ``"kind": "audio"`` and every field."""

@@ -2,6 +2,7 @@
 `edgekit.runtime.audio`. Imports nothing of edgekit, so that a bundle's Python clients carry this
 very file.
 
+- `clip`: one channel, one rate, one length, in these steps:
 - `mono`: integers to -1..1, channels averaged.
 - `resampled`: another sample rate, as ``scipy.signal.resample_poly`` does it by default.
 - `fitted`: a fixed length, cut or filled with zeros.
@@ -17,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["fitted", "log_mel", "mel_filters", "mono", "resampled"]
+__all__ = ["clip", "fitted", "log_mel", "mel_filters", "mono", "resampled"]
 
 _Float = npt.NDArray[np.float64]
 
@@ -31,6 +32,30 @@ _LOG_STEP: Final = math.log(6.4) / 27
 _HALF_PERIODS: Final = 10
 _BETA: Final = 5.0
 _TERMS: Final = 1 << 21
+
+
+def clip(sound: npt.NDArray[Any], old: int, new: int, count: int, where: str) -> _Float:
+    """A recording in one channel, at another rate and of a fixed length: float64 ``[count]``.
+
+    Of a long one, only what the result comes from is looked at.
+
+    Args:
+        sound: ``[n]`` or ``[n, channels]``, as `mono` takes it.
+        old, new: rates, in Hz.
+        count: samples of the result.
+        where: see `fitted`.
+    """
+    first, kept, before = fitted(-(-len(sound) * new // old), count, where)
+    common = math.gcd(old, new)
+    up, down = new // common, old // common
+    reach = _HALF_PERIODS * max(up, down) // up + 2
+    # Both rates meet every `down` samples of the old one.
+    periods = max(0, first * down // up - reach) // down
+    last = -(-(first + kept) * down // up) + reach
+    part = mono(sound[periods * down : last])
+    out = np.zeros(count)
+    out[before : before + kept] = resampled(part, old, new, first - periods * up, kept)
+    return out
 
 
 def mono(samples: npt.NDArray[Any]) -> _Float:

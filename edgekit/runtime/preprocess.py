@@ -160,10 +160,9 @@ class ImagePreprocess:
         return np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
 
     def pixels(self, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Turns one picture into what an artifact of ``io = "uint8"`` takes.
+        """Turns one picture into what an artifact of ``io = "uint8"`` takes; see `apply`.
 
-        Without ``antialias`` the result is rounded to 8 bits, which `apply` doesn't. Arguments and
-        errors are those of `apply`.
+        Without ``antialias`` the result is rounded to 8 bits, which `apply` doesn't do.
 
         Returns:
             uint8 ``[1, H, W, C]``: RGB, or grey; `edgekit.runtime.border` has the rest.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -13,7 +14,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from edgekit.cli.main import main
 from edgekit.errors import BadData, TrustError, UsageError
@@ -194,6 +197,30 @@ def test_an_export_alone_and_a_bundle_alone_say_what_they_lack(
         said = shown(page.html, "results").said()
         assert "Latency was not measured" in said and "Accuracy is not known" in said
         assert "the bundle keeps no proof of it" in shown(page.html, "gates").said()
+
+
+def test_files_of_tensors_are_told_by_layer(write_run: RunWriter) -> None:
+    root = write_run()
+    folder = root / "plan"
+    tensors = {"body.0.weight": np.ones((30, 100), np.float32), "body.0.bias": np.ones(30),
+               "tail": np.ones(10, np.float32)}  # fmt: skip
+    save_file(tensors, folder / "weights.safetensors")
+    (folder / "broken.safetensors").write_bytes(b"\x09\0\0\0\0\0\0\0{broken}")
+    document = json.loads((root / "run.json").read_text())
+    for name in ("weights", "broken"):
+        path = folder / f"{name}.safetensors"
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        entry = {"path": path.name, "bytes": path.stat().st_size, "sha256": digest}
+        document["stages"][1]["files"].append(entry)
+    (root / "run.json").write_text(json.dumps(document))
+    page = build([root])
+    said = shown(page.html, "sizes").said()
+    assert "Tensors of the file, 3 040 elements. Together 12.0 KiB" in said
+    assert "plan/broken.safetensors is no .safetensors file" in page.sources[0].missing[0]
+    path = folder / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(TrustError, match=r"weights\.safetensors is not the file"):
+        build([root])
 
 
 def test_two_of_one_name_are_told_apart(write_run: RunWriter) -> None:

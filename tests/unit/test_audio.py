@@ -145,6 +145,15 @@ def test_a_clip_is_cut_or_filled(fit: Any, at: int) -> None:
     assert np.abs(twice[50:-50] - step.clip(x)[50:-50]).max() < 0.1
 
 
+@pytest.mark.parametrize("rate", [16_000, 44_100, 8000, 16_001])
+@pytest.mark.parametrize("fit", ["start", "middle"])
+def test_a_clip_of_a_long_recording_is_that_of_the_whole(rate: int, fit: Any) -> None:
+    step = AudioPreprocess(samples=500, fit=fit)
+    x = _sound(3 * rate)
+    whole = resampled(x, rate, 16_000, 0, -(-len(x) * 16_000 // rate))
+    assert np.array_equal(step.clip(x, rate), step.clip(whole))
+
+
 def test_layouts_hold_the_same_values_and_statistics_are_per_band() -> None:
     step = AudioPreprocess(mels=10)
     x = _sound(16_000)

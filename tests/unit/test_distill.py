@@ -321,3 +321,27 @@ def test_feature_maps_come_nearer_though_they_differ_in_channels_and_size(
     first, last = trained.curve[0]["loss"], trained.curve[-1]["loss"]
     assert last < first / 2
     assert not any("beside" in name for name in trained.state)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does_with_both_batches(teacher: Net, tmp_path: Path) -> None:
+    # Kept answers and a projection go to the other process too.
+    losses = []
+    for processes, batch in ((1, 16), (2, 8)):
+        student = made(3)
+        student.drop.p = 0.0
+        student.stem[1].eval()
+        settings = TrainSettings(
+            epochs=2, batch=batch, processes=processes, rule="sgd", freeze=("stem.1",)
+        )
+        trained = distill(
+            student,
+            teacher,
+            Points(),
+            DistillSettings(),
+            train=settings,
+            layers=[Pair("body", "body", "hint")],
+            cache=tmp_path,
+        )
+        losses.append([point["loss"] for point in trained.curve])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -209,6 +209,8 @@ def test_pairs_follow_the_layers_that_were_taken() -> None:
     ]
     with pytest.raises(UsageError, match="make it with student_of"):
         layer_pairs(teacher, teacher)
+    with pytest.raises(UsageError, match="made of a teacher of 6 layers; this one has 3"):
+        layer_pairs(student, student_of(teacher))
     with pytest.raises(UsageError, match="feature maps"):
         layer_pairs(student, teacher, "hint")
 

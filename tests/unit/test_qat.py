@@ -30,7 +30,7 @@ from edgekit.schemas import validate
 
 sys.path.insert(0, str(Path(__file__).parent))
 try:
-    from qat_models import Tensors, picture_model, pictures, quantized
+    from qat_models import Net, Tensors, picture_model, pictures, quantized
 finally:
     sys.path.pop(0)
 
@@ -183,6 +183,7 @@ def test_trained_edges_obey_the_plans_rules(
             assert bias.scale == tuple(float(np.float32(s) * step) for s in weight.scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learn", [True, False])
 def test_frozen_ranges_stay(
     learn: bool, model: Model, start: Quantized, learned: Tensors, held: Tensors
@@ -193,6 +194,7 @@ def test_frozen_ranges_stay(
     assert made.plan.program_digest != start.plan.program_digest, "weights move on"
 
 
+@pytest.mark.slow
 def test_killed_and_called_again_it_ends_with_the_same_bytes(
     model: Model, start: Quantized, learned: Tensors, held: Tensors, tmp_path: Path
 ) -> None:
@@ -230,6 +232,7 @@ def test_no_gain_is_post_trainings_plan(
     assert made.to_json()["difference"]["n"] == len(held)
 
 
+@pytest.mark.slow
 def test_without_labels_the_float_model_teaches_and_judges(
     model: Model, narrow: Quantized, learned: Tensors, held: Tensors
 ) -> None:
@@ -240,6 +243,7 @@ def test_without_labels_the_float_model_teaches_and_judges(
     assert made.metric == "cosine" and made.after > made.before
 
 
+@pytest.mark.slow
 def test_a_given_teacher_and_a_given_loss(
     model: Model, start: Quantized, learned: Tensors, held: Tensors
 ) -> None:
@@ -267,15 +271,13 @@ def test_many_is_the_graph_for_each(model: Model, held: Tensors) -> None:
     assert torch.allclose(together, alone, atol=1e-5)
 
 
-def test_what_is_refused(
-    model: Model, start: Quantized, learned: Tensors, held: Tensors
-) -> None:
+def test_what_is_refused(model: Model, start: Quantized, learned: Tensors, held: Tensors) -> None:
     with pytest.raises(UnsupportedError, match="fp32 holds no integers"):
         qat(model, dataclasses.replace(start, plan=QuantPlan("fp32", "x")), learned, held=held)
     own = canonical(model.program())
     with pytest.raises(UnsupportedError, match="fp16 holds no integers"):
         qat(model, Quantized(own, quantize_weights(own, "fp16")), learned, held=held)
-    other = picture_model(learned.part(0, 64))
+    other = Model.from_module(Net().eval(), {"x": torch.zeros(1, 1, 8, 8)}, name="gratings")
     with pytest.raises(UsageError, match="not made from 'gratings'"):
         qat(other, start, learned, held=held)
     renamed = Tensors({"image": learned.inputs["x"]}, learned.y)

@@ -38,7 +38,6 @@ def test_no_voice_of_one_split_has_the_tract_of_another() -> None:
     for split in ("train", "test"):
         rng = np.random.default_rng(0)
         found[split] = sorted(speech.draw_voice(split, rng).tract for _ in range(300))  # type: ignore[arg-type]
-    # Between any two of one split that a voice of the other lies between there is a gap.
     gaps = [abs(a - b) for a in found["train"] for b in found["test"]]
     assert min(gaps) >= 0.0049
 

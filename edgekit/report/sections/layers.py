@@ -121,7 +121,10 @@ def sizes(groups: Sequence[Group], sources: Sequence[Source]) -> Section:
     blocks += [Row(layered)] if layered else []
     blocks += tables
     if blocks and not layered:
-        said = "Bytes by layer are not known: edgekit.report.collect with the float model tells."
+        said = (
+            "Bytes by layer are not known: edgekit.report.collect with the float model tells, "
+            "and so does a .safetensors file that a stage keeps."
+        )
         blocks.append(Note(said, "missing"))
     return Section("sizes", "Size", lead, blocks, None if blocks else _NO_SIZES)
 
@@ -170,6 +173,11 @@ def _by_layer(source: Source) -> list[tuple[str, list[tuple[str, float]], str]]:
             note = f"Weights of {of} as {document.origin} has them."
             if rows not in [r for _, r, _ in found]:
                 found.append((f"{of}, float", rows, note))
+    for weights in source.weights:
+        held = [(name, float(count)) for name, count in weights.layers if count]
+        if held:
+            said = counted(weights.parameters, "element")
+            found.append((weights.origin, held, f"Tensors of the file, {said}."))
     return [(t, sorted(r, key=lambda row: (-row[1], row[0])), n) for t, r, n in found]
 
 
