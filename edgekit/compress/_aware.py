@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,11 +19,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import fx, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from edgekit.compress._many import Many
 from edgekit.compress._nodes import TABLES, aten, weight_of
+from edgekit.compress._steps import ActivationSteps, WeightSteps
 from edgekit.compress._straight import rounded, straight_dynamic
-from edgekit.compress.annotate import PROBABILITIES, flat_range
 from edgekit.compress.graph import (
     compute_nodes,
     graph_module,
@@ -34,178 +33,13 @@ from edgekit.compress.graph import (
 )
 from edgekit.compress.plan import Edge, QuantPlan
 from edgekit.compress.ptq import Quantized
-from edgekit.compress.quantize import INT32_ROOM, ROOM, scale_of
+from edgekit.compress.quantize import INT32_ROOM
 from edgekit.compress.saturation import overrides
 from edgekit.names import WIDE
 
-__all__ = ["Aware", "Many"]
+__all__ = ["Aware"]
 
 _NORMS: Final = (aten.layer_norm.default, aten.native_layer_norm.default, aten.group_norm.default)
-_TINY: Final = float(np.finfo(np.float32).tiny)
-
-
-class Many(nn.Module):
-    """A graph that was exported for one sample, for as many as it is given.
-
-    Each sample goes through the graph as it stands (`torch.vmap`), whatever sizes are written into
-    its shapes; layers still compute all of them at once.
-
-    Args:
-        graph: takes and gives tensors whose first size is 1.
-        inputs: names of the inputs, in the graph's order.
-    """
-
-    def __init__(self, graph: fx.GraphModule, inputs: Sequence[str]) -> None:
-        super().__init__()
-        # A new one: that of an exported program refuses to be put into train or eval mode.
-        plain = copy.deepcopy(graph.graph)
-        for node in plain.nodes:
-            if node.target is aten.view.default:  # samples may lie between what it joins
-                node.target = aten.reshape.default
-        self.graph = fx.GraphModule(graph, plain)
-        self._inputs = tuple(inputs)
-        self._dtypes = tuple(
-            n.meta["val"].dtype for n in graph.graph.nodes if n.op == "placeholder"
-        )
-
-    def forward(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> Any:
-        """By position or by name, ``[n, ...]`` each; a tensor, or a tuple of several."""
-        given = dict(zip(self._inputs, args, strict=False)) | kwargs
-        columns = [
-            given[name].to(dtype)[:, None]
-            for name, dtype in zip(self._inputs, self._dtypes, strict=True)
-        ]
-        tensors = self.tensors()
-        with sdpa_kernel(SDPBackend.MATH):  # the others go sample by sample
-            made, told = torch.vmap(lambda *sample: self._sample(tensors, sample))(*columns)
-        self.hear(told)
-        answers = tuple(tensor.squeeze(1) for tensor in made)
-        return answers[0] if len(answers) == 1 else answers
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Constants of the graph to replace for this call."""
-        return {}
-
-    def tell(self) -> dict[str, Any]:
-        """What is to be heard of one sample, a tensor each."""
-        return {}
-
-    def hear(self, told: Mapping[str, Any]) -> None:
-        """`tell`'s tensors of all samples, ``[n, ...]``."""
-
-    def _sample(self, tensors: Mapping[str, torch.Tensor], sample: tuple[Any, ...]) -> Any:
-        made = torch.func.functional_call(self.graph, dict(tensors), sample)
-        return tuple(made) if isinstance(made, tuple | list) else (made,), self.tell()
-
-
-class _Edge(nn.Module):
-    """The steps of one activation, or of several that share them."""
-
-    start: torch.Tensor
-    zero: torch.Tensor
-    ends: torch.Tensor
-
-    def __init__(self, edge: Edge, members: list[fx.Node], wide: bool, learned: bool) -> None:
-        super().__init__()
-        self.edge, self._members, self._wide = edge, members, wide
-        self.free = not _is_fixed(members, learned)
-        self.register_buffer("start", torch.tensor(edge.scale[0], dtype=torch.float32))
-        self.register_buffer("zero", torch.tensor(edge.zero_point[0]))
-        room = ROOM if wide else 1.0
-        ends = [(q - edge.zero_point[0]) * edge.scale[0] for q in (edge.quant_min, edge.quant_max)]
-        self.register_buffer("ends", torch.tensor(ends, dtype=torch.float64) / room)
-        self.shift = nn.Parameter(torch.zeros(())) if learned and self.free else None
-        size = max(math.prod(m.meta["val"].shape) for m in members)
-        self._gain = 1 / math.sqrt(max(1, size) * edge.quant_max)
-        self.frozen, self.observes = False, self.free and not learned
-        self._zero = edge.zero_point[0]
-        self.seen: tuple[torch.Tensor, torch.Tensor] | None = None
-
-    def scale(self) -> torch.Tensor:
-        if self.shift is None:  # a copy: observing changes it in place before gradients are taken
-            return self.start.clone() if self.observes else self.start
-        shift = self.shift.detach() if self.frozen else self.shift
-        return self.start * shift.exp()
-
-    def forward(self, value: torch.Tensor) -> torch.Tensor:
-        if self.training and self.observes and not self.frozen:
-            low, high = value.detach().amin(), value.detach().amax()
-            if self.seen is not None:
-                low, high = torch.minimum(low, self.seen[0]), torch.maximum(high, self.seen[1])
-            self.seen = low.double(), high.double()
-        limits = (self.edge.quant_min - self._zero, self.edge.quant_max - self._zero)
-        return rounded(value, self.scale(), *limits, self._gain)
-
-    def hear(self, low: torch.Tensor, high: torch.Tensor, share: float) -> None:
-        """Moves the range towards a batch's, by ``share``."""
-        self.ends.lerp_(torch.stack((low.min(), high.max())), share)
-        self._settle()
-
-    def _settle(self) -> None:
-        low, high = self.ends.tolist()
-        if len(self._members) == 1:
-            flat_low, flat_high = flat_range(self._members[0])
-            low = low if flat_low is None or high <= flat_low else max(low, flat_low)
-            high = high if flat_high is None or low >= flat_high else min(high, flat_high)
-        scale, zero = scale_of(self._members, low, high, False, wide=self._wide)
-        self.start.fill_(scale)
-        self.zero.fill_(zero)
-        self._zero = zero
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._zero = int(self.zero)
-
-    def found(self) -> tuple[float, int]:
-        """Scale and zero point as they are now."""
-        if self.observes:
-            self._settle()  # an average of averages has ends, and no steps of its own
-        return float(self.scale().detach()), self._zero
-
-
-def _is_fixed(members: list[fx.Node], learned: bool) -> bool:
-    """Whether a rule of the plan, and no range, says what the steps are.
-
-    A model's input keeps its range whole, probabilities stand for k / 256, and learned steps would
-    move hard-swish's bends off the grid.
-    """
-    if any(m.op == "placeholder" or m.target in PROBABILITIES for m in members):
-        return True
-    return learned and any(u.target is aten.hardswish.default for m in members for u in m.users)
-
-
-class _Weight(nn.Module):
-    """The steps of one weight, a scale per channel, or one."""
-
-    start: torch.Tensor
-
-    def __init__(self, edge: Edge, target: str, value: torch.Tensor, learned: bool) -> None:
-        super().__init__()
-        self.edge, self.target = edge, target
-        scale = torch.tensor(edge.scale, dtype=torch.float32)
-        self.register_buffer("start", scale)
-        self.shift = nn.Parameter(torch.zeros_like(scale)) if learned else None
-        self._shape = [1] * value.dim()
-        if edge.axis is not None:
-            self._shape[edge.axis] = -1
-        self._gain = 1 / math.sqrt(max(1, value.numel() // len(scale)) * edge.quant_max)
-        self.frozen, self.observes = False, not learned
-
-    def scale(self, value: torch.Tensor, least: torch.Tensor | None) -> torch.Tensor:
-        """Steps ``[channels]``, no finer than ``least`` (where an int32 bias would overflow)."""
-        scale = self.start
-        if self.shift is not None:
-            scale = scale * (self.shift.detach() if self.frozen else self.shift).exp()
-        elif self.training and self.observes and not self.frozen:
-            axes = [i for i, size in enumerate(self._shape) if size == 1]
-            reach = value.detach().abs().amax(axes).reshape(-1) / self.edge.quant_max
-            self.start.copy_(torch.where(reach > _TINY, reach, self.start))
-            scale = self.start.clone()
-        return scale if least is None else torch.maximum(scale, least)
-
-    def forward(self, value: torch.Tensor, least: torch.Tensor | None) -> torch.Tensor:
-        scale = self.scale(value, least).reshape(self._shape)
-        return rounded(value, scale, self.edge.quant_min, self.edge.quant_max, self._gain)
 
 
 @dataclass(frozen=True)
@@ -261,7 +95,7 @@ class Aware(Many):
         for edge, target in _weights(exact, plan):
             value = _get(self.graph, target)
             if target in self._trained:
-                weights[target] = _Weight(edge, target, value, learned)
+                weights[target] = WeightSteps(edge, target, value, learned)
         self.weights = nn.ModuleList(weights.values())
         for name, tensor in self.graph.named_parameters():
             tensor.requires_grad_(name in self._trained or name.endswith(".shift"))
@@ -269,14 +103,14 @@ class Aware(Many):
     def freeze_ranges(self, frozen: bool) -> None:
         """Whether scales and zero points stay as they are."""
         for part in self.modules():
-            if isinstance(part, _Edge | _Weight):
+            if isinstance(part, ActivationSteps | WeightSteps):
                 part.frozen = frozen
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Weights and biases on their grids."""
         made, scales = {}, {}
         for part in self.weights:
-            assert isinstance(part, _Weight)
+            assert isinstance(part, WeightSteps)
             value, least = _get(self.graph, part.target), self._least(part.target)
             scales[part.target] = part.scale(value, least)
             made[part.target] = part(value, least)
@@ -313,7 +147,7 @@ class Aware(Many):
             weights = {
                 part.target: part.scale(_get(self.graph, part.target), self._least(part.target))
                 for part in self.weights
-                if isinstance(part, _Weight)
+                if isinstance(part, WeightSteps)
             }
             fresh = self._fresh(plan, steps, weights)
             values = {t: _get(self.graph, t).detach().cpu().contiguous() for t in self._trained}
@@ -379,34 +213,36 @@ class Aware(Many):
             least = room if least is None else torch.maximum(least, room)
         return least
 
-    def _parts(self) -> dict[str, _Edge]:
-        return {n: p for n, p in self._edges.items() if isinstance(p, _Edge)}
+    def _parts(self) -> dict[str, ActivationSteps]:
+        return {n: p for n, p in self._edges.items() if isinstance(p, ActivationSteps)}
 
-    def _source(self, layer: _Layer) -> _Edge:
+    def _source(self, layer: _Layer) -> ActivationSteps:
         part = self._edges[str(layer.source)]
-        assert isinstance(part, _Edge)
+        assert isinstance(part, ActivationSteps)
         return part
 
-    def _observing(self) -> list[tuple[str, _Edge]]:
+    def _observing(self) -> list[tuple[str, ActivationSteps]]:
         known = {id(p): (n, p) for n, p in reversed(self._parts().items()) if p.observes}
         return list(known.values())
 
 
-def _edges(plan: QuantPlan, module: fx.GraphModule, learned: bool) -> dict[str, _Edge]:
+def _edges(plan: QuantPlan, module: fx.GraphModule, learned: bool) -> dict[str, ActivationSteps]:
     """The steps of every activation of a plan, by node; one for all of a group."""
     nodes = {n.name: n for n in module.graph.nodes}
     groups: dict[str, list[fx.Node]] = {}
     edges = plan.activations()
     for name, edge in edges.items():
         groups.setdefault(edge.group or name, []).append(nodes[name])
-    made: dict[str, _Edge] = {}
+    made: dict[str, ActivationSteps] = {}
     for members in groups.values():
-        part = _Edge(edges[members[0].name], members, plan.scheme == WIDE, learned)
+        part = ActivationSteps(edges[members[0].name], members, plan.scheme == WIDE, learned)
         made |= dict.fromkeys((m.name for m in members), part)
     return made
 
 
-def _insert(module: fx.GraphModule, plan: QuantPlan, edges: Mapping[str, _Edge]) -> dict[str, str]:
+def _insert(
+    module: fx.GraphModule, plan: QuantPlan, edges: Mapping[str, ActivationSteps]
+) -> dict[str, str]:
     """Puts the plan's rounding into a graph; gives the submodule of every edge."""
     where: dict[int, str] = {}
     named = {}

@@ -29,7 +29,8 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
-from edgekit.compress._aware import Aware, Many
+from edgekit.compress._aware import Aware
+from edgekit.compress._many import Many
 from edgekit.compress.evaluate import evaluate
 from edgekit.compress.folder import check_origin
 from edgekit.compress.graph import canonical, graph_module

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from edgekit.compress._aware import Aware, Many
+from edgekit.compress._aware import Aware
+from edgekit.compress._many import Many
 from edgekit.compress._straight import rounded
 from edgekit.compress.evaluate import evaluate
 from edgekit.compress.fake import fake_quantize
