@@ -33,7 +33,7 @@ OPEN = {
         *("model", "preprocess", "reference_statistics", "policy", "lineage", "evidence"),
         *("verify", "placement", "bench", "accuracy", "metadata"),
     },
-    "plan": {"overrides", "methods"},
+    "plan": {"overrides", "methods", "settings"},
     "recipes": {"settings"},
     "run": {"settings", "reads", "versions", "digests", "metrics"},
     "run_plan": {"settings"},
