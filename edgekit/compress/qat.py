@@ -160,18 +160,7 @@ def qat(
         UnsupportedError: the plan holds no integers to train.
         BadData: batches lack an input or labels; no held-out samples; or what training refuses.
     """
-    if not any(e.kind == "weight" and e.dtype != "float16" for e in start.plan.edges):
-        raise UnsupportedError(
-            f"a plan of {start.plan.scheme} holds no integers to train",
-            hint="quantize to w8a8, w8a16, w8a8-dyn, w8 or w4",
-        )
-    own = canonical(model.program())
-    check_origin(start, own, model.name)
-    inputs = [spec.name for spec in model.signature.inputs]
-    _check_batch(data, inputs, "the training data")
-    if len(held) < 2:
-        raise BadData(f"two held-out samples or more decide; there are {len(held)}")
-    _check_batch(held, inputs, "the held-out samples")
+    own, inputs = _checked(model, start, data, held)
     guide = _Teacher(teacher or Many(graph_module(own), inputs), inputs)
     aware = Aware(
         start,
@@ -191,6 +180,25 @@ def qat(
         each_epoch=lambda module, epoch: aware.freeze_ranges(epoch > last),
     )
     return _judged(model, own, start, aware.finish(), held, settings, len(data), made.curve)
+
+
+def _checked(
+    model: Model, start: Quantized, data: TrainSet, held: TrainSet
+) -> tuple[torch.export.ExportedProgram, list[str]]:
+    """The model's canonical program and its inputs' names, if `qat` can do anything with all."""
+    if not any(e.kind == "weight" and e.dtype != "float16" for e in start.plan.edges):
+        raise UnsupportedError(
+            f"a plan of {start.plan.scheme} holds no integers to train",
+            hint="quantize to w8a8, w8a16, w8a8-dyn, w8 or w4",
+        )
+    own = canonical(model.program())
+    check_origin(start, own, model.name)
+    inputs = [spec.name for spec in model.signature.inputs]
+    _check_batch(data, inputs, "the training data")
+    if len(held) < 2:
+        raise BadData(f"two held-out samples or more decide; there are {len(held)}")
+    _check_batch(held, inputs, "the held-out samples")
+    return own, inputs
 
 
 def _judged(
@@ -228,7 +236,7 @@ def _judged(
     means = float(before.mean()), float(after.mean())
     about = {
         "method": "qat",
-        "settings": settings.model_dump(mode="json"),
+        "settings": _flat(settings.model_dump(mode="json")),
         "samples": samples,
         "held": found.n,
         "metric": metric,
@@ -247,6 +255,15 @@ def _judged(
         difference=found,
         curve=curve,
     )
+
+
+def _flat(settings: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """Settings by dotted path; dumped, so that a recipe knows that all of them were read."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = isinstance(value, Mapping)
+        found |= _flat(value, f"{place}{name}.") if inner else {f"{place}{name}": value}
+    return found
 
 
 class _Teacher:
