@@ -33,11 +33,7 @@ OPEN = {
         *("model", "preprocess", "reference_statistics", "policy", "lineage", "evidence"),
         *("verify", "placement", "bench", "accuracy", "metadata"),
     },
-<<<<<<< HEAD
-    "plan": {"overrides", "methods", "training"},
-=======
     "plan": {"overrides", "methods", "settings"},
->>>>>>> 141876c9356d9e9d7fea8976781c85dedd61749b
     "recipes": {"settings"},
     "run": {"settings", "reads", "versions", "digests", "metrics"},
     "run_plan": {"settings"},
