@@ -81,6 +81,7 @@ class Config(Settings):
 
     Attributes:
         devices: what it is exported for, unless ``--device`` says.
+        targets: runtimes to export for; empty means all that the devices run.
         max_drop: gate: accuracy lost to int8, in points at most.
         bench: whether latency and memory are measured.
     """
@@ -95,6 +96,7 @@ class Config(Settings):
         epochs=14, batch=64, rate=5e-3, schedule="one-cycle", smoothing=0.05, channels_last=True
     )
     devices: tuple[str, ...] = ("pixel-8", "raspberry-pi-5", "android-low-end", "iphone-15-pro")
+    targets: tuple[str, ...] = ()
     max_drop: float = 1.0
     bench: bool = True
 
@@ -303,6 +305,7 @@ def exported(
         model,
         ExportRequest(
             devices=tuple(device.id for device in devices),
+            targets=cfg.targets,
             calib=samples(model, recordings, "train"),
             evaluation=samples(model, recordings, "test"),
             max_drop=cfg.max_drop,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekit.cli import _live, _output
+from edgekit.cli import _export_text, _live, _output
 from edgekit.cli._libraries import subdued
 from edgekit.cli._output import emit, json_option, note, table, verbosity_options
 from edgekit.errors import EdgekitError, UsageError
@@ -154,6 +155,21 @@ def _plan_text(planned: Sequence[Planned]) -> str:
     return table(["stage", "state", "why"], [[p.stage, p.state, p.why] for p in planned])
 
 
+def _exports(document: Mapping[str, Any], out: Path) -> dict[str, dict[str, Any]]:
+    """The documents of stages that exported, by stage."""
+    from edgekit.recipe.document import EXPORT
+
+    found = {}
+    for stage in document["stages"]:
+        if any(file["path"] == EXPORT for file in stage["files"]):
+            place = out / stage["name"]
+            exported = json.loads((place / EXPORT).read_text())
+            if exported["bundle"] is not None:
+                exported["bundle"] = str(place / exported["bundle"])
+            found[stage["name"]] = exported
+    return found
+
+
 def _page(out: Path, document: Mapping[str, Any]) -> Path | None:
     """Writes the run's page, unless it is there and nothing was made; None where it can't be."""
     from edgekit.report.page import build, write
@@ -179,10 +195,15 @@ def _text(document: Mapping[str, Any], out: Path, page: Path | None) -> str:
         rows.append([stage["name"], state, seconds, why.partition("\n")[0]])
     lines = [table(["stage", "state", "s", "why"], rows)]
     words = {True: "held", False: "FAILED", None: "not judged"}
+    exports = _exports(document, out)
+    for name, exported in exports.items():
+        lines += ["", _export_text.text(exported, out / name)]
     gates = [
         [stage["name"], gate["name"], words[gate["passed"]], gate["text"]]
         for stage in document["stages"]
         for gate in stage["gates"]
+        # An export's are told with its artifacts.
+        if stage["name"] not in exports or gate["passed"] is False
     ]
     if gates:
         lines += ["", table(["stage", "gate", "", ""], gates)]

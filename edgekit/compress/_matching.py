@@ -1,15 +1,10 @@
-"""What a student is held against inside: one kind of comparison per class, named in `KINDS`.
-
-Each kind says which modules it looks at, what of the teacher's is worth keeping, how the student's
-is brought to the teacher's width, and how far apart they are: a mean over the batch, so that
-batches of any size weigh alike.
-"""
+"""What a student is held against inside: one kind of comparison per class, named in `KINDS`."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -21,7 +16,6 @@ from edgekit.errors import UsageError
 
 __all__ = [
     "KINDS",
-    "Found",
     "Matching",
     "Sides",
     "ask",
@@ -29,9 +23,6 @@ __all__ = [
     "first_tensor",
     "output_shapes",
 ]
-
-Found = Mapping[str, torch.Tensor]
-"""The outputs of modules by their names."""
 
 _ATTENTION: Final = (("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
 """What families of encoders call the three layers of self-attention."""
@@ -49,9 +40,9 @@ def first_tensor(output: Any) -> torch.Tensor | None:
     if isinstance(output, torch.Tensor):
         return output
     values = output.values() if isinstance(output, Mapping) else output
-    if isinstance(values, Sequence) or isinstance(output, Mapping):
-        return next((v for v in values if isinstance(v, torch.Tensor)), None)
-    return None
+    if not isinstance(values, Iterable):
+        return None
+    return next((v for v in values if isinstance(v, torch.Tensor)), None)
 
 
 @contextlib.contextmanager
@@ -375,8 +366,8 @@ class Hint(_Maps):
 class Transfer(_Maps):
     """Distance of attention maps, each the sum of squares over channels, at length 1.
 
-    Zagoruyko and Komodakis, "Paying More Attention to Attention", 2016, arXiv:1612.03928,
-    equation 2 with p = 2; a mean over positions, as its authors' code has it.
+    Zagoruyko and Komodakis, "Paying More Attention to Attention", 2016, arXiv:1612.03928; a mean
+    over positions, as the authors' code has it.
     """
 
     def kept(self, found: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -284,17 +284,18 @@ def _fit(
     samples: Mapping[str, torch.Tensor],
 ) -> None:
     """Fits each layer, in order, to what the wide one gives in the narrow one's coordinates."""
-    for name, (_, write) in projections.items():
+    names = [n for n in projections if not isinstance(_part(narrow, n), nn.Embedding)]
+    pieces: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    for _, outputs in _seen(wide, names, samples):
+        for name, output in outputs.items():
+            write = projections[name][1]
+            pieces[name].append(output if write is None else output @ write.cpu())
+    for name in names:
         layer = _part(narrow, name)
-        if isinstance(layer, nn.Embedding):
-            continue
-        taken, wanted = [], []
-        pieces = zip(_seen(narrow, [name], samples), _seen(wide, [name], samples), strict=True)
-        for (inputs, _), (_, outputs) in pieces:
-            taken.append(inputs[name])
-            wanted.append(outputs[name] if write is None else outputs[name] @ write.cpu())
+        taken = torch.cat([inputs[name] for inputs, _ in _seen(narrow, [name], samples)])
+        wanted = torch.cat(pieces.pop(name))
         fit = _fit_norm if isinstance(layer, nn.LayerNorm) else _fit_linear
-        fit(layer, torch.cat(taken), torch.cat(wanted))
+        fit(layer, taken, wanted)
 
 
 def _fit_norm(layer: Any, taken: torch.Tensor, wanted: torch.Tensor) -> None:

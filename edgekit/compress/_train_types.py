@@ -88,8 +88,9 @@ class TrainSettings(Settings):
             depthwise convolutions and GPUs are faster with.
         amp: ``bf16`` or ``fp16`` computes matrix products and convolutions in that type, weights
             stay float32 (Micikevicius et al., "Mixed Precision Training", 2017,
-            arXiv:1710.03740); ``fp16`` scales the loss. On CPUs that do not multiply in such types
-            by themselves it is slower than ``off``.
+            arXiv:1710.03740); ``fp16`` scales the loss. It may cost time on a CPU: with AVX-512
+            BF16, bf16 made a transformer faster and MobileNetV2 slower
+            (tests/benchmarks/train_amp.py), and fp16 was far slower.
         device: ``auto`` is a CUDA device where there is one.
         processes: how many processes train together, each on its own batches: ``gloo`` on CPUs,
             ``nccl`` on CUDA, a device each. 1 also stands for what ``torchrun`` started.

@@ -145,11 +145,8 @@ class _Loss:
         answers: Answers,
         digest: str,
     ) -> None:
-        self._temperature, self._alpha, self._mask = (
-            settings.temperature,
-            settings.alpha,
-            settings.mask,
-        )
+        self._temperature, self._alpha = settings.temperature, settings.alpha
+        self._mask = settings.mask
         self._smoothing, self._mixup, self._seed = train.smoothing, train.mixup, train.seed
         self._pairs = list(pairs)
         self._answers = answers
@@ -271,25 +268,19 @@ def distill(
         asked = Teacher(teacher, [(matching, theirs) for matching, _, theirs in matched])
         lesson = Lesson(asked, digest, data, layers, matched, settings.mask)
         answers = stack.enter_context(_answers(lesson, settings, train, place, watch))
-        about = [settings.temperature, settings.alpha, settings.mask, train.smoothing, train.mixup]
-        loss = _Loss(
-            settings,
-            train,
-            [(pair, matching) for pair, (matching, _, _) in zip(layers, matched, strict=True)],
-            answers,
-            fingerprint(
-                teacher=digest,
-                layers=[asdict(pair) for pair in layers],
-                settings=about,
-                answers=type(answers).__name__,
-                dtype=settings.cache_dtype,
-            ),
+        pairs = [(pair, matching) for pair, (matching, _, _) in zip(layers, matched, strict=True)]
+        about = fingerprint(
+            teacher=digest,
+            layers=[asdict(pair) for pair in layers],
+            settings=[settings.temperature, settings.alpha, settings.mask],
+            train=[train.smoothing, train.mixup],
+            answers=[type(answers).__name__, settings.cache_dtype],
         )
         trained = training.train(
             _Learner(student, matched),
             data,
             _of_learner(train),
-            loss=loss,
+            loss=_Loss(settings, train, pairs, answers, about),
             score=None if score is None else _Scored(score),
             folder=folder,
             watch=watch,
@@ -300,12 +291,8 @@ def distill(
                 "was learned by it",
                 hint="some module of it writes to its buffers; ask a copy: copy.deepcopy",
             )
-    student.eval()
-    state = {
-        name.removeprefix("student."): value
-        for name, value in trained.state.items()
-        if name.startswith("student.")
-    }
+    own = {n: v for n, v in trained.state.items() if n.startswith("student.")}
+    state = {name.removeprefix("student."): value for name, value in own.items()}
     return replace(trained, state=state)
 
 

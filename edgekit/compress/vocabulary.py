@@ -60,7 +60,7 @@ def trim_vocabulary(
 
     Special tokens stay. A word of which no cover is left becomes the unknown token. A text of which
     all pieces are kept is cut as before, since the longest piece that fits is still the longest;
-    that is checked for every text, and that the model's answers stay the same bits for some.
+    that is checked for every text, and for some that the model's answers stay as they were.
 
     Args:
         model: a classifier of the family of BERT or DistilBERT; it stays as it is.
@@ -203,5 +203,6 @@ def _check_answers(
                 ).logits
                 for network, made in ((model, preprocess), (trimmed, smaller))
             ]
-            if not torch.equal(answers[0], answers[1]):
+            # Not to the last bit: sums depend on where in memory the weights happen to lie.
+            if not torch.allclose(answers[0], answers[1], rtol=1e-4, atol=1e-4):
                 raise EdgekitError(f"the answer changed though the ids did not: {text!r}")

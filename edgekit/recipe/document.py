@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from edgekit.recipe.source import Code
     from edgekit.recipe.stages import Recipe
 
-__all__ = ["DOCUMENT", "LOCK", "build", "check_out", "plain", "publish", "write"]
+__all__ = ["DOCUMENT", "EXPORT", "LOCK", "build", "check_out", "plain", "publish", "write"]
 
 DOCUMENT: Final = "run.json"
 LOCK: Final = ".lock"
+EXPORT: Final = "export.json"
+"""Where a stage that exports leaves that document; see `edgekit.recipe.exporting`."""
 
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:

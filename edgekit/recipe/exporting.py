@@ -11,12 +11,12 @@ from edgekit.errors import GateFailed
 from edgekit.export import ExportRequest, export_bundle
 from edgekit.model import Model
 from edgekit.recipe.context import Run
+from edgekit.recipe.document import EXPORT
 from edgekit.schemas import validate
 
-__all__ = ["BUNDLE", "DOCUMENT", "export"]
+__all__ = ["BUNDLE", "export"]
 
 BUNDLE: Final = "bundle"
-DOCUMENT: Final = "export.json"
 
 
 def export(model: Model, request: ExportRequest, run: Run) -> Mapping[str, Any]:
@@ -38,15 +38,22 @@ def export(model: Model, request: ExportRequest, run: Run) -> Mapping[str, Any]:
         EdgekitError: see `edgekit.export_bundle`.
     """
     result = export_bundle(model, replace(request, out=run.out / BUNDLE, listener=run))
-    document = result.document
+    document = dict(result.document)
+    if document["bundle"] is not None:
+        document["bundle"] = BUNDLE  # beside the document, wherever both go
     validate(document)
     text = json.dumps(document, indent=2, sort_keys=True, allow_nan=False)
-    (run.out / DOCUMENT).write_text(text + "\n", encoding="utf-8")
+    (run.out / EXPORT).write_text(text + "\n", encoding="utf-8")
     broken = [row for row in document["artifacts"] if row["status"] == "failed"]
     if broken and not request.keep_going:
         raise GateFailed("; ".join(f"{row['id']}: {row['reason']}" for row in broken))
     for gate in document["gates"]:
-        limit, value = gate["limit"], gate["value"]
-        text = "" if limit is None else f"{value} of {limit}"
+        text = "" if gate["limit"] is None else f"{_said(gate['value'])} of {_said(gate['limit'])}"
         run.gate(f"{gate['name']} {gate['artifact']}", gate["passed"], text)
     return document
+
+
+def _said(value: Any) -> str:
+    if value is None:
+        return "nothing measured"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

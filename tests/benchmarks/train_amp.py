@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +84,11 @@ def trained(make: Callable[[], nn.Module], data: Noise, amp: str) -> tuple[float
     return time.perf_counter() - wall, time.process_time() - cpu, made.curve[0]["loss"]
 
 
-def measured(name: str, rounds: int) -> dict[str, Any]:
+def measured(name: str, rounds: int, wanted: Sequence[str]) -> dict[str, Any]:
     """Every side's times over the rounds, and their ratios to ``off``."""
     make, shape = NETWORKS[name]
     data, sides, refused = Noise(*shape), [], {}
-    for amp in SIDES:
+    for amp in wanted:
         try:
             trained(make, data, amp)  # also warms up
             sides.append(amp)
@@ -127,15 +127,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--network", choices=tuple(NETWORKS), action="append")
+    parser.add_argument("--beside", choices=SIDES[1:], action="append", help="default: both")
     arguments = parser.parse_args()
     if arguments.rounds < MIN_RATIO_PAIRS:
         parser.error(f"--rounds: at least {MIN_RATIO_PAIRS}")
+    sides = (SIDES[0], *(arguments.beside or SIDES[1:]))
     document = {
         "facts": host_facts(),
         "threads": torch.get_num_threads(),
         "steps": STEPS,
         "batch": BATCH,
-        "networks": {n: measured(n, arguments.rounds) for n in arguments.network or NETWORKS},
+        "networks": {
+            n: measured(n, arguments.rounds, sides) for n in arguments.network or NETWORKS
+        },
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")

@@ -319,9 +319,17 @@ def answering(root: Path, told: Any, die: str = "", at: int = 0) -> None:
         time.sleep(0.002)
         return [TABLE[start:stop], TABLE[start:stop, :7].square()]
 
-    real = Path.replace, Path.rename
-    Path.replace = lambda self, to: (passed("replace"), real[0](self, to))[1]  # type: ignore[assignment, method-assign]
-    Path.rename = lambda self, to: (passed("rename"), real[1](self, to))[1]  # type: ignore[assignment, method-assign]
+    def mortal(name: str) -> None:
+        real = getattr(Path, name)
+
+        def method(self: Path, to: Path) -> Any:
+            passed(name)
+            return real(self, to)
+
+        setattr(Path, name, method)
+
+    mortal("replace")
+    mortal("rename")
     _answers.PROGRESS_S = 0.0  # type: ignore[misc]
     with keep(root, "key", LAYOUT, ask, limit=GIB, watch=Unwatched()):
         told.put(asked)
@@ -363,3 +371,50 @@ def test_of_two_that_want_the_same_answers_one_waits(tmp_path: Path) -> None:
     told = multiprocessing.get_context("fork").SimpleQueue()
     assert ended(forked(tmp_path, told), forked(tmp_path, told)) == [0, 0]
     assert sorted([told.get(), told.get()]) == [0, ROWS]
+
+
+class Mortal(Master):
+    """A network that kills its process when it has been asked often enough."""
+
+    lives = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.lives -= 1
+        if self.lives == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+
+def lesson(master: Master, lives: tuple[int, int], folder: Path, out: Path) -> None:
+    """Distils in ``folder`` unless teacher or student have no more lives, and writes the digest."""
+    teacher, student = net(Mortal, 1), net(Mortal, 2)
+    teacher.load_state_dict(master.state_dict())
+    teacher.lives, student.lives = lives
+    distill(
+        student,
+        teacher,
+        Rows(),
+        DistillSettings(),
+        train=FAST.model_copy(update={"epochs": 4, "checkpoint_s": 0.0, "ema": 0.9}),
+        layers=[Pair("inner", "outer", "hidden")],
+        folder=folder,
+    )
+    out.write_text(digest_of(dict(student.state_dict())))
+
+
+def test_a_killed_distillation_ends_with_the_same_bytes(master: Master, tmp_path: Path) -> None:
+    def run(lives: tuple[int, int], folder: Path, out: Path) -> int | None:
+        process = multiprocessing.get_context("fork").Process(
+            target=lesson, args=(master, lives, folder, out)
+        )
+        process.start()
+        return ended(process)[0]
+
+    whole = tmp_path / "whole"
+    assert run((0, 0), tmp_path / "undisturbed", whole) == 0
+    # The teacher in its answers, then the student in the first, the second and the last epoch.
+    folder, out = tmp_path / "killed", tmp_path / "out"
+    for lives in ((6, 0), (0, 6), (0, 9), (0, 8)):
+        assert run(lives, folder, out) == -signal.SIGKILL
+    assert run((0, 0), folder, out) == 0
+    assert out.read_text() == whole.read_text()

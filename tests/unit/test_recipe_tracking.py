@@ -52,7 +52,7 @@ print(json.dumps({
 """
 
 
-@pytest.mark.parametrize("uri", ["mlruns", "file:///tmp/x", ""])
+@pytest.mark.parametrize("uri", ["mlruns", "file:///runs", ""])
 def test_a_place_that_mlflow_does_not_record_to_is_refused(uri: str) -> None:
     with pytest.raises(UsageError, match="sqlite:///FILE"):
         tracking.check(uri)

@@ -96,6 +96,7 @@ def test_learns_digits_by_heart_and_scores_what_it_held_out() -> None:
         {"rule": "sgd", "rate": 0.1, "schedule": "one-cycle"},
         {"mixup": 0.2, "smoothing": 0.1, "clip": 1.0, "accumulate": 2},
         {"amp": "bf16", "ema": 0.9},
+        {"amp": "fp16", "clip": 1.0, "device": "cpu"},
         {"schedule": "constant", "warm_up": 0.2, "keep": "last"},
     ],
     ids=lambda changes: "-".join(changes),

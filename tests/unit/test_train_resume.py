@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,11 +103,21 @@ def plain_loss(module: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tenso
 plain_loss.__qualname__ = "loss"
 
 
-@pytest.mark.parametrize("rule", ["adamw", "sgd"])
-def test_goes_on_from_any_step(tmp_path: Path, rule: str) -> None:
-    settings = SETTINGS.model_copy(update={"rule": rule, "accumulate": 1, "mixup": 0.0})
+@pytest.mark.parametrize(
+    ("changes", "moments"),
+    [
+        ({}, (2, 6, 7, 8, STEPS)),
+        ({"rule": "sgd", "schedule": "one-cycle"}, (7, 8)),
+        ({"amp": "fp16", "device": "cpu", "ema": 0.0}, (8,)),
+    ],
+    ids=["adamw", "sgd", "fp16"],
+)
+def test_goes_on_from_any_step(
+    tmp_path: Path, changes: dict[str, Any], moments: tuple[int, ...]
+) -> None:
+    settings = SETTINGS.model_copy(update=changes)
     whole = train(network(), data(), settings, loss=plain_loss)
-    for at in (2, 6, 7, 8, STEPS):
+    for at in moments:
         folder = tmp_path / str(at)
         stopped(folder, at, settings)
         heard = Notes()

@@ -70,8 +70,11 @@ def chart(curves: Sequence[Curve], *, width: float, title: str, desc: str) -> Ma
     parts += [_line(c, xs, ys) for c in known]
     levels = _apart([ys(c.known[-1][1]) for c in known], top + 4, bottom)
     for curve, label, level in zip(known, ends, levels, strict=True):
-        x = xs(curve.known[-1][0]) + 7
-        parts.append(text(x, level + 4, label, class_=f"label t{curve.group % 6}"))
+        # All names stand beyond the last step, so that no line runs through one.
+        x, y = (scale(v) for scale, v in zip((xs, ys), curve.known[-1], strict=True))
+        if right - x > 8 or abs(level - y) > 8:
+            parts.append(tag("line", x1=x, y1=y, x2=right + 5, y2=level, class_="leader"))
+        parts.append(text(right + 7, level + 4, label, class_=f"label t{curve.group % 6}"))
     return drawing(width, height, parts, title=title, desc=desc, kind="curves")
 
 

@@ -78,6 +78,8 @@ def _part(title: str, found: Sequence[Gate], of: str, named: bool) -> list[Block
             ]
         )
     headers = ["verdict", "gate", of, "limit", "found", ""]
+    if not any(gate.detail for gate in found):
+        headers, rows = headers[:-1], [row[:-1] for row in rows]
     failed = sum(g.passed is False for g in found)
     unknown = sum(g.passed is None for g in found)
     caption = f"{len(found) - failed - unknown} held, {failed} failed, {unknown} not judged."
