@@ -71,13 +71,16 @@ class Student(Settings):
     Attributes:
         every: of so many layers of the teacher the student has the first.
         layers: what the distance of its layers from the teacher's counts, beside the logits.
-        train: how it is trained.
+        train: how it is trained. Words that training texts lack mean what they meant to the
+            teacher only if their embeddings stay together with all others: these are frozen.
         distill: what it learns from the teacher's logits.
     """
 
     every: int = 2
     layers: float = 1.0
-    train: TrainSettings = TrainSettings(epochs=6, batch=32, rate=2e-4, warm_up=0.1, clip=1.0)
+    train: TrainSettings = TrainSettings(
+        epochs=5, batch=32, rate=2e-4, warm_up=0.1, clip=1.0, freeze=("*word_embeddings*",)
+    )
     distill: DistillSettings = DistillSettings(temperature=2.0, alpha=0.8)
 
 
@@ -89,13 +92,18 @@ class Narrow(Student):
         heads: of its attention; they divide the width.
         inner: width within its feed-forward layers.
         at_least: a piece of the vocabulary is kept if training texts have it so often.
+        common: so many further pieces are kept, from the start of the teacher's vocabulary, which
+            in BERT's is sorted by how common they are.
     """
 
     width: int = 192
     heads: int = 6
     inner: int = 384
     at_least: int = 1
-    train: TrainSettings = TrainSettings(epochs=12, batch=32, rate=5e-4, warm_up=0.1, clip=1.0)
+    common: int = 5000
+    train: TrainSettings = TrainSettings(
+        epochs=8, batch=32, rate=5e-4, warm_up=0.1, clip=1.0, freeze=("*word_embeddings*",)
+    )
 
 
 class Export(Settings):
@@ -213,7 +221,7 @@ def student(texts: Path, teacher: Learned, cfg: Config, run: Run) -> Learned:
     tokenizer = hugging_face.tokenizer_of(teacher.folder, cfg.length)
     own = cfg.student
     small = student_of(big, layers=one_in(own.every, big))
-    pairs = layer_pairs(small, big, "cosine", weight=own.layers) if own.layers else []
+    pairs = layer_pairs(small, big, "cosine", every=True, weight=own.layers) if own.layers else []
     return taught(small, big, pairs, tokenizer, corpus, own, run)
 
 
@@ -227,7 +235,10 @@ def narrow(texts: Path, teacher: Learned, cfg: Config, run: Run) -> Learned | No
     tokenizer = hugging_face.tokenizer_of(teacher.folder, cfg.length)
     # The teacher loses the same words: both must take the same ids.
     said = [text for text, _ in corpus.train]
-    trimmed = trim_vocabulary(whole, tokenizer, said, at_least=own.at_least)
+    common = [piece for piece in tokenizer.vocab if not piece.startswith("[unused")]
+    trimmed = trim_vocabulary(
+        whole, tokenizer, said, at_least=own.at_least, keep=common[: own.common]
+    )
     run.note(f"{len(trimmed.preprocess.vocab)} of {len(tokenizer.vocab)} pieces are kept")
     samples = tokenized(corpus, "train", trimmed.preprocess, trim=False)
     small = student_of(
