@@ -30,10 +30,11 @@ RECIPE = ROOT / "recipes" / "mobilenet.py"
 STAGES = ["facts", "teacher", "student", "pruned", "plan", "exported", "answers"]
 
 QUICK = {
-    "teacher.train.epochs": "2",
+    "size": "16",
     "teacher.width": "0.5",
-    "student.train.epochs": "4",
-    "prune.recover.epochs": "2",
+    "teacher.train.epochs": "4",
+    "student.train.epochs": "10",
+    "prune.recover.epochs": "3",
     "qat.train.epochs": "1",
     "quantize.calibration": "64",
     "quantize.sensitivity": "false",
@@ -41,10 +42,9 @@ QUICK = {
     "quantize.targets": '["tflite", "onnxruntime"]',
 }
 
-EVERY = QUICK | {"quantize.targets": "[]", "student.train.epochs": "8"}
+EVERY = QUICK | {"quantize.targets": "[]"}
 
 TINY = QUICK | {
-    "size": "16",
     "teacher.train.epochs": "1",
     "student.train.epochs": "1",
     "student.train.checkpoint_s": "0",
@@ -157,6 +157,7 @@ def test_networks_take_pictures_of_the_size(recipe: Recipe, kind: str, blocks: s
 # -- the whole of it ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.runtime
 def test_it_exports_and_loses_nothing(demo: tuple[Path, str, str]) -> None:
     out, said, told = demo
@@ -182,7 +183,7 @@ def holds(out: Path, targets: set[str]) -> None:
     validate(document)
     assert document["devices"] == ["pixel-8", "iphone-15-pro", "raspberry-pi-5", "x86-server"]
     assert document["reference"]["n"] == 360
-    assert document["reference"]["value"] >= 75  # few epochs; the recipe's own give 97
+    assert document["reference"]["value"] >= 85  # few epochs; the recipe's own give 97
     assert {a["target"] for a in document["artifacts"]} == targets
     for artifact in document["artifacts"]:
         emulated = artifact["target"] == "coreml" and sys.platform != "darwin"
@@ -195,6 +196,7 @@ def holds(out: Path, targets: set[str]) -> None:
     assert all(held is (None if n.startswith("faster") else True) for n, held in gates.items())
 
 
+@pytest.mark.slow
 @pytest.mark.runtime
 def test_lineage_leads_from_the_pictures_to_the_files(demo: tuple[Path, str, str]) -> None:
     found = stages(demo[0])
@@ -206,9 +208,10 @@ def test_lineage_leads_from_the_pictures_to_the_files(demo: tuple[Path, str, str
     assert sha256_of(demo[0] / "exported" / "bundle" / "manifest.json") == manifest["sha256"]
     assert found["teacher"]["reads"]["teacher.width"] == 0.5
     assert not any(n.startswith("student") for n in found["teacher"]["reads"])
-    assert len(found["student"]["metrics"]["loss"]) == 4
+    assert len(found["student"]["metrics"]["loss"]) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.runtime
 @pytest.mark.parametrize("target", ["tflite", "onnxruntime"])
 def test_a_device_reads_digits_with_the_bundle(
@@ -232,6 +235,7 @@ def test_a_device_reads_digits_with_the_bundle(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.runtime
 def test_warm_it_runs_nothing_and_a_setting_only_what_follows(
     demo: tuple[Path, str, str], environment: Mapping[str, str]
