@@ -76,6 +76,7 @@ def export(
     return export_bundle(model, ExportRequest(**asked), store=Store(store))
 
 
+@pytest.mark.slow
 def test_a_trained_plan_is_what_the_artifact_holds(
     model: Model, trained: Quantized, files: tuple[Path, Path], tmp_path: Path
 ) -> None:
