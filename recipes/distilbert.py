@@ -96,13 +96,13 @@ class Narrow(Student):
             in BERT's is sorted by how common they are.
     """
 
-    width: int = 192
-    heads: int = 6
-    inner: int = 384
+    width: int = 256
+    heads: int = 8
+    inner: int = 512
     at_least: int = 1
     common: int = 5000
     train: TrainSettings = TrainSettings(
-        epochs=8, batch=32, rate=5e-4, warm_up=0.1, clip=1.0, freeze=("*word_embeddings*",)
+        epochs=8, batch=32, rate=4e-4, warm_up=0.1, clip=1.0, freeze=("*word_embeddings*",)
     )
 
 
