@@ -336,3 +336,29 @@ def test_activations_of_16_bits_all_the_way(shop: Path, edgekit: Run, tmp_path: 
     assert shown["artifacts"][0]["placement"]["float_ops"] == 0
     done = edgekit("export", f"{shop}/m.py:cnn", "--target", "openvino", *scheme, *calib)
     assert done.code == 5 and "host runs" in done.err
+
+
+@pytest.mark.slow
+def test_a_plan_is_given_to_an_export(shop: Path, edgekit: Run, tmp_path: Path) -> None:
+    plan, calib = tmp_path / "plan", ["--calib", f"{shop}/pictures.npz"]
+    made = edgekit("quantize", f"{shop}/m.py:cnn", *calib, "-o", plan, "--json")
+    assert made.code == 0, made.err
+    args: list[object] = [
+        "--target",
+        "onnxruntime",
+        "--no-bench",
+        "--no-clients",
+        "--waive",
+        "smaller",
+        "--json",
+    ]
+    # An activation's scale needs no samples any more.
+    out = ["--scheme", "w8a8", "-o", tmp_path / "bundle"]
+    done = edgekit("export", f"{shop}/m.py:cnn", *args, "--plan", plan, *out)
+    assert done.code == 0, done.err
+    digest = made.document["plan"]["digest"]
+    assert done.document["plans_given"] == [{"scheme": "w8a8", "digest": digest, "training": None}]
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    assert made.document["plan"]["program_digest"] in json.dumps(manifest["lineage"])
+    done = edgekit("export", f"{shop}/m.py:mlp", *args, "--plan", plan, *out)
+    assert done.code == 2 and "not made from 'mlp' as it is" in done.err

@@ -151,6 +151,7 @@ def assert_is_clear(target: str, said: EdgekitError) -> None:
 
 
 @pytest.mark.parametrize("model", ["mobilenet_v2", "distilbert"])
+@pytest.mark.slow
 def test_the_null_target_refuses_real_models(
     model: str, prepared: Callable[[str], Any], tmp_path: Path
 ) -> None:

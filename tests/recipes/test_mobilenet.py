@@ -19,10 +19,10 @@ import pytest
 import torch
 from PIL import Image
 
-from edgekit import Bundle
+from edgekit import Bundle, Store
 from edgekit.cli.run import command as run_command
 from edgekit.names import TARGETS
-from edgekit.recipe import Recipe, load_recipe
+from edgekit.recipe import Recipe, Runner, load_recipe
 from edgekit.schemas import validate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,17 +30,21 @@ RECIPE = ROOT / "recipes" / "mobilenet.py"
 STAGES = ["facts", "teacher", "student", "pruned", "plan", "exported", "answers"]
 
 QUICK = {
-    "teacher.train.epochs": "3",
+    "size": "16",
     "teacher.width": "0.5",
-    "student.train.epochs": "6",
+    "teacher.train.epochs": "4",
+    "student.train.epochs": "10",
     "prune.recover.epochs": "3",
     "qat.train.epochs": "1",
+    "quantize.calibration": "64",
     "quantize.sensitivity": "false",
     "quantize.bench": "false",
+    "quantize.targets": '["tflite", "onnxruntime"]',
 }
 
+EVERY = QUICK | {"quantize.targets": "[]"}
+
 TINY = QUICK | {
-    "size": "16",
     "teacher.train.epochs": "1",
     "student.train.epochs": "1",
     "student.train.checkpoint_s": "0",
@@ -153,31 +157,46 @@ def test_networks_take_pictures_of_the_size(recipe: Recipe, kind: str, blocks: s
 # -- the whole of it ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.runtime
-def test_it_exports_to_every_runtime_and_loses_nothing(demo: tuple[Path, str, str]) -> None:
-    out, said, _ = demo
+def test_it_exports_and_loses_nothing(demo: tuple[Path, str, str]) -> None:
+    out, said, told = demo
     found = stages(out)
     assert list(found) == STAGES
     assert found["facts"]["value"]["mean"] == pytest.approx([0.3056] * 3, abs=2e-3)
+    holds(out, {"tflite", "onnxruntime"})
+    assert "report.html" in said and str(out / "exported" / "bundle") in said
+    assert "\x1b" not in said + told and "Warning" not in told
+
+
+@pytest.mark.slow
+@pytest.mark.runtime
+def test_it_exports_to_every_runtime(environment: Mapping[str, str], tmp_path: Path) -> None:
+    done = call(tmp_path, EVERY, environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    holds(tmp_path, set(TARGETS))
+
+
+def holds(out: Path, targets: set[str]) -> None:
+    """The export of a run made these targets, and all that could be judged holds."""
     document = json.loads((out / "exported" / "export.json").read_text())
     validate(document)
     assert document["devices"] == ["pixel-8", "iphone-15-pro", "raspberry-pi-5", "x86-server"]
     assert document["reference"]["n"] == 360
-    assert document["reference"]["value"] >= 85  # three epochs; the recipe's own give 97
-    assert {a["target"] for a in document["artifacts"]} == set(TARGETS)
+    assert document["reference"]["value"] >= 85  # few epochs; the recipe's own give 97
+    assert {a["target"] for a in document["artifacts"]} == targets
     for artifact in document["artifacts"]:
         emulated = artifact["target"] == "coreml" and sys.platform != "darwin"
         assert artifact["status"] == "ok"
         assert artifact["verification"] == ("emulated" if emulated else "runtime")
         assert artifact["drop_points"] <= 1
-    gates = {g["name"]: g["passed"] for g in found["exported"]["gates"]}
-    assert any(name.startswith("pruned ") and held for name, held in gates.items())
+    gates = {g["name"]: g["passed"] for g in stages(out)["exported"]["gates"]}
+    assert any(name.startswith("parameters ") and held for name, held in gates.items())
     # Nothing was measured, so nothing is said of speed; all else is judged, and holds.
     assert all(held is (None if n.startswith("faster") else True) for n, held in gates.items())
-    assert "report.html" in said and str(out / "exported") in said
-    assert "\x1b" not in said + demo[2] and "Warning" not in demo[2]
 
 
+@pytest.mark.slow
 @pytest.mark.runtime
 def test_lineage_leads_from_the_pictures_to_the_files(demo: tuple[Path, str, str]) -> None:
     found = stages(demo[0])
@@ -189,11 +208,12 @@ def test_lineage_leads_from_the_pictures_to_the_files(demo: tuple[Path, str, str
     assert sha256_of(demo[0] / "exported" / "bundle" / "manifest.json") == manifest["sha256"]
     assert found["teacher"]["reads"]["teacher.width"] == 0.5
     assert not any(n.startswith("student") for n in found["teacher"]["reads"])
-    assert len(found["student"]["metrics"]["loss"]) == 6
+    assert len(found["student"]["metrics"]["loss"]) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.runtime
-@pytest.mark.parametrize("target", ["tflite", "openvino", "onnxruntime", "executorch"])
+@pytest.mark.parametrize("target", ["tflite", "onnxruntime"])
 def test_a_device_reads_digits_with_the_bundle(
     demo: tuple[Path, str, str], recipe: Recipe, target: str
 ) -> None:
@@ -215,26 +235,27 @@ def test_a_device_reads_digits_with_the_bundle(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.runtime
 def test_warm_it_runs_nothing_and_a_setting_only_what_follows(
-    demo: tuple[Path, str, str], environment: Mapping[str, str], tmp_path: Path
+    demo: tuple[Path, str, str], environment: Mapping[str, str]
 ) -> None:
     done = call(demo[0], QUICK, environment)
     assert done.returncode == 0
     assert all(stage["cached"] for stage in stages(demo[0]).values())
 
-    def planned(name: str, value: str) -> dict[str, str]:
-        told = call(tmp_path / "none", QUICK | {name: value}, environment, "--dry-run", "--json")
-        return {s["name"]: s["state"] for s in json.loads(told.stdout)["stages"]}
+    def changed(name: str, value: str) -> list[str]:
+        store = Store(Path(environment["EDGEKIT_STORE"]))
+        runner = Runner(load_recipe(RECIPE), QUICK | {name: value}, store=store)
+        return [p.stage for p in runner.plan() if p.state != "cached"]
 
-    assert [n for n, s in planned("quantize.max_drop", "2").items() if s != "cached"] == [
-        "exported"
-    ]
-    assert [n for n, s in planned("quantize.held", "0.3").items() if s != "cached"] == [
-        "plan", "exported",
+    # In this process settings and code count as in the command's own.
+    assert changed("name", '"digits-mobilenet"') == []
+    assert changed("quantize.max_drop", "2") == ["exported"]
+    assert changed("quantize.held", "0.3") == ["plan", "exported"]
+    assert changed("distill.alpha", "0.5") == [
+        "student", "pruned", "plan", "exported", "answers",
     ]  # fmt: skip
-    states = planned("distill.alpha", "0.5")
-    assert [n for n, s in states.items() if s == "cached"] == ["facts", "teacher"]
 
 
 # -- data of one's own ----------------------------------------------------------------------------
@@ -269,6 +290,7 @@ def test_one_class_is_refused_by_name(environment: Mapping[str, str], tmp_path: 
     assert stages(tmp_path / "out")["facts"]["status"] == "ok"
 
 
+@pytest.mark.slow
 def test_a_torn_picture_is_named(environment: Mapping[str, str], tmp_path: Path) -> None:
     data = folder_of(tmp_path / "data", {"cats": 3, "dogs": 3})
     torn = data / "train" / "dogs" / "1.png"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -80,12 +81,28 @@ def pictures(count: int = 512) -> Tensors:
     return Tensors({"x": x[:, None]}, y)
 
 
-def picture_model(data: Tensors) -> Model:
-    """`Net`, trained a little."""
+def plain() -> nn.Module:
+    """A depthwise layer between two others, and no sums."""
+
+    def layer(*shape: int, **how: int) -> list[nn.Module]:
+        return [nn.Conv2d(*shape, bias=False, **how), nn.BatchNorm2d(shape[1]), nn.ReLU6()]  # type: ignore[arg-type]
+
+    return nn.Sequential(
+        *layer(1, 16, 3, stride=2, padding=1),
+        *layer(16, 16, 3, padding=1, groups=16),
+        *layer(16, 24, 1),
+        nn.Flatten(),
+        nn.Linear(24 * 16, 4),
+    )
+
+
+def picture_model(data: Tensors, build: Callable[[], nn.Module] = Net) -> Model:
+    """A network, trained a little."""
     torch.manual_seed(0)
-    net = Net()
+    net = build()
     train(net, data, TrainSettings(epochs=6, batch=32, rate=1e-2))
-    return Model.from_module(net, {"x": torch.zeros(1, 1, 8, 8)}, name="gratings")
+    name = "x" if isinstance(net, Net) else "input"
+    return Model.from_module(net, {name: torch.zeros(1, 1, 8, 8)}, name="gratings")
 
 
 def feeds_of(model: Model, data: Tensors, count: int = 64) -> list[tuple[torch.Tensor, ...]]:

@@ -480,6 +480,7 @@ def test_it_goes_on_where_it_was_stopped(tmp_path: Path, stop: str) -> None:
     assert calls == []
 
 
+@pytest.mark.slow
 def test_other_settings_or_damage_start_anew(tmp_path: Path) -> None:
     module, calls = filled(Residual()), []
     recover = shaken(calls=calls)

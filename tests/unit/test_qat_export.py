@@ -31,7 +31,7 @@ from edgekit.schemas import validate
 
 sys.path.insert(0, str(Path(__file__).parent))
 try:
-    from qat_models import Net, Tensors, feeds_of, picture_model, pictures, quantized
+    from qat_models import Net, Tensors, feeds_of, picture_model, pictures, plain, quantized
 finally:
     sys.path.pop(0)
 
@@ -76,6 +76,7 @@ def export(
     return export_bundle(model, ExportRequest(**asked), store=Store(store))
 
 
+@pytest.mark.slow
 def test_a_trained_plan_is_what_the_artifact_holds(
     model: Model, trained: Quantized, files: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -141,44 +142,48 @@ def test_an_override_keeps_the_integers_of_layers_not_at_risk(
             assert torch.equal(one, two)
 
 
+def saved(folder: Path, inputs: torch.Tensor, data: Tensors) -> tuple[Path, Path]:
+    """Calibration and evaluation data of a model that calls its picture ``input``."""
+    assert data.y is not None
+    np.savez(folder / "calib.npz", input=inputs[:64].numpy())
+    np.savez(folder / "eval.npz", input=inputs[512:].numpy(), y=data.y[512:].numpy())
+    return folder / "calib.npz", folder / "eval.npz"
+
+
 @pytest.mark.slow
-def test_every_target_renders_a_trained_plan(
-    model: Model, trained: Quantized, files: tuple[Path, Path], tmp_path: Path
-) -> None:
-    asked: dict[str, Any] = {"devices": ("host",), "targets": TARGETS}
-    result = export(model, files, tmp_path / "store", trained, **asked)
+def test_every_target_renders_a_trained_plan(data: Tensors, tmp_path: Path) -> None:
+    named = Tensors({"input": data.inputs["x"]}, data.y)
+    model = picture_model(named.part(0, 384), plain)
+    start = quantized(model, named)
+    made = qat(model, start, named.part(0, 384), ONE, held=named.part(384, 512)).trained
+    files = saved(tmp_path, data.inputs["x"], data)
+    result = export(model, files, tmp_path / "store", made, targets=TARGETS)
     assert not result.failed
     assert {a["target"] for a in result.document["artifacts"]} == set(TARGETS)
     assert all(a["parity"]["agreement"] == 1 for a in result.document["artifacts"])
 
 
 @pytest.mark.slow
-def test_variants_and_borders_of_a_trained_plan(
-    model: Model, data: Tensors, tmp_path: Path
-) -> None:
-    taking = dataclasses.replace(
-        model,
+def test_variants_and_borders_of_a_trained_plan(data: Tensors, tmp_path: Path) -> None:
+    pixels = ((data.inputs["x"] * 0.2 + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)
+    seen = Tensors({"input": (pixels / 255 - 0.5) / 0.2}, data.y)
+    model = dataclasses.replace(
+        picture_model(seen.part(0, 384), plain),
         preprocess=ImagePreprocess(8, 8, channels=1, color="GRAY", mean=(0.5,), std=(0.2,)),
     )
-    pixels = ((data.inputs["x"] * 0.2 + 0.5) * 255).round().clamp(0, 255).to(torch.uint8)
-    seen = Tensors({"x": (pixels / 255 - 0.5) / 0.2}, data.y)
-    start = quantized(taking, seen)
-    made = qat(taking, start, seen.part(0, 384), ONE, held=seen.part(384, 512)).trained
-    rows, y = pixels[512:, 0, :, :, None].numpy(), seen.y
-    assert y is not None
-    np.savez(tmp_path / "eval.npz", x=rows, y=y[512:].numpy())
-    np.savez(tmp_path / "calib.npz", x=pixels[:64, 0, :, :, None].numpy())
-    files = tmp_path / "calib.npz", tmp_path / "eval.npz"
+    start = quantized(model, seen)
+    made = qat(model, start, seen.part(0, 384), ONE, held=seen.part(384, 512)).trained
+    files = saved(tmp_path, pixels.permute(0, 2, 3, 1), data)
     asked: dict[str, Any] = {
         "devices": ("intel-nuc",),
         "targets": ("openvino", "onnxruntime"),
         "ios": ("float32", "uint8"),
     }
-    result = export(taking, files, tmp_path / "store", made, **asked)
+    result = export(model, files, tmp_path / "store", made, **asked)
     assert not result.failed
     found = {a["id"] for a in result.document["artifacts"]}
     assert len(found) == 4 and all(NO_VNNI in name for name in found)
+    asked = {"plans": (made,), "evaluation": files[1], "bench": False, "schemes": ("w8a8",)}
+    request = ExportRequest(devices=("intel-nuc",), targets=("openvino",), **asked)
     with pytest.raises(BadData, match="no calibration samples"):
-        asked = {"plans": (made,), "evaluation": files[1], "bench": False, "schemes": ("w8a8",)}
-        request = ExportRequest(devices=("intel-nuc",), targets=("openvino",), **asked)
-        export_bundle(taking, request, store=Store(tmp_path / "store"))
+        export_bundle(model, request, store=Store(tmp_path / "store"))

@@ -460,11 +460,7 @@ def aside(good):
     [
         ("raise BadData('picture x.png is torn', hint='mend it')", BadData, "x.png is torn"),
         ("raise ValueError('no such thing')", GateFailed, "ValueError: no such thing (toy.py:26)"),
-        ("import no_such_module", MissingDependency, "no_such_module is not installed"),
-        ("raise OSError(28, 'No space left on device')", StorageError, "no space is left"),
-        ("os._exit(3)", WorkerCrashed, "its process ended with exit code 3"),
         ("os.kill(os.getpid(), 9)", WorkerCrashed, "ended by signal 9"),
-        ("return object()", BadData, "which can't be kept"),
     ],
 )
 def test_a_failure_names_its_stage_and_spares_the_others(
@@ -487,6 +483,22 @@ def test_a_failure_names_its_stage_and_spares_the_others(
     assert {n: o.cached for n, o in again.items()} == {
         "good": True, "bad": False, "after": False, "aside": True,
     }  # fmt: skip
+
+
+def test_each_kind_of_failure_is_its_kind_of_error(place: Place) -> None:
+    kinds: dict[str, tuple[str, type[Exception], str]] = {
+        "torn": ("raise OSError(28, 'No space left')", StorageError, "no space is left"),
+        "lacking": ("import no_such_module", MissingDependency, "no_such_module is not installed"),
+        "gone": ("os._exit(3)", WorkerCrashed, "its process ended with exit code 3"),
+        "odd": ("return object()", BadData, "which can't be kept"),
+    }
+    body = "".join(f"@stage\ndef {n}():\n    {what}\n" for n, (what, _, _) in kinds.items())
+    place.write(HEAD + body)
+    outcomes = place.run()
+    for name, (_, kind, words) in kinds.items():
+        error = outcomes[name].error
+        assert type(error) is kind
+        assert str(error).startswith(f"stage {name!r}: ") and words in str(error)
 
 
 def test_a_stage_is_tried_again_where_it_asks(place: Place) -> None:

@@ -258,6 +258,10 @@ _FAR = 30.0
 """What it costs a label to be so far from its mark that a line has to lead to it."""
 
 
+_TOUCH = 1e-3
+"""Square pixels that two boxes may share by rounding."""
+
+
 class Placer:
     """Puts labels beside marks so that they cover neither each other nor a mark."""
 
@@ -286,7 +290,9 @@ class Placer:
         def cost(box: Box) -> float:
             inside = box.overlap(self._frame)
             covered = sum(box.overlap(other) for other in self._taken)
-            return covered * 10 + (box.width * box.height - inside) * 20
+            # A place that covers nothing goes before any that does, however near.
+            hidden = 1000.0 if covered > _TOUCH else 0.0
+            return hidden + covered * 10 + (box.width * box.height - inside) * 20
 
         best = min(
             self._candidates(x, y, width, height, gap),
