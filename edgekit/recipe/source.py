@@ -1,8 +1,9 @@
 """What code a stage is: its own text, all that it reaches in its script, and versions of the rest.
 
 A stage's text is that of its function and, from there, of every function, class and constant of the
-script that is named, without comments, layout, docstrings and annotations. Modules beside the
-script are taken whole. Of anything else that is imported, its distribution's version counts.
+script that is named, without comments, layout, docstrings and annotations (see
+`edgekit.recipe.script`). Modules of the user's own are taken whole. Of anything else that is
+imported, its distribution's version counts.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import edgekit
 from edgekit.keys import code, versions
-from edgekit.recipe.stages import CONFIG, Recipe
+from edgekit.recipe.script import Script, imports
+from edgekit.recipe.stages import Recipe
 
-__all__ = ["Code", "code_of"]
+__all__ = ["Code", "class_code", "code_of", "text_of"]
 
 _ALWAYS = ("numpy",)
+_INSTALLED = frozenset(("site-packages", "dist-packages"))
 _NO_CODE = ("cli", "__pycache__", "_devices", "_recipes")
 
 
@@ -32,7 +36,7 @@ class Code:
     """The code of a stage.
 
     Attributes:
-        text: sha256 of all text of the script and of modules beside it that the stage reaches.
+        text: sha256 of all text of the script and of the user's modules that the stage reaches.
         versions: by distribution, of what it imports, with edgekit itself and Python.
     """
 
@@ -42,20 +46,51 @@ class Code:
 
 def code_of(recipe: Recipe, stage: str) -> Code:
     """The code of one stage of a recipe."""
-    script = _script(recipe.path, recipe.path.read_text(encoding="utf-8"))
-    parts, modules = script.reach(stage)
-    local, packages = _divided(modules, recipe.path.parent)
-    texts = [*parts, *(f"{p.name}\0{p.read_text(encoding='utf-8')}" for p in local)]
-    found = {
-        distribution
-        for package in packages - {"edgekit"}
-        for distribution in _distributions().get(package, ())
-    }
+    text, packages = _reached(recipe.path, stage)
     python = ".".join(map(str, sys.version_info[:2]))
-    return Code(
-        hashlib.sha256("\0".join(texts).encode()).hexdigest(),
-        {"python": python, "edgekit": _edgekit(), **versions(*sorted({*found, *_ALWAYS}))},
-    )
+    found = _versions(packages, *_ALWAYS)
+    return Code(text, {"python": python, "edgekit": _edgekit(), **found})
+
+
+def text_of(recipe: Recipe, stage: str) -> str:
+    """`Code.text` as the files have it now, without the versions, which take longer."""
+    return _reached(recipe.path, stage)[0]
+
+
+def class_code(kind: type, script: ModuleType) -> str:
+    """What a class's behaviour depends on, as a digest: its text, or its distribution's version.
+
+    A stage that is handed an object calls methods that it does not name.
+
+    Args:
+        kind: the class.
+        script: the recipe, beside which the user's modules lie.
+    """
+    file = getattr(script, "__file__", None)
+    if file is None:
+        return ""  # made by hand: there is no text
+    if kind.__module__ == script.__name__:
+        text, packages = _reached(Path(file), kind.__qualname__.partition(".")[0])
+    else:
+        text, packages = _digest([], {kind.__module__}, Path(file).parent)
+    found = _versions(packages)
+    return hashlib.sha256(f"{text}{sorted(found.items())}".encode()).hexdigest()
+
+
+def _reached(path: Path, name: str) -> tuple[str, set[str]]:
+    parts, modules = _script(path.read_text(encoding="utf-8")).reach(name)
+    return _digest(parts, modules, path.parent)
+
+
+def _digest(parts: list[str], modules: set[str], beside: Path) -> tuple[str, set[str]]:
+    local, packages = _divided(modules, beside)
+    texts = [*parts, *(f"{p.name}\0{p.read_text(encoding='utf-8')}" for p in local)]
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest(), packages
+
+
+def _versions(packages: set[str], *more: str) -> dict[str, str]:
+    found = {d for p in packages - {"edgekit"} for d in _distributions().get(p, ())}
+    return versions(*sorted({*found, *more}))
 
 
 @functools.cache
@@ -75,144 +110,74 @@ def _distributions() -> Mapping[str, list[str]]:
     return importlib.metadata.packages_distributions()
 
 
-class _Script:
-    """A module's top-level statements by the names that they bind."""
-
-    def __init__(self, text: str) -> None:
-        self._bound: dict[str, list[ast.stmt]] = {}
-        for statement in ast.parse(text).body:
-            for name in _binds(statement):
-                self._bound.setdefault(name, []).append(statement)
-
-    def reach(self, name: str) -> tuple[list[str], set[str]]:
-        """Texts that ``name`` leads to, in a fixed order, and modules that they import."""
-        seen: dict[int, ast.stmt] = {}
-        wanted, done, modules = [name], {CONFIG} - {name}, set[str]()
-        while wanted:
-            asked = wanted.pop()
-            if asked in done:
-                continue
-            done.add(asked)
-            for statement in self._bound.get(asked, ()):
-                if id(statement) in seen:
-                    continue
-                seen[id(statement)] = statement
-                bare = _bare(statement)
-                wanted += [n.id for n in ast.walk(bare) if isinstance(n, ast.Name)]
-                modules.update(_imports(statement, asked))
-        return sorted(ast.unparse(_bare(s)) for s in seen.values()), modules
-
-
 @functools.lru_cache(maxsize=8)
-def _script(_path: Path, text: str) -> _Script:
-    return _Script(text)
-
-
-def _binds(statement: ast.stmt) -> Iterator[str]:
-    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        yield statement.name
-    elif isinstance(statement, ast.Import | ast.ImportFrom):
-        for alias in statement.names:
-            yield (alias.asname or alias.name).partition(".")[0]
-    elif _is_plain(statement):
-        for node in ast.walk(statement):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                yield node.id
-    else:
-        # A compound statement, or one such as `TABLE["x"] = 1` or `TABLE.update(more)`: it may
-        # change all that it names.
-        for node in ast.walk(statement):
-            if isinstance(node, ast.Name):
-                yield node.id
-            elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-                yield node.name
-            elif isinstance(node, ast.Import | ast.ImportFrom):
-                for alias in node.names:
-                    yield (alias.asname or alias.name).partition(".")[0]
-
-
-def _is_plain(statement: ast.stmt) -> bool:
-    """Whether it binds names to a value and does nothing else: ``A = B = 1``, ``A: int = 1``."""
-    if isinstance(statement, ast.Assign):
-        return all(isinstance(t, ast.Name | ast.Tuple) for t in statement.targets)
-    return isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-
-
-def _bare(statement: ast.stmt) -> ast.stmt:
-    """The statement without docstrings, annotations and `stage`, none of which make results."""
-    copied = ast.parse(ast.unparse(statement)).body[0]
-    for node in ast.walk(copied):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            node.returns = None
-            node.decorator_list = [d for d in node.decorator_list if not _is_mark(d)]
-            arguments = node.args
-            for argument in (
-                *arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs,
-                arguments.vararg, arguments.kwarg,
-            ):  # fmt: skip
-                if argument is not None:
-                    argument.annotation = None
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            _drop_docstring(node)
-    return copied
-
-
-def _is_mark(decorator: ast.expr) -> bool:
-    called = decorator.func if isinstance(decorator, ast.Call) else decorator
-    return ast.unparse(called).rpartition(".")[2] == "stage"
-
-
-def _drop_docstring(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> None:
-    first = node.body[0]
-    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-        node.body[0] = ast.Pass()
-
-
-def _imports(statement: ast.stmt, name: str) -> Iterator[str]:
-    """Modules that the statement imports; of a plain import, those that bind ``name``."""
-    plain = isinstance(statement, ast.Import | ast.ImportFrom)
-    for node in ast.walk(statement):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Import):
-            for alias in node.names:
-                if not plain or (alias.asname or alias.name).partition(".")[0] == name:
-                    yield alias.name
+def _script(text: str) -> Script:
+    return Script(text)
 
 
 def _divided(modules: set[str], beside: Path) -> tuple[list[Path], set[str]]:
-    """Files of modules beside the script with all that they import there, and other packages."""
+    """Files of the user's own modules with all that they import there, and other packages."""
     files: dict[Path, None] = {}
     packages: set[str] = set()
-    wanted = sorted(modules)
+    wanted = [(module, beside) for module in sorted(modules)]
+    asked = set(wanted)
     while wanted:
-        module = wanted.pop()
-        found = _files(module, beside)
-        if not found:
-            if _files(module.partition(".")[0], beside):
-                continue  # a name in a module beside the script
-            packages.add(module.partition(".")[0])
-        for path in found:
-            if path not in files:
-                files[path] = None
-                wanted += _all_imports(path)
+        module, root = wanted.pop()
+        top = module.partition(".")[0]
+        if top == "edgekit" or not top:
+            continue
+        found = _files(module, root)
+        if not found and not _files(top, root):
+            home = None if root.joinpath(top).is_dir() else _home(top)
+            again = [] if home is None or home == root else [(module, home)]
+            if not again:
+                packages.add(top)
+        else:
+            # Else it is a name in one of the user's modules.
+            again = []
+            for path in found:
+                if path not in files:
+                    files[path] = None
+                    again += [(name, place) for name, place in _all_imports(path, root)]
+        wanted += [a for a in again if a not in asked]
+        asked.update(again)
     return sorted(files), packages - sys.stdlib_module_names
 
 
-def _files(module: str, beside: Path) -> list[Path]:
-    place = beside.joinpath(*module.split("."))
-    if place.with_suffix(".py").is_file():
-        return [place.with_suffix(".py")]
+def _files(module: str, root: Path) -> list[Path]:
+    """Files of a module below ``root``: of a package all, as its parts import each other."""
+    top = root / module.partition(".")[0]
+    if (top / "__init__.py").is_file():
+        return sorted(top.rglob("*.py"))
+    place = root.joinpath(*module.split("."))
+    if place.with_name(f"{place.name}.py").is_file():
+        return [place.with_name(f"{place.name}.py")]
     return sorted(place.rglob("*.py")) if (place / "__init__.py").is_file() else []
 
 
-def _all_imports(path: Path) -> list[str]:
+@functools.cache
+def _home(top: str) -> Path | None:
+    """Where a module of the user's own lies that is elsewhere on the path, or None."""
+    if top in sys.stdlib_module_names:
+        return None
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    places = list(spec.submodule_search_locations or ()) or [spec.origin or ""]
+    path = Path(places[0])
+    if _INSTALLED & set(path.parts) or not path.is_absolute() or not path.exists():
+        return None
+    return path.parent
+
+
+def _all_imports(path: Path, root: Path) -> Iterator[tuple[str, Path]]:
+    """Modules that a file imports, each with the folder that it is looked for in."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found += [node.module]
-    return sorted(found)
+    for module in imports(tree):
+        dots = len(module) - len(module.lstrip("."))
+        place = path.parents[dots - 1] if dots else root
+        if module[dots:]:
+            yield module[dots:], place

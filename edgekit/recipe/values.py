@@ -12,6 +12,7 @@ import dataclasses
 import importlib
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +21,7 @@ import numpy.typing as npt
 
 from edgekit.artifact import files_of, fingerprint, sha256_of
 from edgekit.errors import BadData
+from edgekit.recipe.source import class_code
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -42,6 +44,7 @@ def write(value: Any, folder: Path, *, script: ModuleType) -> None:
     Raises:
         BadData: something that is not kept; the message says where in the result, and what to do.
     """
+    _without_links(folder / FILES)
     tensors: dict[str, Any] = {}
     tree = _encoded(value, "result", _Place(folder / FILES, tensors, script))
     if tensors:
@@ -59,8 +62,28 @@ def write(value: Any, folder: Path, *, script: ModuleType) -> None:
                 for n, t in tensors.items()
             }
             save_tensors(held, folder / _TENSORS)
-    text = json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    # Dictionaries keep their order, which loops over them see.
+    text = json.dumps(tree, separators=(",", ":"), allow_nan=False)
     (folder / _VALUE).write_text(text, encoding="utf-8")
+
+
+def _without_links(files: Path) -> None:
+    """Puts what links name in their place: an entry of the store holds all that it consists of."""
+    for path in sorted(files.rglob("*")):
+        if not path.is_symlink():
+            continue
+        target = path.resolve()
+        if not target.exists() or target in path.parents:
+            raise BadData(
+                f"the stage's file {path.relative_to(files)} is a link to {path.readlink()}, "
+                "which can't be kept",
+                hint="write files into run.out, not links",
+            )
+        path.unlink()
+        if target.is_dir():
+            shutil.copytree(target, path)
+        else:
+            shutil.copy2(target, path)
 
 
 def read(folder: Path, *, script: ModuleType) -> Any:
@@ -107,6 +130,11 @@ def _encoded(value: Any, where: str, place: _Place) -> Any:
     if isinstance(value, list):
         return [_encoded(v, f"{where}[{i}]", place) for i, v in enumerate(value)]
     if isinstance(value, tuple):
+        if hasattr(value, "_fields"):
+            raise BadData(
+                f"{where} is a named tuple ({type(value).__name__}), whose names would be lost",
+                hint="return a frozen dataclass, or a plain tuple",
+            )
         items = [_encoded(v, f"{where}[{i}]", place) for i, v in enumerate(value)]
         return {_KIND: "tuple", "items": items}
     if isinstance(value, dict):
@@ -114,7 +142,14 @@ def _encoded(value: Any, where: str, place: _Place) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
         held = {n: _encoded(v, f"{where}.{n}", place) for n, v in fields.items()}
-        return {_KIND: "dataclass", "class": _class_name(type(value), where, place), "fields": held}
+        kind = type(value)
+        return {
+            _KIND: "dataclass",
+            "class": _class_name(kind, where, place),
+            # Stages that are handed it call methods that they don't name.
+            "code": class_code(kind, place.script),
+            "fields": held,
+        }
     if isinstance(value, np.ndarray):
         return _array(value, where, place)
     return _tensor(value, where, place)
@@ -129,6 +164,8 @@ def _mapping(value: dict[Any, Any], where: str, place: _Place) -> Any:
 
 
 def _array(value: npt.NDArray[Any], where: str, place: _Place) -> Any:
+    if isinstance(value, np.ma.MaskedArray):
+        raise BadData(f"{where} is a masked array; return its data and its mask")
     if value.dtype.kind not in "biuf":
         raise BadData(
             f"{where} is an array of {value.dtype}; kept are arrays of numbers and booleans",
