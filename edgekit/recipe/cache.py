@@ -91,8 +91,11 @@ class Cache:
             StorageError: no space or no permission; then nothing is kept.
         """
         reads = {name: settings[name] for name in about["reads"]}
-        key = fingerprint(parts=parts, reads=reads)
-        record = {**about, "reads": reads, "digest": values.digest(result), "parts": parts}
+        digest = values.digest(result)
+        # A stage that is run again need not give the same: what it gave last is what counts.
+        told = {name: about[name] for name in _TOLD}
+        key = fingerprint(parts=parts, reads=reads, digest=digest, told=told)
+        record = {**about, "reads": reads, "digest": digest, "parts": parts}
 
         def fill(folder: Path) -> None:
             (result / "record.json").write_text(json.dumps(record))
@@ -102,8 +105,7 @@ class Cache:
         folder = self._store.make(key, fill, what=stage)
         try:
             found = self._records_of(parts)
-            name = hashlib.sha256(json.dumps(sorted(reads)).encode()).hexdigest()[:16]
-            _write(found / f"{name}-{key[:16]}.json", {"reads": reads, "key": key})
+            _write(found / f"{fingerprint(reads=reads)[:32]}.json", {"reads": reads, "key": key})
             _write(self._last / f"{stage}.json", {"parts": parts, "reads": reads})
         except OSError as error:
             raise storage_error(self._root, error) from error
@@ -113,9 +115,9 @@ class Cache:
         """In which way a stage differs from when it last ran, in words."""
         try:
             last = json.loads((self._last / f"{stage}.json").read_text())
-        except (OSError, ValueError):
+            changes = [*_changes(last["parts"], parts), *_moved(last["reads"], settings)]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return "never run"
-        changes = [*_changes(last["parts"], parts), *_moved(last["reads"], settings)]
         return "; ".join(changes) or "its result is gone from the store"
 
     def scratch(self, stage: str, parts: Parts, settings: Mapping[str, Any]) -> Path:
@@ -130,11 +132,15 @@ class Cache:
     def _records(self, parts: Parts) -> Iterator[tuple[Path, Any]]:
         folder = self._records_of(parts)
         for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+            record = None
             with contextlib.suppress(OSError, ValueError):
-                yield path, json.loads(path.read_text())
+                record = json.loads(path.read_text())
+            if isinstance(record, dict) and isinstance(record.get("reads"), dict):
+                yield path, record
 
 
 _ABSENT = object()
+_TOLD = ("metrics", "gates", "notes")
 
 
 def _changes(before: Parts, now: Parts) -> Iterator[str]:

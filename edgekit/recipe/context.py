@@ -44,7 +44,7 @@ class Run:
             return
         self._told = now
         shown = {k: float(v) for k, v in figures.items() if math.isfinite(v)}
-        self._tell({"event": "step", "done": done, "total": total, "figures": shown})
+        self._tell({"event": "step", "done": int(done), "total": int(total), "figures": shown})
 
     def metric(self, name: str, value: float, step: int) -> None:
         """Keeps one point of a curve: it is in run.json, the report and the tracker.
@@ -59,6 +59,7 @@ class Run:
 
     def note(self, message: str) -> None:
         """Shows one line, and keeps it."""
+        message = str(message)
         self.notes.append(message)
         self._tell({"event": "note", "text": message})
 
@@ -71,7 +72,8 @@ class Run:
             passed: None where it could not be judged here.
             text: the limit and the figure, for people.
         """
-        self.gates.append({"name": name, "passed": passed, "text": text})
+        judged = None if passed is None else bool(passed)  # numpy has booleans of its own
+        self.gates.append({"name": str(name), "passed": judged, "text": str(text)})
 
     @contextlib.contextmanager
     def progress(
