@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
@@ -31,6 +33,24 @@ class _Recorder:
     """The record that is being kept, if one is: of the whole process, its threads included."""
 
     reads: Reads | None = None
+    aside: Path | None = None
+
+
+class _Aside(Reads):
+    """The record in a process that was forked: it leaves what is read in a file."""
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if _Recorder.aside is not None:
+            with _Recorder.aside.open("a") as file:
+                file.write(f"{name}\n")
+
+
+def _forked() -> None:
+    if _Recorder.reads is not None:
+        _Recorder.reads = _Aside()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 _WHOLE: Final = frozenset(("__dict__", "__iter__", "__eq__", "__repr__", "__str__", "__hash__"))
@@ -63,7 +83,11 @@ class Settings(BaseModel):
         if name in _WHOLE:
             _read_whole(self)
         value = super().__getattribute__(name)
-        if name in type(self).model_fields and not isinstance(value, Settings):
+        field = type(self).model_fields.get(name)
+        if field is not None and isinstance(value, Settings):
+            if not isinstance(field.annotation, type):
+                _read_whole(value)  # that it is there at all is read: it may be None
+        elif field is not None:
             place = self._place
             if place is not None:
                 record[f"{place}{name}"] = value
@@ -102,14 +126,18 @@ class Settings(BaseModel):
 
 
 @contextlib.contextmanager
-def reading() -> Iterator[Reads]:
-    """Records the settings that are read while it lasts, in any thread: dotted path to value."""
-    before, record = _Recorder.reads, dict[str, Any]()
-    _Recorder.reads = record
+def reading(aside: Path | None = None) -> Iterator[Reads]:
+    """Records the settings that are read while it lasts, in any thread: dotted path to value.
+
+    Args:
+        aside: a file for the paths of what forked processes read, one a line.
+    """
+    before, record = (_Recorder.reads, _Recorder.aside), dict[str, Any]()
+    _Recorder.reads, _Recorder.aside = record, aside
     try:
         yield record
     finally:
-        _Recorder.reads = before
+        _Recorder.reads, _Recorder.aside = before
 
 
 def rooted(settings: S) -> S:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import json
 import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final
 
 from edgekit.artifact import files_of, sha256_of, storage_error
-from edgekit.errors import UsageError
+from edgekit.errors import Locked, UsageError
 from edgekit.recipe import values
 from edgekit.recipe.cache import Hit
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from edgekit.recipe.source import Code
     from edgekit.recipe.stages import Recipe
 
-__all__ = ["DOCUMENT", "EXPORT", "LOCK", "build", "check_out", "plain", "publish", "write"]
+__all__ = ["DOCUMENT", "EXPORT", "LOCK", "build", "check_out", "held", "plain", "publish", "write"]
 
 DOCUMENT: Final = "run.json"
 LOCK: Final = ".lock"
@@ -185,3 +186,24 @@ def write(document: Mapping[str, Any], out: Path) -> None:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
         raise storage_error(out, error) from error
+
+
+@contextlib.contextmanager
+def held(out: Path | None) -> Iterator[None]:
+    """Keeps other runs from writing to the same place."""
+    if out is None:
+        yield
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = (out / LOCK).open("w")
+    except OSError as error:
+        raise storage_error(out, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Locked(
+                f"another run writes to {out}", hint="wait for it, or choose another place with -o"
+            ) from None
+        yield

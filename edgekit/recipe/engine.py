@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import queue
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from edgekit import cores, device
-from edgekit.artifact import Store, storage_error
-from edgekit.errors import EdgekitError, Locked, UsageError
+from edgekit.artifact import Store
+from edgekit.errors import BadData, EdgekitError, UsageError
 from edgekit.keys import isa
 from edgekit.names import unknown
 from edgekit.recipe import document, inputs
@@ -230,7 +228,7 @@ class Runner:
         start = time.perf_counter()
         self.view.planned(self.plan())
         outcomes: dict[str, Outcome] = {}
-        with _held(self.out):
+        with document.held(self.out):
             events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
             running: dict[str, Process] = {}
             try:
@@ -288,6 +286,7 @@ class Runner:
         hits: Mapping[str, Hit],
         events: queue.SimpleQueue[tuple[str, Any]],
     ) -> Process:
+        code = self._code[stage.name]
         job = {
             "script": str(self.recipe.path),
             "stage": stage.name,
@@ -296,6 +295,7 @@ class Runner:
             "data": None if self.data is None else str(self.data.resolve()),
             "devices": list(self._named),
             "threads": self._threads(stage),
+            "code": {"script": code.script, "files": dict(code.files)},
         }
         scratch = self._cache.scratch(stage.name, parts, self.values)
         process = Process(
@@ -304,6 +304,9 @@ class Runner:
             options=stage.options,
             why=self._why(stage.name, parts),
             parts=parts,
+            found=lambda: (
+                None if stage.name in self.again else self._cache.find(parts, self.values)
+            ),
             tell=lambda event: events.put((stage.name, event)),
         )
         process.start()
@@ -325,6 +328,19 @@ class Runner:
                 self.view.told(name, event)
             return
         del running[name]
+        try:
+            self._settle(name, process, event, outcomes)
+        finally:
+            process.release()
+
+    def _settle(
+        self, name: str, process: Process, event: Any, outcomes: dict[str, Outcome]
+    ) -> None:
+        """What came of a stage's process."""
+        if isinstance(event, Hit):
+            made = event.record["wall_s"]
+            self._end(name, Outcome("ok", cached=True, hit=event, wall_s=made), outcomes)
+            return
         if isinstance(event, Failure):
             error = event.error
             self._end(
@@ -338,6 +354,7 @@ class Runner:
             return
         about = event.about
         try:
+            self._check_data(name)
             hit = self._cache.keep(name, process.parts, self.values, event.result, about)
         except EdgekitError as error:
             failed = type(error)(f"stage {name!r}: {error.message}", hint=error.hint)
@@ -352,6 +369,13 @@ class Runner:
             ),
             outcomes,
         )
+
+    def _check_data(self, stage: str) -> None:
+        """Refuses what a stage made of data that is other data by now."""
+        if self.data is None or "data" not in self.recipe.stages[stage].parameters:
+            return
+        if inputs.data(self.data, self.store) != self._about_data:
+            raise BadData(f"{self.data} was changed while it was read", hint="run it again")
 
     def _end(self, name: str, outcome: Outcome, outcomes: dict[str, Outcome]) -> None:
         outcomes[name] = outcome
@@ -379,24 +403,3 @@ class Runner:
             outcomes={n: outcomes[n] for n in self.wanted if n in outcomes},
             wall_s=wall_s,
         )
-
-
-@contextlib.contextmanager
-def _held(out: Path | None) -> Iterator[None]:
-    """Keeps other runs from writing to the same place."""
-    if out is None:
-        yield
-        return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        file = (out / document.LOCK).open("w")
-    except OSError as error:
-        raise storage_error(out, error) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Locked(
-                f"another run writes to {out}", hint="wait for it, or choose another place with -o"
-            ) from None
-        yield

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekit.artifact import Store, files_of, fingerprint, sha256_of
+from edgekit.artifact import Store, fingerprint, sha256_of
 from edgekit.errors import BadData
 
 __all__ = ["Data", "data"]
@@ -33,7 +33,7 @@ def data(path: Path, store: Store) -> Data:
     if not path.exists():
         raise BadData(f"no data at {path}", hint="--data names a file or a folder")
     try:
-        files = files_of(path)
+        files = _files(path)
         listed = [
             (f.relative_to(path).as_posix(), (s := f.stat()).st_size, s.st_mtime_ns) for f in files
         ]
@@ -49,5 +49,17 @@ def data(path: Path, store: Store) -> Data:
 
         entry = store.make(key, fill, what="data")
         return Data(path.name, json.loads((entry / "digest.json").read_text()))
-    except PermissionError as error:
+    except OSError as error:
         raise BadData(f"{error.filename} can't be read: {error.strerror}") from error
+
+
+def _files(path: Path) -> list[Path]:
+    """As `files_of`, but with what folders hold that are linked to: data often lies elsewhere."""
+    if not path.is_dir():
+        return [path]
+    found, seen = list[Path](), set[str]()
+    for folder, folders, names in os.walk(path, followlinks=True):
+        seen.add(os.path.realpath(folder))
+        folders[:] = [f for f in folders if os.path.realpath(Path(folder, f)) not in seen]
+        found += [p for n in names if (p := Path(folder, n)).is_file()]
+    return sorted(found, key=lambda p: p.relative_to(path).as_posix())

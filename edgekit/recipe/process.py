@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,12 +15,20 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from edgekit import cores, errors
 from edgekit.artifact import storage_error
-from edgekit.errors import EdgekitError, GateFailed, MissingDependency, StorageError, WorkerCrashed
+from edgekit.errors import (
+    EdgekitError,
+    GateFailed,
+    Locked,
+    MissingDependency,
+    StorageError,
+    WorkerCrashed,
+)
 from edgekit.names import install_command
+from edgekit.recipe.cache import Hit
 from edgekit.recipe.stages import Options
 
 __all__ = ["Failure", "Process", "Success"]
@@ -26,6 +36,7 @@ __all__ = ["Failure", "Process", "Success"]
 _TAIL = 8
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 60.0
+_LOCK_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,9 @@ class Process:
         options: the stage's.
         why: why it runs.
         parts: what its result will be kept under.
-        tell: called from a thread with each event, and at the end with `Success` or `Failure`.
+        found: the result, where another run has kept it since.
+        tell: called from a thread with each event, and at the end with `Success`, `Failure` or what
+            was found. The scratch is this process's own until `release` is called.
     """
 
     def __init__(
@@ -74,11 +87,13 @@ class Process:
         options: Options,
         why: str,
         parts: Mapping[str, Any],
+        found: Callable[[], Hit | None],
         tell: Callable[[Any], None],
     ) -> None:
         self.scratch, self.why, self.parts = scratch, why, parts
         self.threads = int(job["threads"])
-        self._job, self._options, self._tell = job, options, tell
+        self._job, self._options, self._tell, self._found = job, options, tell, found
+        self._held: TextIO | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._stopped = False
         self._lock = threading.Lock()
@@ -93,9 +108,46 @@ class Process:
         with self._lock:
             self._stopped = True
             child = self._child
-        if child is not None and child.poll() is None:
-            child.kill()
+        if child is not None and child.returncode is None:
+            _end_group(child.pid)
         self._thread.join()
+        self.release()
+
+    def release(self) -> None:
+        """Leaves the scratch to others."""
+        if self._held is not None:
+            with self._held as file:
+                fcntl.flock(file, fcntl.LOCK_UN)
+            self._held = None
+
+    def _hold(self) -> bool:
+        """Takes the scratch, of which this run and the worker hold one lock; whether it waited.
+
+        Where a run was killed, its stage may live a moment longer; where another run is at the same
+        stage, its result is being moved from here.
+        """
+        limit = time.monotonic() + _LOCK_S
+        waited = False
+        while not self._stopped:
+            self.scratch.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                path = self.scratch / "lock"
+                file = path.open("w")
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    # The scratch may have been removed, and made anew, since it was opened.
+                    if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                        self._held = file
+                        return waited
+                file.close()
+            if time.monotonic() > limit:
+                raise Locked(
+                    "another run is at this stage with the same settings",
+                    hint="wait for it to end; its result is then taken",
+                )
+            waited = True
+            time.sleep(0.05)
+        raise WorkerCrashed("it was stopped")
 
     def _supervise(self) -> None:
         start = time.perf_counter()
@@ -103,6 +155,9 @@ class Process:
         try:
             import stamina
 
+            if self._hold() and (hit := self._found()) is not None:
+                self._tell(hit)
+                return
             for attempt in stamina.retry_context(
                 on=_TryAgain,
                 attempts=self._options.retries + 1,
@@ -147,6 +202,7 @@ class Process:
 
     def _run(self, answer: Path) -> int:
         """Starts the worker and passes on what it tells; its exit code."""
+        assert self._held is not None
         read, write = os.pipe()
         job = self.scratch / "job.json"
         told = {
@@ -155,6 +211,7 @@ class Process:
             "result": str(self.scratch / "result"),
             "answer": str(answer),
             "events": write,
+            "lock": self._held.fileno(),
         }
         job.write_text(json.dumps(told))
         # Sets and dictionaries keep one order, and threads are the stage's, not the machine's.
@@ -175,12 +232,15 @@ class Process:
                         stdin=subprocess.PIPE,
                         stdout=log,
                         stderr=subprocess.STDOUT,
-                        pass_fds=(write,),
+                        pass_fds=(write, self._held.fileno()),
                         env=environment,
+                        # What the stage starts is ended with it.
+                        start_new_session=True,
                     )
             finally:
                 os.close(write)
             child = self._child
+            threading.Thread(target=_end_rest, args=(child.pid,), daemon=True).start()
             try:
                 for line in events:
                     with contextlib.suppress(ValueError):
@@ -200,6 +260,18 @@ class Process:
             f"its process {cause}{tail}",
             hint="signal 9 is often the system's, for want of memory" if code == -9 else "",
         )
+
+
+def _end_rest(leader: int) -> None:
+    """Ends what a stage's process leaves behind, which may hold its pipe, once that has ended."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitid(os.P_PID, leader, os.WEXITED | os.WNOWAIT)
+        _end_group(leader)
+
+
+def _end_group(leader: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 def _error_of(told: Mapping[str, Any], scratch: Path) -> EdgekitError:

@@ -18,13 +18,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import edgekit
 from edgekit.keys import code, versions
 from edgekit.recipe.script import Script, imports
 from edgekit.recipe.stages import Recipe
 
-__all__ = ["Code", "class_code", "code_of", "text_of"]
+__all__ = ["Code", "class_code", "code_of", "unchanged"]
 
 _ALWAYS = ("numpy",)
 _INSTALLED = frozenset(("site-packages", "dist-packages"))
@@ -37,24 +38,34 @@ class Code:
 
     Attributes:
         text: sha256 of all text of the script and of the user's modules that the stage reaches.
+        script: sha256 of what of this is the script's.
+        files: the user's modules among it, each with the sha256 of its text.
         versions: by distribution, of what it imports, with edgekit itself and Python.
     """
 
     text: str
+    script: str
+    files: Mapping[str, str]
     versions: Mapping[str, str]
 
 
 def code_of(recipe: Recipe, stage: str) -> Code:
     """The code of one stage of a recipe."""
-    text, packages = _reached(recipe.path, stage)
+    parts, modules = _script(recipe.path.read_text(encoding="utf-8")).reach(stage)
+    text, packages, files = _digest(parts, modules, recipe.path.parent)
     python = ".".join(map(str, sys.version_info[:2]))
     found = _versions(packages, *_ALWAYS)
-    return Code(text, {"python": python, "edgekit": _edgekit(), **found})
+    every = {"python": python, "edgekit": _edgekit(), **found}
+    return Code(text, _sha("\0".join(parts)), files, every)
 
 
-def text_of(recipe: Recipe, stage: str) -> str:
-    """`Code.text` as the files have it now, without the versions, which take longer."""
-    return _reached(recipe.path, stage)[0]
+def unchanged(code: Mapping[str, Any], script: Path, stage: str) -> bool:
+    """Whether the files still say what they said as ``code`` was made; see `Code`."""
+    parts, _ = _script(script.read_text(encoding="utf-8")).reach(stage)
+    if _sha("\0".join(parts)) != code["script"]:
+        return False
+    found = {f: Path(f) for f in code["files"]}
+    return all(p.is_file() and _sha_of(p) == code["files"][f] for f, p in found.items())
 
 
 def class_code(kind: type, script: ModuleType) -> str:
@@ -70,22 +81,28 @@ def class_code(kind: type, script: ModuleType) -> str:
     if file is None:
         return ""  # made by hand: there is no text
     if kind.__module__ == script.__name__:
-        text, packages = _reached(Path(file), kind.__qualname__.partition(".")[0])
+        script_text = Path(file).read_text(encoding="utf-8")
+        parts, modules = _script(script_text).reach(kind.__qualname__.partition(".")[0])
     else:
-        text, packages = _digest([], {kind.__module__}, Path(file).parent)
-    found = _versions(packages)
-    return hashlib.sha256(f"{text}{sorted(found.items())}".encode()).hexdigest()
+        parts, modules = [], {kind.__module__}
+    text, packages, _ = _digest(parts, modules, Path(file).parent)
+    return _sha(f"{text}{sorted(_versions(packages).items())}")
 
 
-def _reached(path: Path, name: str) -> tuple[str, set[str]]:
-    parts, modules = _script(path.read_text(encoding="utf-8")).reach(name)
-    return _digest(parts, modules, path.parent)
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _digest(parts: list[str], modules: set[str], beside: Path) -> tuple[str, set[str]]:
+def _sha_of(path: Path) -> str:
+    return _sha(path.read_text(encoding="utf-8"))
+
+
+def _digest(
+    parts: list[str], modules: set[str], beside: Path
+) -> tuple[str, set[str], dict[str, str]]:
     local, packages = _divided(modules, beside)
     texts = [*parts, *(f"{p.name}\0{p.read_text(encoding='utf-8')}" for p in local)]
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest(), packages
+    return _sha("\0".join(texts)), packages, {str(p): _sha_of(p) for p in local}
 
 
 def _versions(packages: set[str], *more: str) -> dict[str, str]:

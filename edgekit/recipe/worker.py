@@ -6,43 +6,43 @@ standard input is a pipe from there, which then closes.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import random
 import shutil
+import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from edgekit import cores
-from edgekit.errors import EdgekitError, Locked
-from edgekit.recipe import values
+from edgekit.errors import EdgekitError, UsageError
+from edgekit.recipe import source, values
 from edgekit.recipe.context import Run
 from edgekit.recipe.stages import Recipe, load_recipe
-from edgekit.settings import Settings, reading, rooted
+from edgekit.settings import Settings, leaves, reading, rooted
 
 __all__ = ["main"]
-
-_LOCK_S = 15.0
 
 
 def main(job_path: str) -> int:
     """Runs one stage; what came of it is in the job's ``answer``."""
     job = json.loads(Path(job_path).read_text())
     _end_with_parent()
+    # The run's lock of the scratch: held by this process too, which may outlive it a moment.
+    os.set_inheritable(job["lock"], False)
+    os.set_inheritable(job["events"], False)
     with os.fdopen(job["events"], "w", encoding="utf-8") as sink:
         try:
-            with _locked(Path(job["scratch"])):
-                answer = _run(job, sink)
+            answer = _run(job, sink)
         except BaseException as error:
             answer = {"error": _told(error, job)}
         # Its absence says that this process died.
+        sys.stdout.flush()
         Path(job["answer"]).write_text(json.dumps(answer))
     return 0 if "error" not in answer else 1
 
@@ -50,6 +50,11 @@ def main(job_path: str) -> int:
 def _run(job: Mapping[str, Any], sink: TextIO) -> dict[str, Any]:
     recipe = load_recipe(Path(job["script"]))
     stage = recipe.stages[job["stage"]]
+    if not source.unchanged(job["code"], recipe.path, stage.name):
+        raise UsageError(
+            f"{recipe.path.name}, or a module beside it, was changed since this run began",
+            hint="run it again: what is finished stays",
+        )
     result = Path(job["result"])
     shutil.rmtree(result, ignore_errors=True)
     out = result / values.FILES
@@ -60,11 +65,15 @@ def _run(job: Mapping[str, Any], sink: TextIO) -> dict[str, Any]:
     given = _arguments(recipe, job, run)
     _seed()
     start = time.perf_counter()
-    with reading() as reads:
+    aside = Path(job["scratch"]) / "reads"
+    aside.unlink(missing_ok=True)
+    with reading(aside) as reads:
         value = stage.function(**{name: given[name] for name in stage.parameters})
     values.write(value, result, script=recipe.module)
+    known = leaves(given["cfg"]) if "cfg" in given else {}
+    forked = set(aside.read_text().split("\n")) & set(known) if aside.exists() else set[str]()
     return {
-        "reads": sorted(reads),
+        "reads": sorted({*reads, *forked}),
         "metrics": run.metrics,
         "gates": run.gates,
         "notes": run.notes,
@@ -121,30 +130,17 @@ def _told(error: BaseException, job: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def _locked(scratch: Path) -> Iterator[None]:
-    """Holds the stage's scratch: where a run was killed, its stage may live a moment longer."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    with (scratch / "lock").open("w") as file:
-        limit = time.monotonic() + _LOCK_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > limit:
-                    raise Locked(
-                        "another run is at this stage with the same settings",
-                        hint="wait for it to end; its result is then taken",
-                    ) from None
-                time.sleep(0.05)
-        yield
-
-
 def _end_with_parent() -> None:
+    # What asks for input gets none, instead of waiting for ever.
+    pipe = os.dup(0)
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+
     def watch() -> None:
         # Past Python's own buffer, whose lock the interpreter would wait for at its end.
-        os.read(0, 1)
+        os.read(pipe, 1)
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from edgekit.artifact import Store
-from edgekit.errors import BadData
+from edgekit.errors import BadData, UsageError
 from edgekit.recipe import Outcome, Runner, load_recipe, values
 from edgekit.recipe.source import code_of
 
@@ -354,3 +356,146 @@ def test_records_that_were_damaged_count_as_none(place: Place) -> None:
     for path in (place.store.root / "recipes").rglob("*.json"):
         path.write_text("{}")
     assert place.runner().plan()[0].state == "run"
+
+
+# -- settings -------------------------------------------------------------------------------------
+
+
+def test_what_a_forked_process_reads_is_recorded(place: Place) -> None:
+    place.write("""
+    import multiprocessing
+    class Config(Settings):
+        n: int = 1
+    @stage
+    def one(cfg):
+        ends, begins = multiprocessing.get_context("fork").Pipe()
+        def child():
+            begins.send(cfg.n)
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        process.join()
+        return ends.recv()
+    """)
+    assert place.value(place.run()["one"]) == 1
+    assert place.value(place.run({"n": "2"})["one"]) == 2
+
+
+def test_whether_a_section_is_there_is_read(place: Place) -> None:
+    text = """
+    class Part(Settings):
+        n: int = 1
+    class Config(Settings):
+        part: Part | None = Part()
+    @stage
+    def one(cfg):
+        return cfg.part is None
+    """
+    place.write(text)
+    assert place.value(place.run()["one"]) is False
+    place.write(text.replace("= Part()", "= None"))
+    assert place.value(place.run()["one"]) is True
+
+
+# -- at the same time -----------------------------------------------------------------------------
+
+
+def test_two_runs_of_one_stage_run_it_once(place: Place) -> None:
+    log = place.root / "log.txt"
+    place.write(f"""
+    import time
+    from pathlib import Path
+    @stage
+    def one(run):
+        with Path({str(log)!r}).open("a") as file:
+            file.write("x")
+        for i in range(50):
+            (run.out / f"{{i}}.txt").write_text(str(i))
+        time.sleep(0.1)
+        return [p.name for p in sorted(run.out.iterdir())]
+    """)
+    runners = [place.runner(out=place.root / f"out{i}") for i in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        found = [outcomes["one"] for outcomes in pool.map(lambda r: r.run(), runners)]
+    assert log.read_text() == "x"
+    assert [len(place.value(outcome)) for outcome in found] == [50] * 3
+    assert sorted(outcome.cached for outcome in found) == [False, True, True]
+
+
+def test_a_script_that_is_edited_meanwhile_makes_nothing_under_the_old_name(place: Place) -> None:
+    text = """
+    from pathlib import Path
+    @stage
+    def one():
+        {edit}
+        return 1
+    @stage
+    def two(one):
+        return "old"
+    @stage
+    def three(one):
+        return "same"
+    """
+    edit = "p = Path(__file__); p.write_text(p.read_text().replace('\"ol' 'd\"', '\"new\"'))"
+    place.write(text.format(edit=edit))
+    outcomes = place.run()
+    assert "changed since this run began" in str(outcomes["two"].reason)
+    assert isinstance(outcomes["two"].error, UsageError)
+    assert place.value(outcomes["three"]) == "same"
+    assert place.value(place.run()["two"]) == "new"
+
+
+def test_data_that_changes_meanwhile_is_not_taken_for_what_it_was(place: Place) -> None:
+    data = place.root / "data"
+    data.mkdir()
+    (data / "a.txt").write_text("a")
+    place.write("""
+    @stage
+    def one(data):
+        (data / "b.txt").write_text("b")
+        return len(list(data.iterdir()))
+    """)
+    assert "was changed while it was read" in str(place.run(data=data)["one"].reason)
+    assert place.value(place.run(data=data)["one"]) == 2
+
+
+def test_data_behind_a_link_counts(place: Place) -> None:
+    data, far = place.root / "data", place.root / "far"
+    data.mkdir()
+    far.mkdir()
+    (data / "far").symlink_to(far)
+    (data / "round").symlink_to(data)
+    place.write("@stage\ndef one(data):\n    return (data / 'far' / 'a.txt').read_text()\n")
+    for text in ("1", "22"):
+        (far / "a.txt").write_text(text)
+        assert place.value(place.run(data=data)["one"]) == text
+
+
+def test_what_a_stage_starts_ends_with_it_and_nothing_waits_for_input(place: Place) -> None:
+    pids = place.root / "pids"
+    place.write(f"""
+    import os, subprocess, time
+    from pathlib import Path
+    @stage
+    def one():
+        other = subprocess.Popen(["sleep", "60"])
+        forked = os.fork()
+        if not forked:
+            time.sleep(60)
+        Path({str(pids)!r}).write_text(f"{{other.pid}} {{forked}}")
+        try:
+            return input()
+        except EOFError:
+            return "no input"
+    """)
+    start = time.monotonic()
+    assert place.value(place.run()["one"]) == "no input"
+    assert time.monotonic() - start < 30
+    for pid in pids.read_text().split():
+        assert _ended(int(pid))
+
+
+def _ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
