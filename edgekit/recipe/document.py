@@ -6,18 +6,21 @@ import contextlib
 import fcntl
 import functools
 import json
+import math
 import os
 import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final
 
 from edgekit.artifact import files_of, sha256_of, storage_error
-from edgekit.errors import Locked, UsageError
+from edgekit.errors import Locked, StorageError, UsageError
 from edgekit.recipe import values
 from edgekit.recipe.cache import Hit
+from edgekit.settings import Settings, leaves
 
 if TYPE_CHECKING:
     from edgekit.recipe.engine import Outcome
@@ -34,16 +37,33 @@ EXPORT: Final = "export.json"
 
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by dotted path as JSON values."""
+    """Settings by dotted path as JSON values.
 
-    def of(value: Any) -> Any:
+    Raises:
+        UsageError: a value that is none, and can't be written as one.
+    """
+
+    def of(value: Any, name: str) -> Any:
+        if isinstance(value, Enum):
+            return of(value.value, name)
+        if isinstance(value, Settings):
+            return of(leaves(value), name)
         if isinstance(value, list | tuple):
-            return [of(v) for v in value]
+            return [of(v, name) for v in value]
         if isinstance(value, Mapping):
-            return {str(k): of(v) for k, v in value.items()}
-        return str(value) if isinstance(value, PurePath) else value
+            return {str(k): of(v, name) for k, v in value.items()}
+        if isinstance(value, PurePath):
+            return str(value)
+        plain = value is None or isinstance(value, str | int | float)
+        if not plain or (isinstance(value, float) and not math.isfinite(value)):
+            raise UsageError(
+                f"setting {name} can't be {value!r}",
+                hint="settings are strings, finite numbers, booleans, None, paths, choices "
+                "(Literal, Enum), sections, and tuples of those",
+            )
+        return value
 
-    return {name: of(value) for name, value in settings.items()}
+    return {name: of(value, name) for name, value in settings.items()}
 
 
 def check_out(out: Path) -> None:
@@ -111,7 +131,18 @@ def build(
     outcomes: Mapping[str, Outcome],
     wall_s: float,
 ) -> dict[str, Any]:
-    """A run as ``edgekit.run/1``: from the data's digest to the hash of every file."""
+    """A run as ``edgekit.run/1``: from the data's digest to the hash of every file.
+
+    Raises:
+        StorageError: a result is no longer in the store.
+    """
+    try:
+        stages = [_stage(name, o, recipe.stages[name].inputs) for name, o in outcomes.items()]
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"a result was removed while this run went on: {error.filename}",
+            hint="run it again; what is gone is made again",
+        ) from error
     found: dict[str, str] = {}
     for name in outcomes:
         found |= code[name].versions
@@ -129,9 +160,7 @@ def build(
             "processor": list(processor),
             "cores": len(os.sched_getaffinity(0)),
         },
-        "stages": [
-            _stage(name, outcome, recipe.stages[name].inputs) for name, outcome in outcomes.items()
-        ],
+        "stages": stages,
         "wall_s": round(wall_s, 3),
     }
 

@@ -176,13 +176,16 @@ class Runner:
                 planned.append(Planned(name, "waits", f"needs {', '.join(missing)}", stage.doc))
                 continue
             parts = self._parts(stage, hits)
-            hit = None if name in self.again else self._cache.find(parts, self.values)
+            hit = self._found(name, parts)
             if hit is not None:
                 hits[name] = hit
                 planned.append(Planned(name, "cached", "", stage.doc))
             else:
                 planned.append(Planned(name, "run", self._why(name, parts), stage.doc))
         return planned
+
+    def _found(self, name: str, parts: Mapping[str, Any]) -> Hit | None:
+        return None if name in self.again else self._cache.find(parts, self.values)
 
     def _why(self, name: str, parts: Mapping[str, Any]) -> str:
         if name in self.again:
@@ -267,10 +270,9 @@ class Runner:
                 return True
             hits = {i: hit for i in stage.inputs if (hit := outcomes[i].hit) is not None}
             parts = self._parts(stage, hits)
-            hit = None if name in self.again else self._cache.find(parts, self.values)
+            hit = self._found(name, parts)
             if hit is not None:
-                made = hit.record["wall_s"]
-                self._end(name, Outcome("ok", cached=True, hit=hit, wall_s=made), outcomes)
+                self._end(name, _cached(hit), outcomes)
                 return True
             threads = self._threads(stage)
             if threads > free and running:
@@ -304,9 +306,7 @@ class Runner:
             options=stage.options,
             why=self._why(stage.name, parts),
             parts=parts,
-            found=lambda: (
-                None if stage.name in self.again else self._cache.find(parts, self.values)
-            ),
+            found=lambda: self._found(stage.name, parts),
             tell=lambda event: events.put((stage.name, event)),
         )
         process.start()
@@ -338,8 +338,7 @@ class Runner:
     ) -> None:
         """What came of a stage's process."""
         if isinstance(event, Hit):
-            made = event.record["wall_s"]
-            self._end(name, Outcome("ok", cached=True, hit=event, wall_s=made), outcomes)
+            self._end(name, _cached(event), outcomes)
             return
         if isinstance(event, Failure):
             error = event.error
@@ -357,18 +356,14 @@ class Runner:
             self._check_data(name)
             hit = self._cache.keep(name, process.parts, self.values, event.result, about)
         except EdgekitError as error:
-            failed = type(error)(f"stage {name!r}: {error.message}", hint=error.hint)
-            outcome = Outcome("failed", why=process.why, error=failed, reason=failed.message)
-            self._end(name, outcome, outcomes)
+            known = type(error)(f"stage {name!r}: {error.message}", hint=error.hint)
+            failed = Outcome("failed", why=process.why, error=known, reason=known.message)
+            self._end(name, failed, outcomes)
             return
         shutil.rmtree(process.scratch, ignore_errors=True)
-        self._end(
-            name,
-            Outcome(
-                "ok", why=process.why, hit=hit, attempts=about["attempts"], wall_s=about["wall_s"]
-            ),
-            outcomes,
-        )
+        tried, took = about["attempts"], about["wall_s"]
+        ended = Outcome("ok", why=process.why, hit=hit, attempts=tried, wall_s=took)
+        self._end(name, ended, outcomes)
 
     def _check_data(self, stage: str) -> None:
         """Refuses what a stage made of data that is other data by now."""
@@ -403,3 +398,7 @@ class Runner:
             outcomes={n: outcomes[n] for n in self.wanted if n in outcomes},
             wall_s=wall_s,
         )
+
+
+def _cached(hit: Hit) -> Outcome:
+    return Outcome("ok", cached=True, hit=hit, wall_s=hit.record["wall_s"])

@@ -202,11 +202,11 @@ def _imported(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except (EdgekitError, ImportError):
+    except (EdgekitError, ModuleNotFoundError):
         raise
     except SyntaxError as error:
         raise UsageError(f"{path}:{error.lineno}: {error.msg}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         line = _line_in(error, path)
         raise UsageError(
             f"{path}{line} failed as it was imported: {type(error).__name__}: {error}"

@@ -6,6 +6,7 @@ standard input is a pipe from there, which then closes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -42,8 +43,13 @@ def main(job_path: str) -> int:
         except BaseException as error:
             answer = {"error": _told(error, job)}
         # Its absence says that this process died.
-        sys.stdout.flush()
-        Path(job["answer"]).write_text(json.dumps(answer))
+        try:
+            Path(job["answer"]).write_text(json.dumps(answer))
+        except OSError as error:
+            # What it made fills the disk, and is of no use without this answer.
+            shutil.rmtree(job["result"], ignore_errors=True)
+            answer = {"error": _told(error, job)}
+            Path(job["answer"]).write_text(json.dumps(answer))
     return 0 if "error" not in answer else 1
 
 
@@ -112,7 +118,9 @@ def _seed() -> None:
 def _told(error: BaseException, job: Mapping[str, Any]) -> dict[str, Any]:
     """An error as data, with the line of the script that it came from."""
     lines = traceback.format_exception(error)
-    sys.stderr.write("".join(lines))
+    with contextlib.suppress(OSError, ValueError):  # a full disk, or what the stage has closed
+        sys.stderr.write("".join(lines))
+        sys.stderr.flush()
     place = ""
     for frame in traceback.extract_tb(error.__traceback__):
         if frame.filename == job["script"]:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from edgekit.artifact import Store
-from edgekit.errors import BadData, UsageError
-from edgekit.recipe import Outcome, Runner, load_recipe, values
+from edgekit.errors import BadData, StorageError, UsageError
+from edgekit.recipe import Outcome, Runner, inputs, load_recipe, values
 from edgekit.recipe.source import code_of
 
 HEAD = "from edgekit.recipe import Settings, stage\n"
@@ -303,8 +303,8 @@ def test_what_a_stage_gave_last_is_its_result(place: Place) -> None:
     again = place.runner(again=("one",))
     assert place.value(again.run()["one"]) == "new"
     assert again.result["stages"][0]["gates"][0]["passed"] is True
-    outcome = place.run()["one"]
-    assert outcome.cached and place.value(outcome) == "new"
+    assert place.runner().plan()[0].state == "cached"
+    assert place.value(place.run()["one"]) == "new"
 
 
 def test_results_keep_their_order_and_numpys_answers_are_taken(place: Place) -> None:
@@ -396,6 +396,37 @@ def test_whether_a_section_is_there_is_read(place: Place) -> None:
     assert place.value(place.run()["one"]) is True
 
 
+def test_settings_of_every_kind(place: Place) -> None:
+    place.write("""
+    import enum
+    class Kind(enum.Enum):
+        A = "a"
+        B = "b"
+    class Part(Settings):
+        n: int = 1
+    class Config(Settings):
+        kind: Kind = Kind.A
+        parts: tuple[Part, ...] = (Part(), Part(n=2))
+        rate: float = 0.5
+    @stage
+    def one(cfg):
+        return [cfg.kind.name, *(p.n for p in cfg.parts)]
+    """)
+    runner = place.runner({"kind": "b"})
+    assert place.value(runner.run()["one"]) == ["B", 1, 2]
+    assert runner.result["stages"][0]["reads"] == {"kind": "b", "parts": [{"n": 1}, {"n": 2}]}
+    for text in ("NaN", "1e999"):
+        with pytest.raises(UsageError, match="setting rate can't be"):
+            place.runner({"rate": text})
+
+
+@pytest.mark.parametrize("line", ["from . import near", "import sys; sys.exit(3)"])
+def test_a_script_that_cannot_be_imported_is_the_users(place: Place, line: str) -> None:
+    place.write(line)
+    with pytest.raises(UsageError, match="failed as it was imported"):
+        load_recipe(place.script)
+
+
 # -- at the same time -----------------------------------------------------------------------------
 
 
@@ -455,7 +486,6 @@ def test_data_that_changes_meanwhile_is_not_taken_for_what_it_was(place: Place) 
         return len(list(data.iterdir()))
     """)
     assert "was changed while it was read" in str(place.run(data=data)["one"].reason)
-    assert place.value(place.run(data=data)["one"]) == 2
 
 
 def test_data_behind_a_link_counts(place: Place) -> None:
@@ -464,10 +494,11 @@ def test_data_behind_a_link_counts(place: Place) -> None:
     far.mkdir()
     (data / "far").symlink_to(far)
     (data / "round").symlink_to(data)
-    place.write("@stage\ndef one(data):\n    return (data / 'far' / 'a.txt').read_text()\n")
+    digests = set()
     for text in ("1", "22"):
         (far / "a.txt").write_text(text)
-        assert place.value(place.run(data=data)["one"]) == text
+        digests.add(inputs.data(data, place.store).digest)
+    assert len(digests) == 2
 
 
 def test_what_a_stage_starts_ends_with_it_and_nothing_waits_for_input(place: Place) -> None:
@@ -499,3 +530,33 @@ def _ended(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
+
+
+def test_a_full_disk_is_told_as_that_where_the_log_is_on_it(place: Place) -> None:
+    place.write("""
+    import sys
+    @stage
+    def one():
+        sys.stderr = open("/dev/full", "w", buffering=1)
+        raise OSError(28, "No space left on device")
+    """)
+    assert "no space is left" in str(place.run()["one"].reason)
+
+
+def test_results_that_are_removed_meanwhile_are_named(place: Place) -> None:
+    place.write(f"""
+    import shutil
+    @stage
+    def one():
+        return 1
+    @stage
+    def two(one):
+        for path in {str(place.store.root)!r}, :
+            shutil.rmtree(path + "/recipes/records")
+            for entry in __import__("pathlib").Path(path).glob("??"):
+                shutil.rmtree(entry)
+        return 2
+    """)
+    with pytest.raises(StorageError, match="removed while this run went on"):
+        place.run()
+    assert place.value(place.run(only=("one",))["one"]) == 1
