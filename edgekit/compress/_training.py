@@ -265,12 +265,16 @@ class Training:
             point |= self._scores(epoch)
         self._curve.append(point)
         self._sum = 0.0
+        self._plot(point)
+        self._stopped = self._team.told(self._stopped)
+        self._save(due=0.0)
+
+    def _plot(self, point: Mapping[str, float]) -> None:
+        """An epoch's figures, as points of curves."""
         if self._team.leads:
             for name, value in point.items():
                 if name != "epoch":
-                    self._watch.metric(name, value, epoch + 1)
-        self._stopped = self._team.told(self._stopped)
-        self._save(due=0.0)
+                    self._watch.metric(name, value, int(point["epoch"]))
 
     def _scores(self, epoch: int) -> dict[str, float]:
         """Scores the weights, and their average; keeps the best."""
@@ -389,3 +393,6 @@ class Training:
             self._precision.scaler.load_state_dict(progress["scaler"])
         if self._team.leads:
             self._watch.note(f"goes on from step {self._done}")
+        # What the process that was killed had heard went with it.
+        for point in self._curve:
+            self._plot(point)

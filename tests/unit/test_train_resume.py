@@ -38,12 +38,13 @@ class Notes:
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+        self.curves: dict[str, list[tuple[int, float]]] = {}
 
     def step(self, done: int, total: int, **figures: float) -> None:
         pass
 
     def metric(self, name: str, value: float, step: int) -> None:
-        pass
+        self.curves.setdefault(name, []).append((step, value))
 
     def note(self, message: str) -> None:
         self.notes.append(message)
@@ -124,6 +125,8 @@ def test_goes_on_from_any_step(
         again = train(network(), data(), settings, loss=plain_loss, folder=folder, watch=heard)
         assert heard.notes == [f"goes on from step {at - 1}"]
         assert same(again, whole), at
+        # What was heard before it was stopped is told again.
+        assert heard.curves["loss"] == [(int(p["epoch"]), p["loss"]) for p in whole.curve]
 
 
 def test_a_finished_training_is_not_done_again(tmp_path: Path) -> None:
