@@ -44,14 +44,13 @@ class _Row:
 class View:
     """See `edgekit.recipe.engine.View`."""
 
-    def __init__(self, live: Live | None) -> None:
-        self._live = live
+    def __init__(self) -> None:
+        self.live: Live | None = None
         self._rows: dict[str, _Row] = {}
 
     def planned(self, stages: Sequence[Planned]) -> None:
         """Lists all stages."""
         self._rows = {s.stage: _Row("waits", s.why) for s in stages}
-        self._draw()
 
     def started(self, stage: str, attempt: int) -> None:
         """A stage begins, or is tried again."""
@@ -65,7 +64,6 @@ class View:
         if event["event"] == "step":
             row.done, row.total, row.figures = event["done"], event["total"], event["figures"]
             row.stepped = time.monotonic()
-            self._draw()
         elif event["event"] == "note":
             self._say(f"{stage}: {event['text']}", keep=True)
         elif event["event"] == "doing":
@@ -83,23 +81,18 @@ class View:
         self._say(f"{stage}: {row.state}{took}{why}")
 
     def _say(self, line: str, *, keep: bool = False) -> None:
-        if self._live is None:
+        if self.live is None:
             note(line)
-            return
-        if keep:
-            self._live.console.print(line, markup=False)
-        self._draw()
+        elif keep:
+            self.live.console.print(line, markup=False)
 
-    def _draw(self) -> None:
-        if self._live is not None:
-            self._live.update(self._table())
-
-    def _table(self) -> Table:
+    def table(self) -> Table:
+        """All stages as they are now; asked for several times a second, so that time goes on."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
         grid = Table.grid(padding=(0, 2))
-        for name, row in self._rows.items():
+        for name, row in list(self._rows.items()):
             style = {"runs": "bold", "failed": "red", "ok": "green"}.get(row.state, "dim")
             took = row.took
             if row.state == "runs" and row.begun is not None:
@@ -118,10 +111,14 @@ class View:
 @contextlib.contextmanager
 def shown() -> Iterator[View]:
     """A view: live on a terminal, else lines."""
+    view = View()
     if not _output.draws():
-        yield View(None)
+        yield view
         return
     from rich.live import Live
 
-    with Live(console=_output.console(), refresh_per_second=4, transient=True) as live:
-        yield View(live)
+    console = _output.console()
+    with Live(
+        get_renderable=view.table, console=console, refresh_per_second=4, transient=True
+    ) as view.live:
+        yield view
