@@ -14,7 +14,6 @@ transformers' own.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from edgekit import Bundle, ExportRequest, TextPreprocess, export_bundle
+from edgekit import Bundle, ExportRequest, TextPreprocess
 from edgekit.compress.distill import DistillSettings, Pair, distill
 from edgekit.compress.student import layer_pairs, student_of
 from edgekit.compress.train import TrainSettings, train
@@ -35,7 +34,7 @@ from edgekit.data.intents import INTENT_NAMES, intents
 from edgekit.data.training import TextSet
 from edgekit.errors import GateFailed, MissingDependency, UnsupportedError
 from edgekit.paired import paired_difference
-from edgekit.recipe import Run, Settings, stage
+from edgekit.recipe import Run, Settings, export, stage
 from edgekit.report.evidence import collect
 from edgekit.sources import hugging_face
 
@@ -299,7 +298,7 @@ def bundle(
     """
     smallest = narrow or student
     own = cfg.export
-    result = export_bundle(
+    document = export(
         hugging_face.load_hugging_face(smallest.folder),
         ExportRequest(
             devices=tuple(device.id for device in devices),
@@ -311,21 +310,14 @@ def bundle(
             bench=own.bench,
             keep_going=True,
             name="distilbert",
-            out=run.out / "bundle",
-            listener=run,
         ),
+        run,
     )
-    document = result.document
-    text = json.dumps(document, indent=2, sort_keys=True, allow_nan=False)
-    (run.out / "export.json").write_text(text + "\n", encoding="utf-8")
-    for row in document["artifacts"]:
-        run.gate(f"{row['id']}: made", row["status"] == "ok", row["reason"] or "")
-    for gate in document["gates"]:
-        said = f"limit {gate['limit']}, found {gate['value']}"
-        run.gate(f"{gate['artifact']}: {gate['name']}", gate["passed"], said)
     if document["bundle"] is None:
-        reasons = [f"{row['id']}: {row['reason']}" for row in document["artifacts"]]
-        raise GateFailed(f"no target could be made; {'; '.join(reasons)}")
+        failed = [
+            f"{g['artifact']}: {g['name']}" for g in document["gates"] if g["passed"] is False
+        ]
+        raise GateFailed(f"there is no bundle, as gates did not hold: {', '.join(failed)}")
     same_tokens(run, smallest.folder, read_corpus(texts))
     return run.out / "bundle"
 
@@ -354,7 +346,7 @@ def figures(
     cfg: Config,
     run: Run,
 ) -> Mapping[str, Any]:
-    """All models on test, which nothing was chosen by: size, accuracy, and what is lost."""
+    """All models on test, by which the recipe chooses nothing: size, accuracy, and what is lost."""
     corpus = read_corpus(texts)
     models: dict[str, Any] = {}
     hits: dict[str, npt.NDArray[np.bool_]] = {}

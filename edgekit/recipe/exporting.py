@@ -34,7 +34,8 @@ def export(model: Model, request: ExportRequest, run: Run) -> Mapping[str, Any]:
         The ``edgekit.export/1`` document.
 
     Raises:
-        GateFailed: an artifact could not be made or is not what the plan says.
+        GateFailed: an artifact could not be made or is not what the plan says; with the request's
+            ``keep_going`` only if there is no bundle then, and else a gate that failed.
         EdgekitError: see `edgekit.export_bundle`.
     """
     result = export_bundle(model, replace(request, out=run.out / BUNDLE, listener=run))
@@ -45,8 +46,10 @@ def export(model: Model, request: ExportRequest, run: Run) -> Mapping[str, Any]:
     text = json.dumps(document, indent=2, sort_keys=True, allow_nan=False)
     (run.out / EXPORT).write_text(text + "\n", encoding="utf-8")
     broken = [row for row in document["artifacts"] if row["status"] == "failed"]
-    if broken and not request.keep_going:
+    if broken and not (request.keep_going and document["bundle"]):
         raise GateFailed("; ".join(f"{row['id']}: {row['reason']}" for row in broken))
+    for row in broken:
+        run.gate(f"made {row['id']}", False, row["reason"] or "")
     for gate in document["gates"]:
         text = "" if gate["limit"] is None else f"{_said(gate['value'])} of {_said(gate['limit'])}"
         run.gate(f"{gate['name']} {gate['artifact']}", gate["passed"], text)
