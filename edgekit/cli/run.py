@@ -105,9 +105,9 @@ def command(
         return 0
     document = runner.result
     page = _page(out, document)
+    emit(document, as_json, lambda: _text(document, out, page))
     if track is not None:
         tracking.record(document, out, track)
-    emit(document, as_json, lambda: _text(document, out, page))
     return _answer(document, outcomes)
 
 

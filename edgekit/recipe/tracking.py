@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from edgekit.errors import MissingDependency, UsageError
+from edgekit.errors import MissingDependency, StorageError, UsageError
 from edgekit.names import install_command
 from edgekit.recipe.document import DOCUMENT
 
@@ -46,10 +46,20 @@ def record(document: Mapping[str, Any], out: Path, uri: str) -> str:
 
     Raises:
         UsageError, MissingDependency: see `check`.
+        StorageError: ``uri`` does not take it.
     """
     check(uri)
     mlflow = _mlflow()
-    client = mlflow.MlflowClient(tracking_uri=uri)
+    try:
+        return _record(mlflow.MlflowClient(tracking_uri=uri), document, out, uri)
+    except mlflow.exceptions.MlflowException as error:
+        raise StorageError(
+            f"MLflow did not record the run at {uri}: {error}",
+            hint=f"the run itself is whole, in {out / DOCUMENT}",
+        ) from error
+
+
+def _record(client: Any, document: Mapping[str, Any], out: Path, uri: str) -> str:
     name = document["recipe"]["name"]
     known = client.get_experiment_by_name(name)
     artifacts = (out / "mlflow").absolute().as_uri() if uri.startswith("sqlite") else None
