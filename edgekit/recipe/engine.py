@@ -141,9 +141,11 @@ class Runner:
             if name not in self.recipe.stages:
                 raise UsageError(unknown("stage", name, self.recipe.stages))
         self.settings: Settings = with_overrides(self.recipe.defaults(), self.overrides)
-        # As JSON has them, which is what is kept and compared.
-        self.values = leaves(type(self.settings).model_validate(self.settings))
-        self.values = document.plain(self.values)
+        found = leaves(self.settings)
+        self.values = document.plain(found)
+        """All settings as JSON has them, by dotted path."""
+        # What results are kept under: a file that a setting names counts by what is in it.
+        self._compared = self.values | inputs.named(found)
         self.result: Mapping[str, Any] = {}
         """The ``edgekit.run/1`` document, once `run` has returned."""
         self._named = self._devices()
@@ -185,12 +187,12 @@ class Runner:
         return planned
 
     def _found(self, name: str, parts: Mapping[str, Any]) -> Hit | None:
-        return None if name in self.again else self._cache.find(parts, self.values)
+        return None if name in self.again else self._cache.find(parts, self._compared)
 
     def _why(self, name: str, parts: Mapping[str, Any]) -> str:
         if name in self.again:
             return "asked for again"
-        return self._cache.why(name, parts, self.values)
+        return self._cache.why(name, parts, self._compared)
 
     def _parts(self, stage: Stage, hits: Mapping[str, Hit]) -> dict[str, Any]:
         """All that a stage's result depends on, but for the settings that it reads."""
@@ -299,7 +301,7 @@ class Runner:
             "threads": self._threads(stage),
             "code": {"script": code.script, "files": dict(code.files)},
         }
-        scratch = self._cache.scratch(stage.name, parts, self.values)
+        scratch = self._cache.scratch(stage.name, parts, self._compared)
         process = Process(
             job=job,
             scratch=scratch,
@@ -354,7 +356,7 @@ class Runner:
         about = event.about
         try:
             self._check_data(name)
-            hit = self._cache.keep(name, process.parts, self.values, event.result, about)
+            hit = self._cache.keep(name, process.parts, self._compared, event.result, about)
         except EdgekitError as error:
             known = type(error)(f"stage {name!r}: {error.message}", hint=error.hint)
             failed = Outcome("failed", why=process.why, error=known, reason=known.message)

@@ -1,16 +1,18 @@
-"""What ``--data`` names, as a digest: of content, and found again by sizes and times of change."""
+"""Files that a run is given, as digests of content: ``--data``, and settings that are paths."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgekit.artifact import Store, fingerprint, sha256_of
 from edgekit.errors import BadData
 
-__all__ = ["Data", "data"]
+__all__ = ["Data", "data", "named"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,22 @@ def data(path: Path, store: Store) -> Data:
         return Data(path.name, json.loads((entry / "digest.json").read_text()))
     except OSError as error:
         raise BadData(f"{error.filename} can't be read: {error.strerror}") from error
+
+
+def named(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Of settings that are paths of files, these with the sha256 of what is in them.
+
+    Raises:
+        BadData: one can't be read.
+    """
+    found = {}
+    for name, path in settings.items():
+        if isinstance(path, Path) and path.is_file():
+            try:
+                found[name] = f"{path} ({sha256_of(path)})"
+            except OSError as error:
+                raise BadData(f"setting {name}: {path} can't be read: {error.strerror}") from error
+    return found
 
 
 def _files(path: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -28,7 +29,7 @@ from edgekit.errors import (
     UsageError,
     WorkerCrashed,
 )
-from edgekit.recipe import Outcome, Runner, load_recipe, values
+from edgekit.recipe import Outcome, Planned, Runner, load_recipe, values
 from edgekit.recipe.source import code_of
 from edgekit.schemas import validate
 
@@ -353,6 +354,28 @@ def test_data_counts_for_stages_that_take_it(place: Place) -> None:
     assert place.run(data=data)["one"].cached
     with pytest.raises(BadData, match="no data at"):
         place.runner(data=place.root / "absent")
+
+
+def test_a_file_that_a_setting_names_counts_by_its_content(place: Place) -> None:
+    place.write(
+        HEAD
+        + "class Config(Settings):\n    weights: Path | None = None\n    other: int = 1\n"
+        + "@stage\ndef one(cfg):\n    return cfg.weights.read_text()\n"
+        + "@stage\ndef two(cfg):\n    return cfg.other\n"
+    )
+    weights = place.root / "w.txt"
+    weights.write_text("a")
+    chosen = {"weights": str(weights)}
+    runner = place.runner(chosen)
+    runner.run()
+    assert runner.result["settings"]["weights"] == str(weights)
+    assert str(weights) in runner.result["stages"][0]["reads"]["weights"]
+    weights.write_text("b")
+    outcomes = place.run(chosen)
+    assert (outcomes["one"].cached, outcomes["two"].cached) == (False, True)
+    assert place.value(outcomes["one"]) == "b"
+    weights.write_text("a")
+    assert place.run(chosen)["one"].cached
 
 
 def test_only_and_again(ran: Place, tmp_path: Path) -> None:
@@ -706,6 +729,32 @@ def children(script: Path) -> list[str]:
         if "edgekit.recipe.worker" in line and str(script.parent) in line:
             found.append(line)
     return found
+
+
+def test_the_table_goes_on_while_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    from edgekit.cli import _live
+
+    now = 100.0
+    monkeypatch.setattr(_live.time, "monotonic", lambda: now)
+    view = _live.View()
+
+    def shown() -> str:
+        console = Console(width=100, record=True, file=io.StringIO())
+        console.print(view.table())
+        return " ".join(console.export_text().split())
+
+    view.planned([Planned("train", "run", "never run", ""), Planned("after", "waits", "", "")])
+    view.started("train", 1)
+    view.told("train", {"event": "step", "done": 1, "total": 4, "figures": {"loss": 0.5}})
+    now = 110.0
+    view.told("train", {"event": "step", "done": 2, "total": 4, "figures": {"loss": 0.25}})
+    assert "2/4 loss 0.25 10 s 10 s left" in shown()
+    now = 117.0
+    assert "2/4 loss 0.25 17 s" in shown()
+    view.ended("train", Outcome("ok", wall_s=17.0))
+    assert "train ok" in shown() and "after waits" in shown()
 
 
 # -- the command line -----------------------------------------------------------------------------
