@@ -38,7 +38,7 @@ from edgekit.compress.qat import QatSettings, qat
 from edgekit.compress.state import fit_state
 from edgekit.compress.train import TrainSettings, accuracy, held_out, train
 from edgekit.data import Samples
-from edgekit.data.training import Augment, PictureSet, from_torchvision, pictures
+from edgekit.data.training import Augment, PictureSet, Subset, from_torchvision, pictures
 from edgekit.export.cost import Latency, Macs
 from edgekit.export.quantizing import quantize_model
 from edgekit.recipe import Run, export
@@ -343,21 +343,6 @@ def samples(cfg: Config, data: Path | None, model: Model, part: str, count: int 
     return found.take(rows.tolist())
 
 
-class Rows:
-    """Some samples of a set, by their numbers."""
-
-    def __init__(self, whole: PictureSet, rows: torch.Tensor) -> None:
-        self.whole, self.rows = whole, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batch(
-        self, rows: torch.Tensor, generator: torch.Generator | None
-    ) -> dict[str, torch.Tensor]:
-        return self.whole.batch(self.rows[rows], generator)
-
-
 @stage
 def plan(
     facts: dict[str, Any], pruned: dict[str, Any], cfg: Config, data: Path | None, run: Run
@@ -379,9 +364,9 @@ def plan(
         tuned = qat(
             model,
             load_quantized(run.out / "plan"),
-            Rows(learn, rows),
+            Subset(learn, rows),
             cfg.qat,
-            held=Rows(learn, held),
+            held=Subset(learn, held),
             folder=run.folder,
             watch=run,
         )

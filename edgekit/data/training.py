@@ -31,6 +31,7 @@ __all__ = [
     "ArraySet",
     "Augment",
     "PictureSet",
+    "Subset",
     "TextSet",
     "from_torchvision",
     "pictures",
@@ -158,6 +159,35 @@ class TextSet:
             length = min(length, -(-longest // _TRIM) * _TRIM)
         inputs = {name: value[rows, :length] for name, value in self._feeds.items()}
         return inputs | _about(rows, self.labels)
+
+
+class Subset:
+    """Some samples of a set, such as those that are held out of it.
+
+    Args:
+        whole: the set.
+        rows: which of its samples, int64 ``[n]``.
+    """
+
+    def __init__(self, whole: ArraySet | TextSet | PictureSet, rows: torch.Tensor) -> None:
+        self._whole, self._rows = whole, rows
+        self.source, self.classes = whole.source, whole.classes
+        self.threaded = bool(getattr(whole, "threaded", False))
+        self.labels = None if whole.labels is None else whole.labels[rows]
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the set's digest and the rows."""
+        return _digest({"rows": self._rows}, self._whole.digest)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def batch(
+        self, rows: torch.Tensor, generator: torch.Generator | None
+    ) -> dict[str, torch.Tensor]:
+        """See `edgekit.compress.train.TrainSet`; ``row`` counts within the subset."""
+        return self._whole.batch(self._rows[rows], generator) | {"row": rows}
 
 
 def texts(

@@ -21,6 +21,7 @@ from edgekit.data.samples import ArraySamples
 from edgekit.data.training import (
     ArraySet,
     PictureSet,
+    Subset,
     TextSet,
     from_torchvision,
     pictures,
@@ -384,3 +385,17 @@ def test_sets_survive_pickling_for_other_processes(folder: Path) -> None:
         assert copy.digest == made.digest
         one, other = made.batch(rows, None), copy.batch(rows, None)
         assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_subset_is_the_samples_at_its_rows() -> None:
+    whole = ArraySet({"x": np.arange(12.0).reshape(6, 2)}, [0, 1, 0, 1, 0, 1], classes=("a", "b"))
+    rows = torch.tensor([4, 1, 3])
+    part = Subset(whole, rows)
+    assert (len(part), part.classes) == (3, ("a", "b"))
+    assert part.labels is not None and part.labels.tolist() == [0, 1, 1]
+    batch = part.batch(torch.tensor([2, 0]), None)
+    assert torch.equal(batch["x"], whole.batch(torch.tensor([3, 4]), None)["x"])
+    assert batch["y"].tolist() == [1, 0] and batch["row"].tolist() == [2, 0]
+    digests = {whole.digest, part.digest, Subset(whole, rows[:2]).digest}
+    assert len(digests) == 3
+    assert Subset(whole, rows.clone()).digest == part.digest
