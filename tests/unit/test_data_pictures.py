@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import multiprocessing
 import os
 import pickle
+import subprocess
 import sys
-import threading
+import textwrap
 import zipfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -306,11 +306,24 @@ def test_a_zip_serves_threads_and_other_processes(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         assert all(sums == want for sums in pool.map(_sums, [got] * 8))
     assert _sums(pickle.loads(pickle.dumps(got))) == want
-    if sys.platform == "linux" and threading.active_count() == 1:
-        context = multiprocessing.get_context("fork")
-        queue: Any = context.SimpleQueue()
-        child = context.Process(target=lambda: queue.put(_sums(got)))
-        child.start()
-        assert _sums(got) == want
-        assert queue.get() == want
-        child.join()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes fork on Unix alone")
+def test_a_zip_serves_a_fork_of_its_reader(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "z.zip", [f"cat/{i}.png" for i in range(40)])
+    (tmp_path / "got").write_bytes(pickle.dumps(take(path, NAMED, preprocess=RESIZE, shared=False)))
+    # In a process of its own: a fork of this one may hang, by threads of other tests.
+    script = """
+        import os, pickle, sys
+        got = pickle.loads(open(sys.argv[1], "rb").read())
+        def sums():
+            return [float(got.feed(i)["image"].sum()) for i in range(len(got))]
+        want = sums()
+        child = os.fork()
+        if not child:
+            os._exit(0 if all(sums() == want for _ in range(5)) else 3)
+        assert all(sums() == want for _ in range(5))
+        assert os.waitpid(child, 0)[1] == 0
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "got")]
+    subprocess.run(command, check=True, timeout=60)

@@ -9,6 +9,7 @@ import os
 import pickle
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +298,10 @@ def test_kept_answers_are_pickled_as_their_place(tmp_path: Path) -> None:
 
 # -- killed -------------------------------------------------------------------------------
 
+# Of a server, since this process may hold threads by now, and then a fork of it may hang.
+APART = multiprocessing.get_context("forkserver")
+APART.set_forkserver_preload(["torch", "edgekit.compress.distill"])
+
 ROWS = 1000
 TABLE = torch.randn(ROWS, 50, generator=torch.Generator().manual_seed(5))
 LAYOUT = Layout(ROWS, {"logits": (50,), "other": (7,)}, "float16")
@@ -335,15 +340,15 @@ def answering(root: Path, told: Any, die: str = "", at: int = 0) -> None:
         told.put(asked)
 
 
-def forked(*arguments: Any) -> multiprocessing.process.BaseProcess:
-    process = multiprocessing.get_context("fork").Process(target=answering, args=arguments)
+def apart(does: Callable[..., None], *arguments: Any) -> multiprocessing.process.BaseProcess:
+    process = APART.Process(target=does, args=arguments)
     process.start()
     return process
 
 
 def ended(*processes: multiprocessing.process.BaseProcess) -> list[int | None]:
     for process in processes:
-        process.join(60)
+        process.join(120)
     return [process.exitcode for process in processes]
 
 
@@ -352,24 +357,24 @@ def contents(root: Path) -> dict[str, str]:
 
 
 def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    told = multiprocessing.get_context("fork").SimpleQueue()
-    assert ended(forked(tmp_path / "whole", told)) == [0] and told.get() == ROWS
+    told = APART.SimpleQueue()
+    assert ended(apart(answering, tmp_path / "whole", told)) == [0] and told.get() == ROWS
     wanted = contents(tmp_path / "whole")
     assert set(wanted) == {"answers.json", "0.bin", "1.bin"}
     # In the first chunk, in a later one, in writing how far it is, in the last record, at the end.
     for die, at, least in (("ask", 1, 0), ("ask", 7, 6), ("replace", 7, 6), ("rename", 1, 15)):
         place = tmp_path / f"{die}{at}"
-        assert ended(forked(place, told, die, at)) == [-signal.SIGKILL]
+        assert ended(apart(answering, place, told, die, at)) == [-signal.SIGKILL]
         assert not (place / "key").exists()
-        assert ended(forked(place, told)) == [0]
+        assert ended(apart(answering, place, told)) == [0]
         asked = told.get()
         assert asked <= ROWS - least * CHUNK, (die, at)
         assert contents(place) == wanted, (die, at)
 
 
 def test_of_two_that_want_the_same_answers_one_waits(tmp_path: Path) -> None:
-    told = multiprocessing.get_context("fork").SimpleQueue()
-    assert ended(forked(tmp_path, told), forked(tmp_path, told)) == [0, 0]
+    told = APART.SimpleQueue()
+    assert ended(apart(answering, tmp_path, told), apart(answering, tmp_path, told)) == [0, 0]
     assert sorted([told.get(), told.get()]) == [0, ROWS]
 
 
@@ -387,6 +392,7 @@ class Mortal(Master):
 
 def lesson(master: Master, lives: tuple[int, int], folder: Path, out: Path) -> None:
     """Distils in ``folder`` unless teacher or student have no more lives, and writes the digest."""
+    torch.set_num_threads(1)
     teacher, student = net(Mortal, 1), net(Mortal, 2)
     teacher.load_state_dict(master.state_dict())
     teacher.lives, student.lives = lives
@@ -404,11 +410,7 @@ def lesson(master: Master, lives: tuple[int, int], folder: Path, out: Path) -> N
 
 def test_a_killed_distillation_ends_with_the_same_bytes(master: Master, tmp_path: Path) -> None:
     def run(lives: tuple[int, int], folder: Path, out: Path) -> int | None:
-        process = multiprocessing.get_context("fork").Process(
-            target=lesson, args=(master, lives, folder, out)
-        )
-        process.start()
-        return ended(process)[0]
+        return ended(apart(lesson, master, lives, folder, out))[0]
 
     whole = tmp_path / "whole"
     assert run((0, 0), tmp_path / "undisturbed", whole) == 0
