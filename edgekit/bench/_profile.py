@@ -21,7 +21,7 @@ from typing import Any
 
 from edgekit.bench import _timing
 from edgekit.errors import UnsupportedError
-from edgekit.runtime.session import Array, open_session
+from edgekit.runtime.session import Array, bare_call, open_session
 from edgekit.signature import Signature
 
 __all__ = ["Layers", "middle_mean", "profile"]
@@ -103,8 +103,9 @@ def profile(
     session = open_session(target, path, signature, threads=request["threads"])
     warmup = request["warmup_runs"], request["warmup_seconds"]
     limits = request["runs"], request["max_seconds"]
-    _timing.repeat(lambda: session.run(feeds), *warmup)
-    plain = _timing.repeat(lambda: session.run(feeds), *limits)
+    call = bare_call(session, feeds)
+    _timing.repeat(call, *warmup)
+    plain = _timing.repeat(call, *limits)
     version = session.runtime_version
     session.close()
     module = importlib.import_module(name)

@@ -106,6 +106,7 @@ def result(rounds: Rounds, threads: int, facts: Mapping[str, Any]) -> dict[str, 
         "first_ms": _median(rounds.all("first_ms")),
         "latency_ms": figures,
         "samples_ms": samples,
+        "whole_ms": _median([w for whole in rounds.all("whole_ms") for w in whole]),
         "insufficient": lacking,
         "steady": judged,
         "peak_memory_mib": _mib(max(rounds.all("peak_bytes"), default=None)),
@@ -132,7 +133,7 @@ def _mib(size: float | None) -> float | None:
 
 def _kept(answer: Mapping[str, Any]) -> dict[str, Any]:
     """A round as it is kept: all that it told, but the samples, which stand by themselves."""
-    left = ("nonce", "samples_ms", "warmup_ms", "runtime_version", "reported")
+    left = ("nonce", "samples_ms", "warmup_ms", "whole_ms", "runtime_version", "reported")
     kept = {key: value for key, value in answer.items() if key not in left}
     warmup = [w for w in answer.get("warmup_ms") or [] if isinstance(w, int | float)]
     return {**kept, "n": len(answer["samples_ms"]), "warmup_n": len(warmup)}

@@ -34,26 +34,29 @@ import numpy as np
 
 from edgekit.bench import _memory, _state, _thermal, _timing
 from edgekit.errors import BadData, EdgekitError
-from edgekit.runtime.session import Array, open_session, preload, read_signature
+from edgekit.runtime.session import Array, bare_call, open_session, preload, read_signature
 from edgekit.signature import Signature
 
 PeakMemory = _memory.PeakMemory
 _LOOK_SECONDS = 0.5
+_WHOLE = 20, 0.25  # calls and seconds, at most, of whole calls
 
 
 def bench(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Loads and runs the artifact as the request says; all times in ms, all sizes in bytes.
 
     Returns:
-        ``load_ms`` (opening the session, runtime already imported), ``first_ms`` (first call),
-        ``warmup_ms`` (every call between the first and the timed ones), ``samples_ms`` (every timed
-        call), ``peak_bytes`` (the process's), ``added_bytes`` (peak over what the process held once
-        the runtime was imported), ``pss_bytes``, ``reported`` (`edgekit.bench._memory.reported`),
-        ``runtime_version``, ``cpu_share`` (CPU time of all threads over wall time of the timed
-        calls: under 1 where the calls had to wait for a core), ``memory_reset``, ``affinity``,
-        ``gate`` (`edgekit.bench._thermal.cool_down`), ``before`` and ``after``
-        (`edgekit.bench._state.look`), ``looks`` (`edgekit.bench._timing.Series`), ``energy``,
-        ``clocks``, ``timed_s``.
+        ``load_ms`` (opening the session, runtime already imported), ``first_ms`` (first whole
+        call), ``warmup_ms`` (every call between that and the timed ones), ``samples_ms`` (every
+        timed call: `edgekit.runtime.session.bare_call`, as the runtimes' own benchmarks time it),
+        ``whole_ms`` (some calls of `Session.run`, which checks, converts and copies what goes in
+        and out), ``peak_bytes`` (the process's), ``added_bytes`` (peak over what the process held
+        once the runtime was imported), ``pss_bytes``, ``reported``
+        (`edgekit.bench._memory.reported`), ``runtime_version``, ``cpu_share`` (CPU time of all
+        threads over wall time of the timed calls: under 1 where the calls had to wait for a core),
+        ``memory_reset``, ``affinity``, ``gate`` (`edgekit.bench._thermal.cool_down`), ``before``
+        and ``after`` (`edgekit.bench._state.look`), ``looks`` (`edgekit.bench._timing.Series`),
+        ``energy``, ``clocks``, ``timed_s``.
     """
     from edgekit.bench._energy import EnergyMeter
 
@@ -77,22 +80,21 @@ def bench(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
     before = _state.look(root)
     gc.disable()  # a collection between two calls would be counted as one of them
-
-    def call() -> object:
-        return session.run(feeds)
-
+    call = bare_call(session, feeds)
     warmup = _timing.repeat(call, request["warmup_runs"], request["warmup_seconds"])
     clocks, meter = _timing.Clocks(), EnergyMeter(root)
     every = request.get("look_seconds", _LOOK_SECONDS)
     limits = {"runs": request["runs"], "seconds": request["max_seconds"]}
     timed = _timing.series(call, every=every, root=root, **limits)
     energy, told = meter.stop(), clocks.stop()
+    whole = _timing.repeat(lambda: session.run(feeds), *_WHOLE)
     peak.sample()
     return {
         "load_ms": load_ms,
         "first_ms": first_ms,
         "warmup_ms": [ns / 1e6 for ns in warmup],
         "samples_ms": [ns / 1e6 for ns in timed.samples],
+        "whole_ms": [ns / 1e6 for ns in whole],
         "peak_bytes": peak.process_peak,
         "added_bytes": peak.peak - peak.start,
         "pss_bytes": _memory.pss(),

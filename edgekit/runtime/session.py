@@ -13,7 +13,7 @@ import importlib.util
 import pkgutil
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +29,7 @@ __all__ = [
     "Array",
     "Port",
     "Session",
+    "bare_call",
     "open_session",
     "preload",
     "read_signature",
@@ -117,6 +118,21 @@ def read_signature(target: str, path: Path) -> Signature:
     """
     module = _session_module(target)
     return cast(Signature, module.read_signature(_existing(path, module)))
+
+
+def bare_call(session: Session, feeds: Mapping[str, Array]) -> Callable[[], object]:
+    """One inference and nothing else: what the runtimes' own benchmarks time.
+
+    The inputs are put in place now, in the artifact's types. A session offers it as ``prepare``;
+    of one that doesn't, a call of the result is `Session.run`.
+
+    Raises:
+        BadData, UsageError: as `Session.run`.
+    """
+    prepare = getattr(session, "prepare", None)
+    if prepare is None:
+        return lambda: session.run(feeds)
+    return cast("Callable[[], object]", prepare(feeds))
 
 
 def preload(target: str) -> None:

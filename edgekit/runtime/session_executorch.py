@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +76,7 @@ class ExecutorchSession:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `edgekit.runtime.session.Session.run`."""
-        if self._method is None:
-            raise closed(self._what)
-        import torch
-
-        self.signature.check_inputs(feeds, what=self._what)
-        encoded = [torch.from_numpy(p.encode(feeds[p.spec.name])) for p in self._inputs]
+        encoded = self._encoded(feeds)
         try:
             values = self._method.execute(encoded)
         except RuntimeError as error:
@@ -90,6 +85,19 @@ class ExecutorchSession:
             port.spec.name: port.decode(values[port.key].numpy().copy(), what=self._what)
             for port in self._outputs
         }
+
+    def prepare(self, feeds: Mapping[str, Array]) -> Callable[[], object]:
+        """See `edgekit.runtime.session.bare_call`."""
+        encoded, execute = self._encoded(feeds), self._method.execute
+        return lambda: execute(encoded)
+
+    def _encoded(self, feeds: Mapping[str, Array]) -> list[Any]:
+        if self._method is None:
+            raise closed(self._what)
+        import torch
+
+        self.signature.check_inputs(feeds, what=self._what)
+        return [torch.from_numpy(p.encode(feeds[p.spec.name])) for p in self._inputs]
 
     def write_trace(self, dump: Path, debug: Path) -> None:
         """Writes the ETDump of all calls so far, if opened with ``trace``; else nothing."""

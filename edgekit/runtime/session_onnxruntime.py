@@ -12,7 +12,7 @@ contradicts as it turns them to uint8 (1.32, on x86). Such a session says so in 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -71,10 +71,7 @@ class OnnxRuntimeSession:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `edgekit.runtime.session.Session.run`."""
-        if self._session is None:
-            raise closed(self._what)
-        self.signature.check_inputs(feeds, what=self._what)
-        encoded = {port.key: port.encode(feeds[port.spec.name]) for port in self._inputs}
+        encoded = self._encoded(feeds)
         try:
             values = self._session.run(self._output_names, encoded)
         except Exception as error:  # see _load
@@ -83,6 +80,17 @@ class OnnxRuntimeSession:
             port.spec.name: port.decode(value, what=self._what)
             for port, value in zip(self._outputs, values, strict=True)
         }
+
+    def prepare(self, feeds: Mapping[str, Array]) -> Callable[[], object]:
+        """See `edgekit.runtime.session.bare_call`."""
+        encoded, run, names = self._encoded(feeds), self._session.run, self._output_names
+        return lambda: run(names, encoded)
+
+    def _encoded(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        if self._session is None:
+            raise closed(self._what)
+        self.signature.check_inputs(feeds, what=self._what)
+        return {port.key: port.encode(feeds[port.spec.name]) for port in self._inputs}
 
     def end_profiling(self) -> str:
         """Ends the profile that was begun by ``profile``, a path to which its end is added.

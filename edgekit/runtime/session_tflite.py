@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -56,10 +56,7 @@ class TfliteSession:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `edgekit.runtime.session.Session.run`."""
-        if self._interpreter is None:
-            raise closed(self._what)
-        for index, value in self.encoded(feeds).items():
-            self._interpreter.set_tensor(index, value)
+        self.prepare(feeds)
         try:
             self._interpreter.invoke()
         except (RuntimeError, ValueError) as error:
@@ -69,6 +66,14 @@ class TfliteSession:
             port.spec.name: port.decode(self._interpreter.get_tensor(port.key), what=self._what)
             for port in self._outputs
         }
+
+    def prepare(self, feeds: Mapping[str, Array]) -> Callable[[], object]:
+        """See `edgekit.runtime.session.bare_call`."""
+        if self._interpreter is None:
+            raise closed(self._what)
+        for index, value in self.encoded(feeds).items():
+            self._interpreter.set_tensor(index, value)
+        return cast("Callable[[], object]", self._interpreter.invoke)
 
     def encoded(self, feeds: Mapping[str, Array]) -> dict[int, Array]:
         """Inputs as the file takes them, by the tensors' indexes in its main subgraph.

@@ -165,7 +165,7 @@ def examples() -> dict[str, dict[str, Any]]:
                 "artifact": "a.tflite", "target": "tflite", "scheme": "w8a8",
                 "delegate": "xnnpack", "threads": 1, "runtime": "ai-edge-litert 2.3.0",
                 "load_ms": 3.0, "first_ms": 5.0, "latency_ms": latency,
-                "samples_ms": [4.1, 4.2], "insufficient": ["few: 2 calls"],
+                "samples_ms": [4.1, 4.2], "whole_ms": 4.3, "insufficient": ["few: 2 calls"],
                 "steady": {"method": "PELT", "states": {"flat": 1}, "unsteady_rounds": 0},
                 "peak_memory_mib": 40.0, "added_memory_mib": 9.0, "pss_memory_mib": None,
                 "reported_memory": None,
