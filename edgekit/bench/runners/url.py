@@ -19,13 +19,18 @@ __all__ = ["SCHEMES", "DeviceUrl", "parse"]
 
 SCHEMES = {
     "local": "local:",
-    "ssh": "ssh://[USER@]HOST[:PORT][/FOLDER][?config=FILE]",
-    "adb": "adb://SERIAL[/FOLDER]",
+    "ssh": "ssh://[USER@]HOST[:PORT][/FOLDER][?config=FILE&python=PROGRAM]",
+    "adb": "adb://SERIAL[/FOLDER][?python=PROGRAM]",
     "fake": "fake:NAME[?fault=KIND@STEP]",
 }
 """Every scheme, with the form of its URLs."""
 
-_OPTIONS = {"local": (), "ssh": ("config",), "adb": (), "fake": ("fault",)}
+_OPTIONS = {
+    "local": (),
+    "ssh": ("config", "python"),
+    "adb": ("python",),
+    "fake": ("fault",),
+}
 _USER = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,63}")
 _HOST = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,254}|\[[0-9A-Fa-f:.]{2,45}(%[A-Za-z0-9_.-]+)?\]")
 _SERIAL = re.compile(r"[A-Za-z0-9_.\[][A-Za-z0-9_.:\[\]-]{0,127}")
@@ -86,7 +91,8 @@ def parse(text: str) -> DeviceUrl:
     where, slash, folder = rest[2:].partition("/")
     folder = _folder(text, slash + folder)
     if scheme == "adb":
-        return DeviceUrl(text, scheme, _match(_SERIAL, where, text, "serial"), folder=folder)
+        serial = _match(_SERIAL, where, text, "serial")
+        return DeviceUrl(text, scheme, serial, folder=folder, options=options)
     user, host, port = _authority(text, where)
     return DeviceUrl(text, scheme, host, user, port, folder, options)
 
