@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from edgekit.artifact import files_of
-from edgekit.bench.measure import BenchRequest, stated_signature
+from edgekit.bench.measure import stated_signature
+from edgekit.bench.request import BenchRequest, parts
 from edgekit.errors import BadData, UnsupportedError, UsageError
 from edgekit.names import through_target, unknown
 from edgekit.runtime.bundle import Bundle, BundleArtifact
@@ -111,17 +111,13 @@ def file_request(path: Path) -> BenchRequest:
     if not path.exists():
         raise BadData(f"artifact {path} is not a file")
     _check_measurable(target, path.name)
-    parts = artifact_parts(target, path)
     return BenchRequest(
         artifact=path.name,
         target=target,
         path=path,
         signature=stated_signature(target, path),
-        bytes=sum(part.stat().st_size for part in parts),
+        bytes=sum(part.stat().st_size for part in parts(target, path)),
     )
 
 
-def artifact_parts(target: str, path: Path) -> list[Path]:
-    """The files that a bare artifact consists of, as far as they are there."""
-    parts = [path, path.with_suffix(".bin")] if target == "openvino" else files_of(path)
-    return [part for part in parts if part.is_file()]
+artifact_parts = parts

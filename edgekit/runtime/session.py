@@ -9,9 +9,10 @@ artifact is a directory.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
+import pkgutil
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,8 +78,12 @@ class Session(Protocol):
 
 def session_targets() -> tuple[str, ...]:
     """The ids of all targets that have a session here, sorted (found by file name)."""
-    files = Path(__file__).parent.glob("session_*.py")
-    return tuple(sorted(f.stem.removeprefix("session_").replace("_", "-") for f in files))
+    import edgekit.runtime as package
+
+    # Not a look into the folder: bench's worker is one zip file, and this is read out of it.
+    modules = (module.name for module in pkgutil.iter_modules(package.__path__))
+    names = (name.removeprefix("session_") for name in modules if name.startswith("session_"))
+    return tuple(sorted(name.replace("_", "-") for name in names))
 
 
 def open_session(target: str, path: Path, signature: Signature, *, threads: int = 1) -> Session:
@@ -180,10 +185,33 @@ def require(module: str, distribution: str) -> Any:
 
 def version_of(distribution: str) -> str:
     """``distribution version``, as `Session.runtime_version` states it."""
-    try:
-        return f"{distribution} {importlib.metadata.version(distribution)}"
-    except importlib.metadata.PackageNotFoundError:
-        return f"{distribution} (version unknown)"
+    version = installed_version(distribution)
+    return f"{distribution} {version or '(version unknown)'}"
+
+
+def installed_version(distribution: str) -> str | None:
+    """The version of an installed distribution; None where it is not installed.
+
+    It stands in the name of the folder ``NAME-VERSION.dist-info``. `importlib.metadata` knows
+    more, and takes 4 MiB, which would be counted as memory of the process that runs a model.
+    """
+    wanted = _normal(distribution)
+    for entry in sys.path:
+        try:
+            found = [path.name for path in Path(entry).iterdir()]
+        except OSError:  # a zip, or nothing
+            continue
+        for name in found:
+            stem, _, ending = name.rpartition(".")
+            project, _, version = stem.partition("-")
+            # Debian's own packages still say .egg-info, and the Python behind the version.
+            if ending in ("dist-info", "egg-info") and version and _normal(project) == wanted:
+                return version.partition("-")[0]
+    return None
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 @dataclass(frozen=True)

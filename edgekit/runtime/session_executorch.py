@@ -58,7 +58,9 @@ class ExecutorchSession:
 
     target = TARGET
 
-    def __init__(self, path: Path, signature: Signature, threads: int) -> None:
+    def __init__(
+        self, path: Path, signature: Signature, threads: int, *, trace: bool = False
+    ) -> None:
         self.signature = signature
         self.threads = threads
         self.runtime_version = version_of("executorch")
@@ -67,7 +69,7 @@ class ExecutorchSession:
         with _quiet():
             binding._unsafe_reset_threadpool(threads)
         # The program has to outlive its method.
-        self._program, self._method = _load(path)
+        self._program, self._method = _load(path, trace=trace)
         inputs, outputs = _border(self._method.metadata)
         self._inputs = _ports(signature.inputs, inputs, self._what)
         self._outputs = _ports(signature.outputs, outputs, self._what)
@@ -89,6 +91,12 @@ class ExecutorchSession:
             for port in self._outputs
         }
 
+    def write_trace(self, dump: Path, debug: Path) -> None:
+        """Writes the ETDump of all calls so far, if opened with ``trace``; else nothing."""
+        if self._program is None:
+            raise closed(self._what)
+        self._program.write_etdump_result_to_file(str(dump), str(debug))
+
     def close(self) -> None:
         """See `edgekit.runtime.session.Session.close`."""
         self._method = self._program = None
@@ -99,12 +107,12 @@ def _runtime() -> Any:
         return require("executorch.extension.pybindings.portable_lib", "executorch")
 
 
-def _load(path: Path) -> tuple[Any, Any]:
+def _load(path: Path, *, trace: bool = False) -> tuple[Any, Any]:
     _check_identifier(path)
     with _quiet():
         runtime = require("executorch.runtime", "executorch").Runtime.get()
         try:
-            program = runtime.load_program(path)
+            program = runtime.load_program(path, **({"enable_etdump": True} if trace else {}))
             if _METHOD not in program.method_names:
                 raise BadData(f"{TARGET} {path.name} has no method {_METHOD!r}")
             return program, program.load_method(_METHOD)

@@ -33,7 +33,13 @@ class OpenVinoSession:
 
     target = TARGET
 
-    def __init__(self, path: Path, signature: Signature, threads: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        signature: Signature,
+        threads: int,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.signature = signature
         self.threads = threads
         self.runtime_version = version_of("openvino")
@@ -41,7 +47,7 @@ class OpenVinoSession:
         core, model = _read(path)
         try:
             self._fix_shapes(model)
-            compiled = core.compile_model(model, "CPU", _settings(threads))
+            compiled = core.compile_model(model, "CPU", _settings(threads) | dict(settings or {}))
         except RuntimeError as error:
             raise UnsupportedError(f"{self._what} does not compile: {_first(error)}") from error
         self._inputs = _ports(signature.inputs, compiled.inputs, self._what)
@@ -76,6 +82,12 @@ class OpenVinoSession:
             port.spec.name: port.decode(np.asarray(values[port.key]), what=self._what)
             for port in self._outputs
         }
+
+    def profiling_info(self) -> list[Any]:
+        """What each layer of the last call took, if compiled with the setting ``PERF_COUNT``."""
+        if self._request is None:
+            raise closed(self._what)
+        return list(self._request.profiling_info)
 
     def close(self) -> None:
         """See `edgekit.runtime.session.Session.close`."""

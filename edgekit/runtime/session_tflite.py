@@ -58,9 +58,8 @@ class TfliteSession:
         """See `edgekit.runtime.session.Session.run`."""
         if self._interpreter is None:
             raise closed(self._what)
-        self.signature.check_inputs(feeds, what=self._what)
-        for port in self._inputs:
-            self._interpreter.set_tensor(port.key, port.encode(feeds[port.spec.name]))
+        for index, value in self.encoded(feeds).items():
+            self._interpreter.set_tensor(index, value)
         try:
             self._interpreter.invoke()
         except (RuntimeError, ValueError) as error:
@@ -70,6 +69,20 @@ class TfliteSession:
             port.spec.name: port.decode(self._interpreter.get_tensor(port.key), what=self._what)
             for port in self._outputs
         }
+
+    def encoded(self, feeds: Mapping[str, Array]) -> dict[int, Array]:
+        """Inputs as the file takes them, by the tensors' indexes in its main subgraph.
+
+        Raises:
+            BadData: a feed does not fit the signature.
+        """
+        self.signature.check_inputs(feeds, what=self._what)
+        return {port.key: port.encode(feeds[port.spec.name]) for port in self._inputs}
+
+    def tensor_name(self, index: int) -> str:
+        """The name in the file of one of its inputs."""
+        details = self._interpreter.get_input_details()
+        return next(str(d["name"]) for d in details if d["index"] == index)
 
     def close(self) -> None:
         """See `edgekit.runtime.session.Session.close`."""

@@ -24,7 +24,7 @@ STEMS = sorted(schemas.DOCUMENTS.values())
 # Objects whose keys are someone else's to choose: facts of a machine, counts by operator, the
 # settings of a run. Everything else is closed.
 OPEN = {
-    "bench": {"facts"},
+    "bench": {"facts", "rounds", "reported_memory"},
     "doctor": {"facts", "extras"},
     "device": {"sources"},
     "export": {"counts"},
@@ -104,6 +104,27 @@ def examples() -> dict[str, dict[str, Any]]:
         "gain_kept_db": None, "metric_alone": 96.9, "metric_kept": 98.0, "macs": 100,
         "macs_share": 0.25, "bytes": 300, "border_elements": 64,
     }  # fmt: skip
+    latency = {"p50": 4.1, "p90": 4.4, "p99": None, "mad": 0.1, "n": 20}
+    conditions = {
+        "thermal": "throttled",
+        "busy": False,
+        "throttling": ["core_throttle_count rose"],
+        "waited_s": 12.5,
+        "temperature_c": {"first": 40.0, "highest": 80.0, "last": 80.0},
+        "frequency_mhz": None,
+        "load_average": None,
+        "running": 2,
+        "cpu_share": 0.99,
+        "slowed": 1.2,
+        "affinity": [4, 5],
+        "governors": ["schedutil"],
+        "battery": {
+            "percent": 80.0,
+            "status": ["discharging"],
+            "power_save": None,
+            "screen_on": True,
+        },
+    }
     sensitivity = {
         "n": 32, "sqnr_db": 18.0, "metric": "agreement", "metric_quantized": 93.8,
         "metric_float": 100.0, "layers": [row],
@@ -136,15 +157,37 @@ def examples() -> dict[str, dict[str, Any]]:
         },
         "bench": {
             "schema": "edgekit.bench/1", "where": "local", "facts": {"cpu": "x"},
+            "started": "2026-11-26T10:00:00+00:00",
+            "settings": {"threads": 1, "runs": 20, "max_seconds": 1.0, "rounds": 1, "cpus": "big",
+                         "max_temperature_c": None, "cool_down_s": 60.0, "sustained_s": 600.0,
+                         "profile": True},
             "results": [{
                 "artifact": "a.tflite", "target": "tflite", "scheme": "w8a8",
-                "delegate": "xnnpack", "threads": 1, "load_ms": 3.0, "first_ms": 5.0,
-                "latency_ms": {"p50": 4.1, "p90": 4.4, "p99": None, "mad": 0.1, "n": 20},
-                "samples_ms": [4.1, 4.2], "peak_memory_mib": 40.0, "added_memory_mib": 9.0,
-                "bytes": 1200, "notes": [],
+                "delegate": "xnnpack", "threads": 1, "runtime": "ai-edge-litert 2.3.0",
+                "load_ms": 3.0, "first_ms": 5.0, "latency_ms": latency,
+                "samples_ms": [4.1, 4.2], "insufficient": ["few: 2 calls"],
+                "steady": {"method": "PELT", "states": {"flat": 1}, "unsteady_rounds": 0},
+                "peak_memory_mib": 40.0, "added_memory_mib": 9.0, "pss_memory_mib": None,
+                "reported_memory": None,
+                "energy": {"joules_per_call": 0.01, "source": "rapl", "reason": None},
+                "bytes": 1200, "conditions": conditions, "rounds": [{"n": 2}],
+                "sustained": {
+                    "seconds": 600.0, "samples_ms": [4.0, 6.0], "window_s": 60.0,
+                    "series": [{"at_s": 5.0, "p50": 4.0, "p90": None, "n": 9,
+                                "temperature_c": 61.0, "frequency_mhz": 1800}],
+                    "first": latency, "last": latency, "ratio": 1.4, "conditions": conditions,
+                },
+                "profile": {
+                    "how": "LiteRT's profiler", "resolution_us": 1.0, "runtime_version": "x",
+                    "plain_ms": 4.0, "profiled_ms": 4.2, "inside_ms": None, "sum_ms": 4.1,
+                    "calls": 50, "covered": 0.98, "overhead": 1.05, "notes": [],
+                    "layers": [{"name": "0: Conv", "layer": "net.0", "kind": "Conv",
+                                "kernel": None, "ms": 4.1, "share": 1.0}],
+                },
+                "notes": [],
             }],
             "comparisons": [{"a": "x", "b": "y", "metric": "latency", "ratio": 0.9,
-                             "ci95": [0.8, 0.95], "verdict": "faster"}],
+                             "ci95": [0.8, 0.95], "verdict": "faster", "unlike": []}],
         },
         "quantize": {
             "schema": "edgekit.quantize/1", "model": "m", "scheme": "w8a8", "folder": "out",
