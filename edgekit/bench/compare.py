@@ -3,7 +3,7 @@
 Measured in one run, round by round in turn, they are paired (`edgekit.paired.paired_ratio`).
 Measured at different times they cannot be. Their rounds then stand as two independent samples of
 block medians, and the interval of the ratio is Hodges and Lehmann's (Annals of Mathematical
-Statistics, 1963): between two order statistics of all ratios of a round of b to a round of a, by the
+Statistics, 1963): between two order statistics of all ratios of a round of b to one of a, by the
 distribution of the Mann-Whitney statistic. It covers what fresh processes differ by, not what the
 device was like at another time; the document says which of the two it was.
 """
@@ -104,7 +104,9 @@ def _find(document: Mapping[str, Any], artifact: str, name: str) -> Mapping[str,
 
 def _unlike_machines(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     one, two = a["facts"], b["facts"]
-    found = [f"{key}: {one.get(key)} against {two.get(key)}" for key in _ALIKE if _differ(key, one, two)]
+    found = [
+        f"{key}: {one.get(key)} against {two.get(key)}" for key in _ALIKE if _differ(key, one, two)
+    ]
     if a["where"] != b["where"] and not found:
         found.append(f"device: {a['where']} against {b['where']}")
     return found
@@ -149,9 +151,7 @@ def _paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float
     return found.ratio, found.low, found.high, _WORDS.get(found.verdict, found.verdict)
 
 
-def _unpaired(
-    a: Sequence[float], b: Sequence[float], what: str
-) -> tuple[float, float, float, str]:
+def _unpaired(a: Sequence[float], b: Sequence[float], what: str) -> tuple[float, float, float, str]:
     if min(len(a), len(b)) < MIN_RATIO_PAIRS:
         raise BadData(
             f"{what}: {len(a)} and {len(b)} rounds; at least {MIN_RATIO_PAIRS} of each are needed",

@@ -116,8 +116,9 @@ class RemoteWorker:
         """What the device is, by the worker; its shell tells of what the worker does not know."""
         answer = self.ask({"op": "facts"}, {}, what="facts", timeout=_FACTS_SECONDS)
         told: dict[str, Any] = answer["facts"]
-        board = self._runner.facts().get("board")
-        return told if board is None else {"board": board, **told}
+        if told.get("board") is None:
+            told["board"] = self._runner.facts().get("board")
+        return told
 
     def _ship(self) -> None:
         if self._ready:

@@ -69,6 +69,9 @@ class Measurement:
     document: dict[str, Any] | None
 
 
+_COLUMNS: Final = tuple(Measurement.__dataclass_fields__)
+
+
 def default_store() -> Path:
     """Where results lie unless a file is named."""
     return state_folder() / "bench.sqlite"
@@ -197,20 +200,20 @@ class Store:
             subject: a part of its name.
             limit: at most so many; -1: all.
         """
-        where, values = ["1"], []
+        where: list[str] = ["1"]
+        values: list[int | str] = []
         for column, value in (("id", id), ("session", session)):
             if value is not None:
                 where.append(f"{column} = ?")
                 values.append(value)
         if device is not None:
             where.append("? IN (url, device)")
-            values.append(device)  # type: ignore[arg-type]
+            values.append(device)
         if subject is not None:
             where.append("instr(subject, ?) > 0")
-            values.append(subject)  # type: ignore[arg-type]
+            values.append(subject)
         query = (
-            "SELECT id, session, cell, created, url, device, subject, settings, status, reason, "
-            f"attempts, document FROM measurement WHERE {' AND '.join(where)} "
+            f"SELECT {', '.join(_COLUMNS)} FROM measurement WHERE {' AND '.join(where)} "
             "ORDER BY id DESC LIMIT ?"
         )
         with self._open() as base:
@@ -231,13 +234,14 @@ class Store:
         return found[0]
 
     def _measurement(self, row: Sequence[Any]) -> Measurement:
-        *plain, blob = row
+        told = dict(zip(_COLUMNS, row, strict=True))
+        blob = told["document"]
         try:
-            plain[7] = json.loads(plain[7])
-            document = None if blob is None else json.loads(zlib.decompress(blob))
+            told["settings"] = json.loads(told["settings"])
+            told["document"] = None if blob is None else json.loads(zlib.decompress(blob))
         except (ValueError, zlib.error) as error:
             raise BadData(f"{self.path}: measurement {row[0]} is damaged: {error}") from error
-        return Measurement(*plain, document)
+        return Measurement(**told)
 
 
 def _now() -> str:

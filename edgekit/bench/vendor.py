@@ -206,7 +206,10 @@ def parse_benchmark_model(text: str, what: str) -> dict[str, Any]:
         "peak_bytes": None if peak is None else float(peak[1]) * _MIB,
         "added_bytes": None if footprint is None else float(footprint[2]) * _MIB,
         "runtime_version": "benchmark_model, of a version that it does not tell",
-        "placement": None if placed is None else placed[0].strip(),
+        "remarks": [
+            f"each sample is the {kind} of the calls of one process, as benchmark_model tells it",
+            *([] if placed is None else [f"placement: {placed[0].strip()}"]),
+        ],
     }
 
 
@@ -241,16 +244,18 @@ def parse_executor_runner(text: str, what: str, *, warmup: int = 0) -> dict[str,
     calls = [float(ms) for _, _, ms in _ITERATION.findall(text)]
     if count < 1 or (calls and len(calls) != count):
         raise WorkerCrashed(f"{what}: executor_runner told {len(calls)} of {count} executions")
+    whole = len(calls) > 1 + warmup
     mean = {"kind": "mean", "calls": count, "told_us": {"avg": 1e3 * total / count}}
     return {
         "load_ms": float(loaded[1]) if loaded else None,
         "first_ms": calls[0] if calls else None,
         "warmup_ms": calls[1 : 1 + warmup],
-        "samples_ms": calls[1 + warmup :] or [total / count],
-        "aggregate": None if len(calls) > 1 + warmup else mean,
+        "samples_ms": calls[1 + warmup :] if whole else [total / count],
+        "aggregate": None if whole else mean,
         "peak_bytes": None,
         "added_bytes": None,
         "runtime_version": "executor_runner, of a version that it does not tell",
+        "remarks": [] if whole else ["each sample is the mean of the calls of one process"],
     }
 
 

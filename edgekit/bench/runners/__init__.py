@@ -28,7 +28,15 @@ from edgekit.bench.runners.shell import Link, ShellRunner
 from edgekit.bench.runners.ssh import SshLink
 from edgekit.bench.runners.url import SCHEMES, DeviceUrl, parse
 
-__all__ = ["SCHEMES", "DeviceUrl", "Finished", "Runner", "open_runner", "parse"]
+__all__ = [
+    "SCHEMES",
+    "DeviceUrl",
+    "Finished",
+    "Runner",
+    "device_identity",
+    "open_runner",
+    "parse",
+]
 
 
 class Runner(Protocol):
@@ -107,6 +115,17 @@ _LINKS: dict[str, Callable[[DeviceUrl], Link]] = {
     "adb": AdbLink,
     "fake": FakeLink,
 }
+
+
+def device_identity(url: str) -> str:
+    """Names a device, however it is addressed; it is not asked.
+
+    Raises:
+        UsageError: the URL is none of the forms above.
+        MissingDependency: ssh or adb is not installed.
+    """
+    parsed = parse(url)
+    return _LINKS[parsed.scheme](parsed).identity
 
 
 @contextlib.contextmanager

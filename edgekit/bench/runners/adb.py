@@ -42,7 +42,6 @@ class AdbLink:
             for name, usual in (("ADDRESS", "localhost"), ("PORT", "5037"))
         )
         self.identity = f"adb {server} {url.host}"
-        self._check_state()
 
     def _check_state(self) -> None:
         done = attempt([*self._argv, "get-state"], timeout=_STATE_TIMEOUT)
@@ -63,6 +62,8 @@ class AdbLink:
 
     def command(self, script: str, words: Sequence[str], step: str) -> list[str]:
         """See `edgekit.bench.runners.shell.Link.command`."""
+        if step == "open":
+            self._check_state()
         line = " ".join(quote(word) for word in ("sh", "-c", script, "sh", *words))
         return [*self._argv, "shell", line]
 
