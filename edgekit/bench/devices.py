@@ -58,6 +58,7 @@ def open_worker(
     tools: Sequence[Tool] = (),
     *,
     targets: Collection[str] = (),
+    device: Device | None = None,
     wait: float = 0.0,
     cancel: Cancel | None = None,
     waiting: Callable[[str], None] = lambda _: None,
@@ -69,13 +70,17 @@ def open_worker(
         tools: vendors' programs that measure in place of the worker.
         targets: of the artifacts to be measured; where the programs cover them all, the device
             needs no Python. Unknown if empty.
+        device: the profile that it is to be measured as.
         wait, cancel, waiting: see `edgekit.bench.runners.open_runner`.
 
     Raises:
+        UsageError: it is no such device as the profile's.
         UsageError, MissingDependency, DeviceUnreachable, UnsupportedError, Locked: as there.
     """
     python = python_of(url)
     with open_runner(url, wait=wait, cancel=cancel, waiting=waiting) as runner:
+        if device is not None:
+            check_profile(device, runner.facts(), url)
         remote = RemoteWorker(runner, python)
         if not tools:
             yield remote

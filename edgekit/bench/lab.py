@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from edgekit.bench import measure, subjects
 from edgekit.bench.asking import Worker
-from edgekit.bench.devices import budget_gates, check_profile, open_worker
+from edgekit.bench.devices import budget_gates, open_worker
 from edgekit.bench.matrix import Cell, Matrix
 from edgekit.bench.measure import Settings
 from edgekit.bench.process import Cancel, Cancelled
@@ -122,10 +122,16 @@ def bench_on(
     """
     with ExitStack() as stack:
         targets = _targets(subject, ids)
-        opened = open_worker(url, tools, targets=targets, wait=wait, cancel=cancel, waiting=waiting)
+        opened = open_worker(
+            url,
+            tools,
+            targets=targets,
+            device=device,
+            wait=wait,
+            cancel=cancel,
+            waiting=waiting,
+        )
         worker = stack.enter_context(opened)
-        if device is not None:
-            check_profile(device, worker.facts(), url)
         requests = stack.enter_context(open_requests(subject, ids, worker))
         blocks, done = len(requests) * settings.rounds, 0
 
