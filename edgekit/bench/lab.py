@@ -28,7 +28,7 @@ from edgekit.device import Device
 from edgekit.errors import DeviceUnreachable, EdgekitError, UsageError
 from edgekit.runtime.bundle import Bundle
 
-__all__ = ["SCHEMA", "Outcome", "bench_on", "open_requests", "run_matrix"]
+__all__ = ["SCHEMA", "Outcome", "bench_on", "open_requests", "run_matrix", "short"]
 
 SCHEMA: Final = "edgekit.bench-matrix/1"
 _HERE: Final = "local"
@@ -345,11 +345,12 @@ def _cell_json(outcome: Outcome) -> dict[str, Any]:
         "attempts": outcome.attempts,
         "resumed": outcome.resumed,
         "measurement": outcome.measurement,
-        "results": [] if document is None else [_short(entry) for entry in document["results"]],
+        "results": [] if document is None else [short(entry) for entry in document["results"]],
     }
 
 
-def _short(result: Mapping[str, Any]) -> dict[str, Any]:
+def short(result: Mapping[str, Any]) -> dict[str, Any]:
+    """An artifact's entry of ``edgekit.bench/1`` in a few figures."""
     latency = result["latency_ms"] or {}
     return {
         "artifact": result["artifact"],
