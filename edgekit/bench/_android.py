@@ -1,6 +1,6 @@
 """What Android tells of heat, power and screen: the text that ``dumpsys`` prints, and its numbers.
 
-`thermal`, `battery` and `power` read text, whoever fetched it; `ask` fetches it where this process
+`thermal`, `battery` and `power` read text, whoever fetched it; `told` fetches it where this process
 is allowed to (``adb shell``, not an app). The forms are those of Android 10 to 15.
 """
 
@@ -10,9 +10,12 @@ import math
 import re
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
-__all__ = ["ask", "battery", "power", "thermal"]
+from edgekit.bench import _files
+
+__all__ = ["STATUSES", "battery", "power", "thermal", "told"]
 
 STATUSES = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")
 """What PowerManager.THERMAL_STATUS_* of 0 to 6 are called."""
@@ -78,8 +81,13 @@ def power(text: str) -> dict[str, Any]:
     }
 
 
-def ask(service: str, *, timeout: float = 5.0) -> str | None:
-    """What ``dumpsys SERVICE`` prints; None where there is no dumpsys, or it may not be asked."""
+def told(root: Path, service: str, *, timeout: float = 5.0) -> str | None:
+    """What ``dumpsys SERVICE`` prints; None where there is no dumpsys, or it may not be asked.
+
+    Under another root than ``/`` it is the file ``dumpsys/SERVICE`` there.
+    """
+    if root != Path("/"):
+        return _files.text(root, f"dumpsys/{service}")
     tool = shutil.which("dumpsys")
     if tool is None:
         return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgekit.bench import _files
+from edgekit.bench import _android, _files
 
 __all__ = ["look", "throttle_marks", "throttling_now"]
 
@@ -19,6 +19,7 @@ _CPU = "sys/devices/system/cpu"
 _NOT_THE_CHIP = ("battery", "charger", "usb", "wlan", "wifi", "modem", "camera", "flash", "pa-")
 _COOLEST, _HOTTEST = 0.0, 150.0  # outside of these, in degrees Celsius, a sensor has no value
 # The bits of Raspberry Pi's firmware that say what is happening now (`vcgencmd get_throttled`).
+_LIGHT = 1  # Android's status from which on clocks may be lower
 _PI_NOW = {1: "under-voltage", 2: "frequency capped", 4: "throttled", 8: "soft temperature limit"}
 
 
@@ -27,7 +28,8 @@ def look(root: Path = Path("/"), *, full: bool = True) -> dict[str, Any]:
 
     Args:
         root: the directory that holds ``proc`` and ``sys``.
-        full: with battery and the names of all sensors; without, only what changes by the second.
+        full: with battery and the names of all sensors, and what Android's services tell, which
+            takes a tenth of a second there; without, only what the kernel tells.
 
     Returns:
         ``temperature_c`` (the hottest sensor of the chip), ``frequency_mhz`` (the mean of the CPUs
@@ -36,14 +38,16 @@ def look(root: Path = Path("/"), *, full: bool = True) -> dict[str, Any]:
         ``temperatures_c``, ``frequencies_mhz``, ``governors``, ``pressure`` (share of the last 10 s
         in which something waited for a CPU), ``available_mib``, ``battery``, ``throttle_marks``.
     """
-    sensors = _temperatures(root)
+    sensors, reasons = _temperatures(root), throttling_now(root)
+    if full and (not sensors or reasons is None):
+        sensors, reasons = _with_android(root, sensors, reasons)
     clocks = _frequencies(root)
     found: dict[str, Any] = {
         "temperature_c": max(sensors.values(), default=None),
         "frequency_mhz": round(sum(clocks.values()) / len(clocks)) if clocks else None,
         "load_average": _load(root),
         "running": _running(root),
-        "throttling": throttling_now(root),
+        "throttling": reasons,
     }
     if full:
         found |= {
@@ -56,6 +60,20 @@ def look(root: Path = Path("/"), *, full: bool = True) -> dict[str, Any]:
             "throttle_marks": throttle_marks(root),
         }
     return found
+
+
+def _with_android(
+    root: Path, sensors: dict[str, float], reasons: list[str] | None
+) -> tuple[dict[str, float], list[str] | None]:
+    """Sensors and reasons with what the thermal service adds: it closes the kernel's files."""
+    text = _android.told(root, "thermalservice")
+    if text is None:
+        return sensors, reasons
+    found = _android.thermal(text)
+    if found["status"] is not None:
+        word = f"Android's thermal status is {_android.STATUSES[found['status']]}"
+        reasons = [*(reasons or []), *([word] if found["status"] >= _LIGHT else [])]
+    return sensors or found["temperatures_c"], reasons
 
 
 def _temperatures(root: Path) -> dict[str, float]:
@@ -141,7 +159,12 @@ def _available(root: Path) -> int | None:
 
 
 def _battery(root: Path) -> dict[str, Any] | None:
-    """Level and what it is doing; None where there is none."""
+    """Level, what it is doing, and of a phone whether it saves power; None where there is none."""
+    text = _android.told(root, "battery")
+    if text is not None:
+        found = _android.battery(text)
+        saving = _android.power(_android.told(root, "power") or "")
+        return {"percent": found["percent"], "status": found["status"], **saving}
     for supply in _files.entries(root, "sys/class/power_supply/*"):
         scope = _files.text(root, f"{supply}/scope")
         if _files.text(root, f"{supply}/type") == "Battery" and scope != "Device":

@@ -11,12 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgekit.bench import _android, _files, _state
+from edgekit.bench import _files, _state
 
 __all__ = ["cool_down", "limit_c", "reading"]
 
 _MARGIN = 10.0  # degrees below the point at which the kernel starts to slow the chip down
-_LIGHT = 1  # Android's status from which on clocks may be lower
 
 
 def limit_c(root: Path = Path("/")) -> float | None:
@@ -34,24 +33,9 @@ def limit_c(root: Path = Path("/")) -> float | None:
 
 
 def reading(root: Path = Path("/")) -> dict[str, Any]:
-    """``temperature_c`` and ``throttling`` (a list of reasons), each None where nothing tells.
-
-    On Android that is asked of the thermal service, where the kernel's sensors may not be read.
-    """
-    temperature = _state.look(root, full=False)["temperature_c"]
-    reasons = _state.throttling_now(root)
-    if temperature is None or reasons is None:
-        told = _android.ask("thermalservice") if root == Path("/") else None
-        told = told or _files.text(root, "dumpsys/thermalservice")
-        if told:
-            found = _android.thermal(told)
-            if temperature is None:
-                temperature = max(found["temperatures_c"].values(), default=None)
-            if found["status"] is not None:
-                status = found["status"]
-                word = f"Android's thermal status is {_android.STATUSES[status]}"
-                reasons = [*(reasons or []), *([word] if status >= _LIGHT else [])]
-    return {"temperature_c": temperature, "throttling": reasons}
+    """``temperature_c`` and ``throttling`` (a list of reasons), each None where nothing tells."""
+    found = _state.look(root)
+    return {key: found[key] for key in ("temperature_c", "throttling")}
 
 
 def cool_down(

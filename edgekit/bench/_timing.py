@@ -13,6 +13,7 @@ from edgekit.bench import _state
 __all__ = ["Clocks", "Series", "repeat", "series"]
 
 _ROOM = 1 << 20  # samples that a series keeps room for: 8 MiB
+_SELDOM = 2.0  # seconds between two looks from which on a look may take its time
 
 
 def repeat(call: Callable[[], object], runs: int, seconds: float) -> array[int]:
@@ -81,7 +82,7 @@ def series(
         if len(found.samples) >= min(runs, _ROOM) or found.wall_seconds >= seconds:
             return found
         look = {"at_s": round(found.seconds, 3), "n": len(found.samples)}
-        found.looks.append(look | _state.look(root, full=False))
+        found.looks.append(look | _state.look(root, full=every >= _SELDOM))
         call()
 
 

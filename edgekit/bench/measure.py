@@ -201,7 +201,7 @@ class _Run:
         """The long run and the profile, into the artifact's entry, as far as they are wanted."""
         seconds = self._how.sustained_s
         if seconds:
-            every = max(_LOOK_SECONDS, seconds / 600)
+            every = max(_LOOK_SECONDS, seconds / 120)
             asked = {"op": "bench", "runs": _MOST_CALLS, "max_seconds": seconds}
             answer = self._ask(request, feeds, {**asked, "look_seconds": every}, extra=2 * seconds)
             document.Rounds(request).add(answer)  # checks it

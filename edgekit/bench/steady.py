@@ -40,8 +40,8 @@ class Steadiness:
     """Of one series.
 
     Attributes:
-        state: ``flat`` (steady all along), ``warmup`` (faster in the end than before), ``slowdown``
-            (slower in the end), ``unsteady`` (the last steady piece is under a quarter of it) or
+        state: ``flat`` (steady all along), ``warmup`` (fastest in the end), ``slowdown`` (it was
+            faster before), ``unsteady`` (the last steady piece is under a quarter of it) or
             ``unknown`` (too few calls).
         start: the call from which on it is steady; None where it isn't, or nobody knows.
     """
@@ -70,9 +70,8 @@ def steadiness(values: Sequence[float]) -> Steadiness:
         return Steadiness("unsteady", None)
     if first == 0:
         return Steadiness("flat", 0)
-    # The median: one faster piece among slower ones does not make the end a slowdown.
-    faster = means[-1] < float(np.median(means[:first]))
-    state: State = "warmup" if faster else "slowdown"
+    fastest = means[-1] <= min(means[:first]) + reach
+    state: State = "warmup" if fastest else "slowdown"
     return Steadiness(state, start * width)
 
 

@@ -182,8 +182,7 @@ def _facts(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     from edgekit.bench._machine import machine_facts
 
     root = Path(request.get("root", "/"))
-    reading = _thermal.reading(root)
-    return {"facts": {**machine_facts(root), "state": _state.look(root) | reading}}
+    return {"facts": {**machine_facts(root), "state": _state.look(root)}}
 
 
 _OPS = {"bench": bench, "profile": _profile, "signature": _signature, "facts": _facts}
