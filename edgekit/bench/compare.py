@@ -64,8 +64,6 @@ def _entry(
 ) -> dict[str, Any]:
     base, other = _find(a, pair[0], names[0]), _find(b, pair[1], names[1])
     unlike = [*_unlike_machines(a, b), *conditions.unlike(base, other)]
-    if base["threads"] != other["threads"]:
-        unlike.append(f"threads: {base['threads']} against {other['threads']}")
     if unlike and not force:
         raise UsageError(
             f"{names[0]}:{pair[0]} and {names[1]}:{pair[1]} were measured under unlike conditions: "

@@ -35,9 +35,12 @@ def state_folder() -> Path:
     return (Path(state) if state else Path.home() / ".local" / "state") / "edgekit"
 
 
-def holder_id() -> str:
-    """Names all who share these leases: this machine, user and state folder; 16 hex digits."""
-    text = f"{platform.node()}\0{os.getuid()}\0{state_folder()}"
+def holder_id(device: str) -> str:
+    """Names a device's lease: its identity, this machine, user and state folder; 16 hex digits.
+
+    What is marked with it on a device and found there by a later holder belongs to nobody any more.
+    """
+    text = f"{device}\0{platform.node()}\0{os.getuid()}\0{state_folder()}"
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
@@ -70,7 +73,11 @@ def lease(
         file.truncate()
         file.write(json.dumps({**mine, "started": _started(os.getpid())}))
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            # Closing alone would not do while a process that another thread just forked has it too.
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 @contextlib.contextmanager

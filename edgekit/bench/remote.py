@@ -94,15 +94,14 @@ class RemoteWorker:
         self._ship()
         nonce = secrets.token_hex(16)
         paths = {field: self._pushed.place(found) for field, found in files.items()}
-        with tempfile.TemporaryDirectory(prefix="edgekit-ask-") as folder:
-            path = Path(folder) / _REQUEST
-            asked = {**question, **paths, "nonce": nonce}
-            path.write_text(json.dumps(asked, allow_nan=False), encoding="utf-8")
-            self._runner.push(path, _REQUEST)
+        asked = json.dumps({**question, **paths, "nonce": nonce}, allow_nan=False)
+        # The request comes in with the call: one connection for each, and none is ever stale.
+        script = 'cat >"$1" || exit 67; shift; exec "$@" </dev/null'
         done = self._runner.run(
-            [self._python, _WORKER, _REQUEST],
+            ["sh", "-c", script, "sh", _REQUEST, self._python, _WORKER, _REQUEST],
             timeout=timeout,
             env=dict.fromkeys(_THREADS, str(threads)),
+            stdin=asked.encode(),
         )
         what = f"{what} ({self.where})"
         if done.code in _NO_PROGRAM:

@@ -77,7 +77,7 @@ class ShellRunner:
         self.workspace = ""
         self._link, self._timeout, self._cancel = link, timeout, cancel
         self._jobs = 0
-        self._marker = f"{holder_id()} {secrets.token_hex(16)}"
+        self._marker = f"{holder_id(link.identity)} {secrets.token_hex(16)}"
         self._open()
 
     def _open(self) -> None:
