@@ -92,6 +92,8 @@ def result(rounds: Rounds, threads: int, facts: Mapping[str, Any]) -> dict[str, 
     request = rounds.request
     samples = [sample for answer in rounds.answers for sample in answer["samples_ms"]]
     figures = latency(samples)
+    if figures is not None and rounds.all("aggregate"):
+        figures |= {"p90": None, "p99": None}  # each sample stands for many calls
     state = conditions.conditions(rounds.answers, rounds.medians(), facts.get("usable_cores"))
     judged = _steadiness(rounds)
     lacking = _lacking(rounds, samples)
@@ -165,10 +167,12 @@ def _lacking(rounds: Rounds, samples: Sequence[float]) -> list[str]:
     wrong = sum(sample <= 0 for sample in samples)
     if wrong:
         reasons.append(f"clock: {wrong} calls took 0 ms or less")
-    seconds = sum(samples) / 1e3
-    if len(samples) < ENOUGH_CALLS and seconds < ENOUGH_SECONDS:
+    told = rounds.all("aggregate")
+    calls = sum(entry["calls"] for entry in told) if told else len(samples)
+    seconds = sum(samples) / 1e3 * calls / len(samples)
+    if calls < ENOUGH_CALLS and seconds < ENOUGH_SECONDS:
         reasons.append(
-            f"few: {len(samples)} calls of {seconds:.2g} s together; "
+            f"few: {calls} calls of {seconds:.2g} s together; "
             f"{ENOUGH_CALLS} calls or {ENOUGH_SECONDS:.0f} s are asked for"
         )
     for clocks in rounds.all("clocks"):
@@ -207,6 +211,7 @@ def _notes(
 ) -> list[str]:
     """What a reader must know before trusting the numbers; the samples stay as they are."""
     notes = [f"runtime: {rounds.answers[-1].get('runtime_version')}"]
+    notes += dict.fromkeys(remark for told in rounds.all("remarks") for remark in told)
     notes += [f"insufficient: {reason}" for reason in lacking]
     cores, load = facts.get("usable_cores"), facts.get("load_average")
     if load is not None and cores and load > 0.5 * cores:
@@ -231,7 +236,7 @@ def _notes(
             "timed before the latency was steady"
         )
     calls = sum(len(answer["samples_ms"]) for answer in rounds.answers)
-    if calls < 10 * len(rounds.answers):
+    if calls < 10 * len(rounds.answers) and not rounds.all("aggregate"):
         notes.append(f"few samples: {calls} calls in {len(rounds.answers)} rounds")
     if not all(rounds.all("memory_reset")):
         notes.append("memory: the kernel did not reset the high-water mark; added may be low")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from edgekit.bench.asking import LocalWorker, Worker
 from edgekit.bench.measure import stated_signature
 from edgekit.bench.request import BenchRequest, parts
 from edgekit.errors import BadData, UnsupportedError, UsageError
@@ -26,7 +27,9 @@ SUFFIXES = {
 """Which runtime a bare file belongs to."""
 
 
-def bundle_requests(bundle: Bundle, ids: tuple[str, ...] = ()) -> list[BenchRequest]:
+def bundle_requests(
+    bundle: Bundle, ids: tuple[str, ...] = (), *, here: bool = True
+) -> list[BenchRequest]:
     """Requests for a bundle's artifacts; the bundle must stay open while they are measured.
 
     They are fed with the first golden vectors, where the bundle carries some: a text model's
@@ -35,6 +38,7 @@ def bundle_requests(bundle: Bundle, ids: tuple[str, ...] = ()) -> list[BenchRequ
     Args:
         bundle: an open bundle.
         ids: which artifacts; all of them if empty.
+        here: whether this system is to run them; what another can run, only that one knows.
 
     Raises:
         UsageError: the bundle has no such artifact, or none at all.
@@ -45,7 +49,7 @@ def bundle_requests(bundle: Bundle, ids: tuple[str, ...] = ()) -> list[BenchRequ
     for wrong in (id for id in ids if id not in known):
         raise UsageError(unknown(f"artifact of bundle {bundle.name!r}", wrong, known))
     chosen = [artifact for artifact in bundle.artifacts if not ids or artifact.id in ids]
-    for artifact in chosen:
+    for artifact in chosen if here else ():
         others = [a.id for a in chosen if unavailable(_through(a)) is None]
         _check_measurable(_through(artifact), artifact.id, others)
     return [
@@ -94,8 +98,12 @@ def _golden_feeds(bundle: Bundle, artifact: BundleArtifact) -> Mapping[str, Arra
     return first if full else None  # fewer golden vectors than one batch
 
 
-def file_request(path: Path) -> BenchRequest:
+def file_request(path: Path, worker: Worker | None = None) -> BenchRequest:
     """A request for one file outside a bundle; the runtime reads its signature from it.
+
+    Args:
+        path: the file.
+        worker: where it is to be measured and asked; on this machine if None.
 
     Raises:
         UsageError: its suffix belongs to no runtime.
@@ -110,12 +118,13 @@ def file_request(path: Path) -> BenchRequest:
         )
     if not path.exists():
         raise BadData(f"artifact {path} is not a file")
-    _check_measurable(target, path.name)
+    if worker is None:
+        _check_measurable(target, path.name)
     return BenchRequest(
         artifact=path.name,
         target=target,
         path=path,
-        signature=stated_signature(target, path),
+        signature=stated_signature(target, path, worker=worker or LocalWorker()),
         bytes=sum(part.stat().st_size for part in parts(target, path)),
     )
 

@@ -16,8 +16,10 @@ def text(document: dict[str, Any]) -> str:
     facts = document["facts"]
     headers = ["artifact", "p50 ms", "p90 ms", "p99 ms", "n", "load ms", "first ms"]
     headers += ["peak MiB", "added MiB", "KiB"]
+    where = "" if document["where"] == "local" else f"{document['where']}: "
     lines = [
-        f"{facts['cpu'] or 'unknown processor'}, {facts['usable_cores']} cores, "
+        f"{where}{facts['cpu'] or 'unknown processor'}, "
+        f"{facts['usable_cores'] or facts['cores']} cores, "
         f"load {facts['load_average']}; {document['settings']['threads']} threads",
         "",
         table(headers, [_row(result) for result in document["results"]]),

@@ -1,13 +1,15 @@
-"""`edgekit bench`: latency, load time and memory of artifacts on this machine."""
+"""`edgekit bench`: latency, load time and memory of artifacts, on this machine or a device."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from edgekit.cli import _bench_kept, _bench_lab
 from edgekit.cli._output import emit, json_option, progress, verbosity_options
 
 __all__ = ["command"]
@@ -49,8 +51,10 @@ class Cpus(click.ParamType):  # type: ignore[type-arg]
         return tuple(sorted(numbers))
 
 
-@click.command()
-@click.argument("subject", metavar="BUNDLE_OR_ARTIFACT", type=click.Path(path_type=Path))
+@click.command(cls=_bench_kept.Verb)
+@click.argument(
+    "subject", metavar="[BUNDLE_OR_ARTIFACT]", type=click.Path(path_type=Path), required=False
+)
 @click.option(
     "--artifact",
     "ids",
@@ -118,10 +122,11 @@ class Cpus(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--force", is_flag=True, help="Compare what was measured under unlike conditions, too."
 )
+@_bench_lab.lab_options
 @json_option
 @verbosity_options
 def command(
-    subject: Path,
+    subject: Path | None,
     ids: tuple[str, ...],
     threads: int,
     runs: int,
@@ -134,7 +139,8 @@ def command(
     cool_down: float,
     force: bool,
     as_json: bool,
-) -> None:
+    **lab: Any,
+) -> int:
     """Measure latency, load time and memory of artifacts.
 
     Each block of calls runs in a fresh process, and the artifacts take turns, so that a quantized
@@ -142,45 +148,66 @@ def command(
     A figure of too few calls, or of a clock that can't be right, is told in a note, not in the
     table. A hot chip is let cool down first.
 
+    With --on the same is measured on a device that ssh or adb reaches, by a worker that is one file
+    and needs Python 3.11, numpy and the runtime's wheel there, or by the program that --tool names.
+    Nothing is left behind. --matrix measures many artifacts on many devices and keeps the results,
+    which 'edgekit bench history' lists and 'edgekit bench compare A B' holds against each other.
+
     \b
-    Exit codes: 0 measured, 3 a runtime is missing, 5 a runtime crashed or does not exist for this
-    system, 6 a bundle is not what its manifest says.
+    Exit codes: 0 measured, 1 a budget of the --device is broken, 3 a runtime or a program is
+    missing, 4 a device did not answer, 5 a runtime crashed or does not exist for this system, 6 a
+    bundle is not what its manifest says, or a host key has changed, 9 another job has the device.
 
     \b
     edgekit bench mobilenet.zip --threads 4
     edgekit bench mobilenet.zip --artifact tflite-fp32 --artifact tflite-w8a8 --json
     edgekit bench model.onnx --runs 1000
     edgekit bench model.tflite --profile --cpus big --sustained 10m
+    edgekit bench mobilenet.zip --on ssh://pi@bench-3 --device raspberry-pi-5
+    edgekit bench model.tflite --on adb://29071FDH2004UX --tool benchmark_model=./benchmark_model
+    edgekit bench --matrix matrix.toml
     """
-    from contextlib import ExitStack
-
-    from edgekit.bench import measure, subjects
-    from edgekit.cli._bench_text import text
-    from edgekit.errors import UsageError
-    from edgekit.runtime.bundle import Bundle
-
-    with ExitStack() as stack:
-        bare = subject.suffix.lower() in subjects.SUFFIXES
-        if bare and not (subject / "manifest.json").is_file():
-            if ids:
-                raise UsageError(f"--artifact chooses from a bundle; {subject} is one artifact")
-            requests = [subjects.file_request(subject)]
-        else:
-            requests = subjects.bundle_requests(stack.enter_context(Bundle.open(subject)), ids)
-        steps = len(requests) * (rounds + bool(sustained) + profile)
-        advance = stack.enter_context(progress(f"measuring {len(requests)} artifacts", steps))
-        document = measure.bench(
-            requests,
-            threads=threads,
-            runs=runs,
-            max_seconds=max_seconds,
-            rounds=rounds,
-            cpus=cpus,
-            sustained_s=sustained,
-            profile=profile,
-            max_temperature_c=max_temperature,
-            cool_down_s=cool_down,
-            force=force,
-            progress=advance,
+    settings = {
+        "threads": threads,
+        "runs": runs,
+        "max_seconds": max_seconds,
+        "rounds": rounds,
+        "cpus": cpus,
+        "sustained_s": sustained,
+        "profile": profile,
+        "max_temperature_c": max_temperature,
+        "cool_down_s": cool_down,
+    }
+    ctx = click.get_current_context()
+    if lab["matrix"] is not None:
+        return _bench_lab.run_matrix(ctx, lab, as_json)
+    if subject is None:
+        raise click.MissingParameter(
+            ctx=ctx, param_type="argument", param_hint="BUNDLE_OR_ARTIFACT"
         )
-    emit(document, as_json, lambda: text(document))
+    if _bench_lab.elsewhere(lab):
+        measured = _bench_lab.measured_on(ctx, subject, ids, settings, lab, force=force)
+    else:
+        measured = _measured_here(subject, ids, settings, force=force)
+    from edgekit.cli._bench_text import text
+
+    gates = measured.get("gates", [])
+    emit(measured, as_json, lambda: "\n".join([text(measured), *_bench_lab.gates_text(gates)]))
+    return int(any(gate["passed"] is False for gate in gates))
+
+
+command.others = _bench_kept.OTHERS
+
+
+def _measured_here(
+    subject: Path, ids: tuple[str, ...], settings: Mapping[str, Any], *, force: bool
+) -> dict[str, Any]:
+    """Measures on this machine, in processes of it."""
+    from edgekit.bench import measure
+    from edgekit.bench.lab import open_requests
+
+    with open_requests(subject, ids, None) as requests:
+        extras = bool(settings["sustained_s"]) + settings["profile"]
+        steps = len(requests) * (settings["rounds"] + extras)
+        with progress(f"measuring {len(requests)} artifacts", steps) as advance:
+            return measure.bench(requests, **settings, force=force, progress=advance)

@@ -25,6 +25,8 @@ STEMS = sorted(schemas.DOCUMENTS.values())
 # settings of a run. Everything else is closed.
 OPEN = {
     "bench": {"facts", "rounds", "reported_memory"},
+    "bench_history": {"settings"},
+    "bench_matrix": {"settings"},
     "doctor": {"facts", "extras"},
     "device": {"sources"},
     "export": {"counts"},
@@ -135,6 +137,10 @@ def examples() -> dict[str, dict[str, Any]]:
         "units": ["stem (conv2d)"], "of": 60, "layers": 2, "macs_share": 0.02, "bytes": 900,
         "evaluations": 7,
     }  # fmt: skip
+    few = {"artifact": "a", "p50_ms": 4.0, "p90_ms": None, "peak_memory_mib": 9.5,
+           "insufficient": ["few: 2 calls"]}  # fmt: skip
+    budget = {"artifact": "a", "name": "max-bytes@raspberry-pi-5", "limit": 10, "value": 11,
+              "passed": False, "detail": None}  # fmt: skip
     return {
         "export": {
             "schema": "edgekit.export/1", "model": "torchvision:mobilenet_v2", "bundle": "out",
@@ -157,6 +163,7 @@ def examples() -> dict[str, dict[str, Any]]:
         },
         "bench": {
             "schema": "edgekit.bench/1", "where": "local", "facts": {"cpu": "x"},
+            "device": "raspberry-pi-5", "gates": [budget],
             "started": "2026-11-26T10:00:00+00:00",
             "settings": {"threads": 1, "runs": 20, "max_seconds": 1.0, "rounds": 1, "cpus": "big",
                          "max_temperature_c": None, "cool_down_s": 60.0, "sustained_s": 600.0,
@@ -297,6 +304,32 @@ def examples() -> dict[str, dict[str, Any]]:
                 {"what": "accuracy", "old": 90.0, "new": 85.0, "verdict": "worse",
                  "ci95": [-7.9, -2.1], "detail": "x"}]}],
             "regressed": ["tflite-w8: accuracy"], "removed": [], "contract": [],
+        },
+        "bench_matrix": {
+            "schema": "edgekit.bench-matrix/1", "session": 1, "store": "bench.sqlite",
+            "complete": False,
+            "cells": [{
+                "subject": "a.zip", "url": "ssh://pi", "device": "raspberry-pi-5", "settings": {},
+                "status": "failed", "reason": "gone", "exit_code": 4, "attempts": 2,
+                "resumed": False, "measurement": 3, "results": [few],
+            }],
+            "gates": [{"cell": 0, **budget}],
+        },
+        "bench_history": {
+            "schema": "edgekit.bench-history/1", "store": "bench.sqlite",
+            "measurements": [{
+                "id": 3, "session": None, "created": "2026-11-26T10:00:00+00:00",
+                "url": "adb://X", "device": None, "subject": "a.zip", "settings": {},
+                "status": "ok", "reason": None, "attempts": 1, "results": [few],
+            }],
+        },
+        "bench_compare": {
+            "schema": "edgekit.bench-compare/1", "a": "12", "b": "new.json",
+            "comparisons": [{
+                "a": "tflite-fp32", "b": "tflite-w8a8", "metric": "latency_p50", "paired": True,
+                "rounds": [10, 10], "p50_ms": [8.0, 4.0], "ratio": 0.5, "ci95": [0.4, 0.6],
+                "verdict": "faster", "unlike": ["cpu: x against y"], "changed": ["kernel: 1, 2"],
+            }],
         },
         "policy": {"schema": "edgekit.policy/1", "temperature": 1.2, "min_confidence": 0.6,
                    "otherwise": "cloud", "timeout_ms": 500},
