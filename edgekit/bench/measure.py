@@ -82,6 +82,10 @@ class Settings:
         for name in ("cool_down_s", "sustained_s"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.max_temperature_c is not None and not 0 < self.max_temperature_c < 150:
+            raise UsageError(
+                f"max_temperature_c is {self.max_temperature_c}; it must lie in 0 to 150 degrees"
+            )
         if isinstance(self.cpus, str) and self.cpus not in ("big", "little"):
             raise UsageError(f"cpus is {self.cpus!r}; allowed are numbers, 'big' and 'little'")
 
