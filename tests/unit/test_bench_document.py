@@ -361,6 +361,8 @@ def test_layers_get_the_models_names_where_they_can_be_told(tmp_path: Path) -> N
             "net.0",
         ),
         ("m.Net/a.ReLU_act;;m.Net/b.Sequential_body/c.Block_3/d.Conv2d_conv1;1", "body.3.conv1"),
+        ("m.Net/a.Layer_1/b.Attention_self;;m.Net/a.Layer_0/b.Attention_self;3", "1.self"),
+        ("m.Net/a.Output_out;;m.Net/a.Output_out/b.Linear_dense;", "out"),
         ("StatefulPartitionedCall:0", "StatefulPartitionedCall:0"),
     ],
 )
