@@ -180,6 +180,13 @@ def _lacking(rounds: Rounds, samples: Sequence[float]) -> list[str]:
         if timed is not None and boot is not None and boot - timed > _ASLEEP_S + 0.01 * timed:
             reasons.append(f"asleep: the machine slept for {boot - timed:.3g} s meanwhile")
             break
+    for answer in rounds.answers:
+        counted, passed = (answer.get("clocks") or {}).get("timed_s"), answer.get("asked_s")
+        if counted is not None and passed is not None and counted > 1.02 * passed + 0.1:
+            reasons.append(
+                f"clock: the device counted {counted:.3g} s where {passed:.3g} s passed here"
+            )
+            break
     steps = [
         clocks["resolution_ns"] for clocks in rounds.all("clocks") if "resolution_ns" in clocks
     ]
@@ -227,6 +234,7 @@ def _notes(
         notes.append(
             f"slowed: the last rounds took {state['slowed']:.2f} times the first (heat or load)"
         )
+    notes += conditions.remarks(state, cores)
     share = state["cpu_share"]
     if share is not None and share < _CPU_SHARE:
         notes.append(f"waiting: the calls had a core for only {share:.0%} of their time")

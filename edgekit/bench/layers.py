@@ -70,7 +70,7 @@ def summary(answer: Mapping[str, Any], target: str, path: Path) -> dict[str, Any
     ]
     covered = total / answer["plain_ms"]
     overhead = answer["profiled_ms"] / answer["plain_ms"]
-    left = ("nonce", "gate", "affinity", "layers")
+    left = ("nonce", "gate", "affinity", "asked_s", "layers")
     kept = {key: value for key, value in answer.items() if key not in left}
     notes = _notes(answer, covered, overhead)
     return {**kept, "covered": covered, "overhead": overhead, "layers": layers, "notes": notes}

@@ -229,6 +229,7 @@ class _Run:
             "thermal": {"limit_c": self._how.max_temperature_c, "budget_s": self._left},
             **more,
         }
+        begun = time.monotonic()
         answer = self._place.ask(
             question,
             _files(request, feeds),
@@ -236,6 +237,8 @@ class _Run:
             timeout=self._limit + self._left + extra,
             threads=self._how.threads,
         )
+        # A device's clock may be wrong: more than passed here can't have passed there.
+        answer = {**answer, "asked_s": round(time.monotonic() - begun, 3)}
         waited = (answer.get("gate") or {}).get("waited_s")
         self._left = max(0.0, self._left - (waited if isinstance(waited, int | float) else 0.0))
         self._progress(1)
