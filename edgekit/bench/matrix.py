@@ -8,7 +8,7 @@ path = "mobilenet.zip"          # a bundle, or one artifact; relative to this fi
 artifacts = ["tflite-fp32", "tflite-w8a8"]
 
 [[devices]]
-url = "ssh://pi@bench-3?python=/opt/bench/bin/python"
+url = "ssh://pi@bench-3?python=/srv/venv/bin/python"
 device = "raspberry-pi-5"       # its profile, for threads, budgets and what it is called
 
 [[devices]]

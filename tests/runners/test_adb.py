@@ -95,7 +95,16 @@ def test_run_05_a_device_that_is_not_ready_is_said(phone: Phone, fault: str, wor
         pass
 
 
-@pytest.mark.parametrize("fault", ["gone", "offline", "unauthorized", "unplug", "reboot", "server"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "unplug",
+        *(
+            pytest.param(fault, marks=pytest.mark.slow)
+            for fault in ("gone", "offline", "unauthorized", "reboot", "server")
+        ),
+    ],
+)
 def test_run_05_a_link_that_breaks_in_a_run_gives_no_result_and_frees_the_lease(
     phone: Phone, fault: str
 ) -> None:

@@ -45,6 +45,7 @@ def ask(worker: RemoteWorker, **files: Any) -> dict[str, Any]:
     return worker.ask({"op": "signature", "target": "null"}, files, what="a", timeout=60)
 
 
+@pytest.mark.slow
 def test_a_device_measures_and_the_document_says_which(runner: ShellRunner, artifact: Path) -> None:
     request = BenchRequest("a", "null", artifact, SIGNATURE, "fp32", "cpu", 9)
     document = bench([request], rounds=2, runs=4, worker=RemoteWorker(runner, sys.executable))

@@ -257,7 +257,9 @@ def test_run_11_a_cancelled_run_leaves_nothing(url: str, gone: Any) -> None:
     pid.unlink()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_run_11_signals_leave_nothing(
     url: str, tmp_path: Path, number: int, gone: Any, eventually: Any
 ) -> None:
@@ -311,7 +313,10 @@ def test_facts_are_the_devices(runner: ShellRunner) -> None:
     assert facts["cores"] == os.cpu_count() and facts["os"] == os.uname().sysname
 
 
-@pytest.mark.parametrize("shell", ["dash", "bash", "mksh", "busybox"])
+@pytest.mark.parametrize(
+    "shell",
+    ["dash", *(pytest.param(s, marks=pytest.mark.slow) for s in ("bash", "mksh", "busybox"))],
+)
 def test_the_scripts_run_in_every_common_shell(
     shell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: Any
 ) -> None:
