@@ -41,7 +41,7 @@ ROUNDS = 10
 _WARMUP_RUNS = 200
 _LOAD_SECONDS = 120.0  # for importing, loading and the first call of one block
 _LOOK_SECONDS = 0.5
-_MOST_CALLS = 1 << 20
+_MOST_CALLS = 1 << 40  # as many as there are in the time
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class _Run:
         """The long run and the profile, into the artifact's entry, as far as they are wanted."""
         seconds = self._how.sustained_s
         if seconds:
-            every = max(_LOOK_SECONDS, seconds / 120)
+            every = max(_LOOK_SECONDS, seconds / 60)
             asked = {"op": "bench", "runs": _MOST_CALLS, "max_seconds": seconds}
             answer = self._ask(request, feeds, {**asked, "look_seconds": every}, extra=2 * seconds)
             document.Rounds(request).add(answer)  # checks it

@@ -311,6 +311,10 @@ def test_sustained_tells_the_first_minute_from_the_last() -> None:
     assert found["window_s"] == 60.0
     assert (found["first"]["p50"], found["last"]["p50"]) == (10.0, 15.0)
     assert found["ratio"] == 1.5
+    assert found["energy"]["joules_per_call"] == pytest.approx(0.4 / 15000)
+    thinned = answer() | {"samples_ms": samples[::10], "kept_every": 10, "looks": []}
+    again = sustained.summary(thinned, 8)
+    assert again["seconds"] == pytest.approx(180.0) and again["ratio"] == 1.5
     assert [p["n"] for p in found["series"]] == [6000, 5000, 4000]
     assert [p["temperature_c"] for p in found["series"]] == [45.0, 80.0, None]
     assert [p["p50"] for p in found["series"]] == [10.0, 10.0, 15.0]
