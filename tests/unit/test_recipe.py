@@ -708,7 +708,10 @@ def test_twenty_kills_at_random_moments(place: Place) -> None:
 
 def test_interrupted_no_process_is_left(place: Place) -> None:
     place.write(SLOWLY.replace("steps: int = 12", "steps: int = 4000"))
+    # Where the tests run in a shell's background, SIGINT is ignored, and their children inherit it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = start(place, "out")
+    signal.signal(signal.SIGINT, before)
     limit = time.monotonic() + 60
     work = place.root / "store-out" / "recipes" / "work"
     while not list(work.glob("*/folder/state.json")) and time.monotonic() < limit:
