@@ -760,6 +760,28 @@ def test_the_table_goes_on_while_nothing_is_told(monkeypatch: pytest.MonkeyPatch
     assert "train ok" in shown() and "after waits" in shown()
 
 
+def test_off_a_terminal_a_long_stage_says_now_and_then_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgekit.cli import _live
+
+    now = 100.0
+    monkeypatch.setattr(_live.time, "monotonic", lambda: now)
+    view = _live.View()
+    view.planned([Planned("train", "run", "never run", "")])
+    view.started("train", 1)
+    for step in range(1, 9):
+        now += 10
+        view.told(
+            "train", {"event": "step", "done": step, "total": 8, "figures": {"loss": 1 / step}}
+        )
+    assert capsys.readouterr().err.splitlines() == [
+        "train: begins",
+        "train: 3/8 loss 0.3333 50 s left",
+        "train: 6/8 loss 0.1667 20 s left",
+    ]
+
+
 # -- the command line -----------------------------------------------------------------------------
 
 
