@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,22 @@ _BUFFER_SIZES = 8  # of ExecutionPlan in ExecuTorch's program.fbs: non_const_buf
 
 
 def memory(root: Path = _ROOT) -> dict[str, int]:
-    """``VmHWM``, ``VmRSS`` and ``VmSwap``, 0 where the kernel doesn't tell."""
+    """``VmHWM``, ``VmRSS`` and ``VmSwap``, 0 where the kernel doesn't tell.
+
+    Without /proc, as on a Mac, only the high-water mark is known, and stands for both.
+    """
     found = _files.fields(root, "proc/self/status")
+    if not found:
+        mark = _high_water_mark()
+        return {"VmHWM": mark, "VmRSS": mark, "VmSwap": 0}
     return {key: _bytes(found.get(key)) or 0 for key in ("VmHWM", "VmRSS", "VmSwap")}
+
+
+def _high_water_mark() -> int:
+    import resource
+
+    mark = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return mark if sys.platform == "darwin" else mark * _KIB
 
 
 def pss(root: Path = _ROOT) -> int | None:

@@ -10,24 +10,34 @@ from typing import Any
 
 from edgekit.bench import _state
 
-__all__ = ["Clocks", "Series", "repeat", "series"]
+__all__ = ["ROOM", "Clocks", "Series", "repeat", "series"]
 
-_ROOM = 1 << 20  # samples that a series keeps room for: 8 MiB
+ROOM = 1 << 18
+"""Samples that are kept of a series: 2 MiB. Of more calls every second one is, or every third..."""
+
 _SELDOM = 2.0  # seconds between two looks from which on a look may take its time
 
 
-def repeat(call: Callable[[], object], runs: int, seconds: float) -> array[int]:
-    """Times calls until ``runs`` are made or ``seconds`` have passed, at least one; in ns."""
+def repeat(call: Callable[[], object], runs: int, seconds: float, *, keep: int = 1) -> array[int]:
+    """Times calls until ``runs`` are made or ``seconds`` have passed, at least one; in ns.
+
+    Of each ``keep`` of them the last is kept; one, at least.
+    """
     samples: array[int] = array("q")
     clock = time.perf_counter_ns
     end = clock() + int(seconds * 1e9)
-    while len(samples) < runs:
+    made = 0
+    while made < runs:
         start = clock()
         call()
         stop = clock()
-        samples.append(stop - start)
+        made += 1
+        if made % keep == 0:
+            samples.append(stop - start)
         if stop >= end:
             break
+    if not samples:
+        samples.append(stop - start)
     return samples
 
 
@@ -39,11 +49,13 @@ class Series:
         looks: `edgekit.bench._state.look` with ``at_s`` (seconds since the first call) and ``n``
             (calls timed before it).
         seconds: wall time from the first call to the end of the last.
+        every: how many calls each sample stands for.
         cpu_seconds: CPU time of all threads of this process meanwhile, without the looks.
         wall_seconds: wall time of the same stretches.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, every: int) -> None:
+        self.every = every
         self.samples: array[int] = array("q")
         self.looks: list[dict[str, Any]] = []
         self.seconds = self.cpu_seconds = self.wall_seconds = 0.0
@@ -55,6 +67,7 @@ def series(
     runs: int,
     seconds: float,
     every: float,
+    keep: int = 1,
     root: Path = Path("/"),
 ) -> Series:
     """Times calls, and looks at the machine every so often, between two calls.
@@ -63,23 +76,25 @@ def series(
 
     Args:
         call: one inference.
-        runs: calls, at most.
+        runs: samples, at most.
         seconds: of timed calls, at most.
         every: seconds from one look to the next.
+        keep: of so many calls one is kept.
         root: where the looks read.
     """
-    found = Series()
+    found = Series(keep)
     begun = time.perf_counter()
     while True:
         cpu, wall = time.process_time(), time.perf_counter()
         left = seconds - found.wall_seconds
-        part = repeat(call, runs - len(found.samples), min(every, left))
+        wanted = keep * (runs - len(found.samples))
+        part = repeat(call, wanted, min(every, left), keep=keep)
         now = time.perf_counter()
         found.samples.extend(part)
         found.cpu_seconds += time.process_time() - cpu
         found.wall_seconds += now - wall
         found.seconds = now - begun
-        if len(found.samples) >= min(runs, _ROOM) or found.wall_seconds >= seconds:
+        if len(found.samples) >= runs or found.wall_seconds >= seconds:
             return found
         look = {"at_s": round(found.seconds, 3), "n": len(found.samples)}
         found.looks.append(look | _state.look(root, full=every >= _SELDOM))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, Final
 
-__all__ = ["DRIFT", "conditions", "unlike"]
+__all__ = ["DRIFT", "conditions", "remarks", "unlike"]
 
 DRIFT: Final = 1.15
 """Later rounds slower than earlier ones by this factor count as slowed down."""
@@ -139,6 +139,34 @@ def _battery(looks: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         "power_save": True in powers if powers else None,
         "screen_on": False not in screens if screens else None,
     }
+
+
+def remarks(state: Mapping[str, Any], cores: int | None) -> list[str]:
+    """What changed between the start and the end, and what saves power, in words.
+
+    Args:
+        state: of `conditions`.
+        cores: that could be used, None if unknown.
+    """
+    found = []
+    clock, load = state["frequency_mhz"], state["load_average"]
+    if clock is not None and abs(clock["last"] - clock["first"]) > (1 - _SLOWER) * clock["first"]:
+        first, last = clock["first"], clock["last"]
+        found.append(
+            f"clock: the CPUs ran at {first:.0f} MHz at first and at {last:.0f} in the end"
+        )
+    # One of them is the measured process itself.
+    if load is not None and cores and load["last"] > load["first"] + 1 + _BUSY * cores:
+        first, last = load["first"], load["last"]
+        found.append(f"load: others came; load average {first:.2f} at first, {last:.2f} in the end")
+    battery = state["battery"] or {}
+    if battery.get("percent") is not None and battery["percent"] < _LOW_BATTERY:
+        found.append(f"battery: at {battery['percent']:.0f} %, where systems save power")
+    if battery.get("power_save"):
+        found.append("battery: power saving is on")
+    if battery.get("screen_on") is False:
+        found.append("screen: it was off, and a system may keep programs to slow cores then")
+    return found
 
 
 def unlike(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

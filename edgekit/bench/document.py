@@ -15,7 +15,15 @@ from edgekit.errors import BadData, UsageError, WorkerCrashed
 from edgekit.metrics import percentile
 from edgekit.paired import MIN_RATIO_PAIRS, paired_ratio
 
-__all__ = ["ENOUGH_CALLS", "ENOUGH_SECONDS", "Rounds", "comparison", "latency", "result"]
+__all__ = [
+    "ENOUGH_CALLS",
+    "ENOUGH_SECONDS",
+    "Rounds",
+    "comparison",
+    "energy",
+    "latency",
+    "result",
+]
 
 _MIB = 2**20
 _CPU_SHARE = 0.95  # CPU time over wall time under which others' load is in the latencies
@@ -115,7 +123,7 @@ def result(rounds: Rounds, threads: int, facts: Mapping[str, Any]) -> dict[str, 
         "added_memory_mib": _mib(_median(rounds.all("added_bytes"))),
         "pss_memory_mib": _mib(_median(rounds.all("pss_bytes"))),
         "reported_memory": rounds.answers[-1].get("reported"),
-        "energy": _energy(rounds, len(samples)),
+        "energy": energy(rounds.all("energy"), _calls(rounds)),
         "bytes": request.bytes,
         "conditions": state,
         "rounds": [_kept(answer) for answer in rounds.answers],
@@ -123,6 +131,11 @@ def result(rounds: Rounds, threads: int, facts: Mapping[str, Any]) -> dict[str, 
         "profile": None,
         "notes": _notes(rounds, figures, state, judged, lacking, facts),
     }
+
+
+def _calls(rounds: Rounds) -> int:
+    """Timed calls: of very many only some are kept."""
+    return sum(len(a["samples_ms"]) * int(a.get("kept_every", 1)) for a in rounds.answers)
 
 
 def _median(values: Sequence[float]) -> float | None:
@@ -180,6 +193,13 @@ def _lacking(rounds: Rounds, samples: Sequence[float]) -> list[str]:
         if timed is not None and boot is not None and boot - timed > _ASLEEP_S + 0.01 * timed:
             reasons.append(f"asleep: the machine slept for {boot - timed:.3g} s meanwhile")
             break
+    for answer in rounds.answers:
+        counted, passed = (answer.get("clocks") or {}).get("timed_s"), answer.get("asked_s")
+        if counted is not None and passed is not None and counted > 1.02 * passed + 0.1:
+            reasons.append(
+                f"clock: the device counted {counted:.3g} s where {passed:.3g} s passed here"
+            )
+            break
     steps = [
         clocks["resolution_ns"] for clocks in rounds.all("clocks") if "resolution_ns" in clocks
     ]
@@ -188,13 +208,17 @@ def _lacking(rounds: Rounds, samples: Sequence[float]) -> list[str]:
     return reasons
 
 
-def _energy(rounds: Rounds, calls: int) -> dict[str, Any] | None:
-    """Joules of a call, where the machine counts them, and why not where it doesn't."""
-    meters = rounds.all("energy")
+def energy(meters: Sequence[Mapping[str, Any]], calls: int) -> dict[str, Any] | None:
+    """Joules of a call, where the machine counts them, and why not where it doesn't.
+
+    Args:
+        meters: what `edgekit.bench._energy.EnergyMeter.stop` gave, of each round.
+        calls: of all rounds together.
+    """
     if not meters:
         return None
-    joules = [meter.get("joules") for meter in meters]
-    if any(value is None for value in joules):
+    joules: list[float] = [m["joules"] for m in meters if m.get("joules") is not None]
+    if len(joules) < len(meters):
         reason = next(meter.get("reason") for meter in meters if meter.get("joules") is None)
         return {"joules_per_call": None, "source": None, "reason": reason}
     per_call = sum(joules) / calls
@@ -227,6 +251,7 @@ def _notes(
         notes.append(
             f"slowed: the last rounds took {state['slowed']:.2f} times the first (heat or load)"
         )
+    notes += conditions.remarks(state, cores)
     share = state["cpu_share"]
     if share is not None and share < _CPU_SHARE:
         notes.append(f"waiting: the calls had a core for only {share:.0%} of their time")

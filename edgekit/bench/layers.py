@@ -14,6 +14,8 @@ __all__ = ["summary"]
 _OURS: Final = re.compile(r"^node_(.+?)(?:_token_\d+|_nchwc|_nhwc)*$")
 _OUTSIDE: Final = re.compile(r"^(\w+)/aten\.")
 _MODULE: Final = re.compile(r"^(?:.*\.)?[A-Z]\w*?_([A-Za-z]\w*|\d+)$")
+_WEIGHTED: Final = re.compile(r"(?:Conv|Linear)\w*_\w+$")
+_FUSED: Final = re.compile(r"\.activation\.\w+$|(?:ReLU\w*|Hardswish|SiLU|GELU)_\w+$")
 
 # Kinds that a runtime may fuse into each other or split are told by one word: k-th of XNNPACK is
 # k-th of the file only if both have as many of that word.
@@ -68,7 +70,7 @@ def summary(answer: Mapping[str, Any], target: str, path: Path) -> dict[str, Any
     ]
     covered = total / answer["plain_ms"]
     overhead = answer["profiled_ms"] / answer["plain_ms"]
-    left = ("nonce", "gate", "affinity", "layers")
+    left = ("nonce", "gate", "affinity", "asked_s", "layers")
     kept = {key: value for key, value in answer.items() if key not in left}
     notes = _notes(answer, covered, overhead)
     return {**kept, "covered": covered, "overhead": overhead, "layers": layers, "notes": notes}
@@ -114,28 +116,42 @@ def _first(form: re.Pattern[str], name: str) -> str | None:
 
 
 def _tflite(layers: Sequence[Mapping[str, Any]], path: Path) -> list[str | None]:
-    """XNNPACK's operators by their order among the file's of the same kind."""
+    """LiteRT's own operators by their positions, XNNPACK's by their order among its kind."""
     from edgekit.targets import _tflite_file
 
     model = _tflite_file.read(path)
     graph = model.subgraphs[0]
+    kinds = [_tflite_file.op_name(model, op) for op in graph.operators]
+    results = [bytes(graph.tensors[op.outputs[0]].name) for op in graph.operators]
+    modules = [module_path(name.decode("utf-8", "replace")) for name in results]
+    positions = [_position(layer, kinds) for layer in layers]
     stored: dict[str, list[str]] = {}
-    for op in graph.operators:
-        word = _TFLITE.get(_tflite_file.op_name(model, op))
-        if word is not None:
-            name = bytes(graph.tensors[op.outputs[0]].name).decode("utf-8", "replace")
-            stored.setdefault(word, []).append(module_path(name))
-    words = [_word(layer["kind"]) for layer in layers]
+    for index, (kind, module) in enumerate(zip(kinds, modules, strict=True)):
+        if kind in _TFLITE and index not in positions:
+            stored.setdefault(_TFLITE[kind], []).append(module)
+    words = [
+        None if p is not None else _word(k["kind"]) for k, p in zip(layers, positions, strict=True)
+    ]
     taken: dict[str, int] = {}
     names: list[str | None] = []
-    for word in words:
+    for word, position in zip(words, positions, strict=True):
         known = stored.get(word or "", [])
-        if word is None or len(known) != words.count(word):
+        if position is not None:
+            names.append(modules[position])
+        elif word is None or len(known) != words.count(word):
             names.append(None)
-            continue
-        taken[word] = taken.get(word, -1) + 1
-        names.append(known[taken[word]])
+        else:
+            taken[word] = taken.get(word, -1) + 1
+            names.append(known[taken[word]])
     return names
+
+
+def _position(layer: Mapping[str, Any], kinds: Sequence[str]) -> int | None:
+    """Where in the file an operator stands that LiteRT ran itself; None of what XNNPACK ran."""
+    number, _, kind = str(layer["name"]).partition(": ")
+    if layer["kernel"] != "LiteRT" or not number.isdigit() or int(number) >= len(kinds):
+        return None
+    return int(number) if kinds[int(number)] == kind else None
 
 
 def _word(kind: str) -> str | None:
@@ -147,10 +163,14 @@ def module_path(name: str) -> str:
     """The path of a module in the model out of the name that LiteRT's converter gave a tensor.
 
     ``...Net/torch.nn.modules.container.Sequential_net/torch.nn.modules.conv.Conv2d_0;1`` is
-    ``net.0``. Of several, behind each other, the last is the layer and the others what was fused.
+    ``net.0``. Of several, behind each other, a layer with weights counts, and what was fused to it
+    (``ReLU``) doesn't; else the first, since others may be where a constant came from that it
+    shares with them.
     """
-    last = [part for part in name.split(";") if "/" in part]
-    if not last:
+    every = [part for part in name.split(";") if "/" in part]
+    if not every:
         return name
-    steps = [found[1] for step in last[-1].split("/")[1:] if (found := _MODULE.match(step))]
+    layers = [part for part in every if _WEIGHTED.search(part.rpartition("/")[2])]
+    chosen = layers[-1] if layers and _FUSED.search(every[0].rpartition("/")[2]) else every[0]
+    steps = [found[1] for step in chosen.split("/")[1:] if (found := _MODULE.match(step))]
     return ".".join(steps) or name

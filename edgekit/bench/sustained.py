@@ -28,12 +28,14 @@ def summary(answer: Mapping[str, Any], cores: int | None) -> dict[str, Any]:
         cores: that could be used, None if unknown.
 
     Returns:
-        ``seconds``, ``samples_ms`` (all calls), ``series`` (``at_s`` at its end, ``p50``, ``p90``,
-        ``n``, ``temperature_c``, ``frequency_mhz``), ``window_s``, ``first`` and ``last``
-        (percentiles of the window), ``ratio`` (last p50 over first), ``conditions``.
+        ``seconds``, ``samples_ms``, ``kept_every`` (calls that each sample stands for),
+        ``series`` (``at_s`` at its end, ``p50``, ``p90``, ``n``, ``temperature_c``,
+        ``frequency_mhz``), ``window_s``, ``first`` and ``last`` (percentiles of the window),
+        ``ratio`` (last p50 over first), ``energy``, ``conditions``.
     """
     samples: list[float] = answer["samples_ms"]
-    ends = _ends(samples)
+    every = int(answer.get("kept_every", 1))
+    ends = _ends(samples, every)
     seconds = ends[-1] if ends else 0.0
     window = min(WINDOW, seconds / 2)
     first = [s for s, end in zip(samples, ends, strict=True) if end <= window]
@@ -43,20 +45,24 @@ def summary(answer: Mapping[str, Any], cores: int | None) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "samples_ms": samples,
+        "kept_every": every,
         "series": _series(samples, ends, answer.get("looks") or []),
         "window_s": window,
         "first": head,
         "last": tail,
         "ratio": medians[1] / medians[0] if len(medians) == 2 else None,
+        "energy": document.energy(
+            [answer["energy"]] if answer.get("energy") else [], every * len(samples)
+        ),
         "conditions": conditions.conditions([answer], [], cores),
     }
 
 
-def _ends(samples: Sequence[float]) -> list[float]:
-    """Seconds of timed calls at the end of each."""
+def _ends(samples: Sequence[float], every: int) -> list[float]:
+    """Seconds of timed calls at the end of each sample."""
     ends, now = [], 0.0
     for sample in samples:
-        now += sample / 1e3
+        now += every * sample / 1e3
         ends.append(now)
     return ends
 

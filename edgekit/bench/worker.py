@@ -40,7 +40,7 @@ from edgekit.signature import Signature
 
 PeakMemory = _memory.PeakMemory
 _LOOK_SECONDS = 0.5
-_WHOLE = 20, 0.25  # calls and seconds, at most, of whole calls
+_WHOLE = 10, 0.25  # calls and seconds, at most, of whole calls
 
 
 def bench(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -50,6 +50,7 @@ def bench(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         ``load_ms`` (opening the session, runtime already imported), ``first_ms`` (first whole
         call), ``warmup_ms`` (every call between that and the timed ones), ``samples_ms`` (every
         timed call: `edgekit.runtime.session.bare_call`, as the runtimes' own benchmarks time it),
+        ``kept_every`` (calls that each of these stands for; over 1 where there were very many),
         ``whole_ms`` (some calls of `Session.run`, which checks, converts and copies what goes in
         and out), ``peak_bytes`` (the process's), ``added_bytes`` (peak over what the process held
         once the runtime was imported), ``pss_bytes``, ``reported``
@@ -86,7 +87,8 @@ def bench(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     clocks, meter = _timing.Clocks(), EnergyMeter(root)
     every = request.get("look_seconds", _LOOK_SECONDS)
     limits = {"runs": request["runs"], "seconds": request["max_seconds"]}
-    timed = _timing.series(call, every=every, root=root, **limits)
+    keep = _keep(request, sorted(warmup)[len(warmup) // 2])
+    timed = _timing.series(call, every=every, keep=keep, root=root, **limits)
     energy, told = meter.stop(), clocks.stop()
     whole = _timing.repeat(lambda: session.run(feeds), *_WHOLE)
     peak.sample()
@@ -95,6 +97,7 @@ def bench(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "first_ms": first_ms,
         "warmup_ms": [ns / 1e6 for ns in warmup],
         "samples_ms": [ns / 1e6 for ns in timed.samples],
+        "kept_every": timed.every,
         "whole_ms": [ns / 1e6 for ns in whole],
         "peak_bytes": peak.process_peak,
         "added_bytes": peak.peak - peak.start,
@@ -112,6 +115,12 @@ def bench(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "clocks": told,
         "timed_s": timed.seconds,
     }
+
+
+def _keep(request: Mapping[str, Any], call_ns: int) -> int:
+    """Of how many calls one is kept, so that a long run of short calls leaves room."""
+    calls = min(request["runs"], 1e9 * request["max_seconds"] / max(1, call_ns))
+    return max(1, -(-int(calls) // _timing.ROOM))
 
 
 def _inputs(request: Mapping[str, Any], folder: Path) -> tuple[Signature, dict[str, Array]]:

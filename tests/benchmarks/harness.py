@@ -7,6 +7,8 @@
   ``benchmark_app``, LiteRT's ``benchmark_litert_model`` (which loads the file as a CompiledModel;
   edgekit's session, and most apps, as an Interpreter). onnxruntime's wheel has none: the loop of
   its documentation, ``session.run`` between two looks at the clock, stands for it. Limit: 3 %.
+  Beside it the same ratio of the fastest calls: where others take the cores, a median tells of
+  them, and the fastest call still of the two harnesses.
 - *noise*: one artifact measured again and again as `edgekit bench` does; the spread of p50 (largest
   less smallest, over the median) is to be at most 5 %.
 - *planted*: trials in which one of two copies of an artifact has a slowdown of 10 % planted, and
@@ -102,7 +104,7 @@ for _ in range(int(sys.argv[4])):
     start = time.perf_counter()
     call()
     times.append(1e3 * (time.perf_counter() - start))
-print("median", sorted(times)[len(times) // 2])
+print("fastest", min(times), "median", sorted(times)[len(times) // 2])
 """
 PEAK = """
 for _ in range(30):
@@ -150,36 +152,50 @@ def output(argv: Sequence[str]) -> str:
     return done.stdout
 
 
-def vendors_p50(request: BenchRequest, feeds: Path, runs: int, warmup: int) -> float:
-    """The median of a call in ms, by the vendor's harness."""
+Figures = dict[str, float]
+"""``p50`` and ``fastest`` of some calls, in ms."""
+
+
+def theirs(request: BenchRequest, feeds: Path, runs: int, warmup: int) -> Figures:
+    """By the vendor's harness."""
     path = str(request.path)
     if request.target == "openvino":
         tool = str(Path(sys.executable).with_name("benchmark_app"))
         options = ["-d", "CPU", "-api", "sync", "-hint", "none", "-nstreams", "1", "-nthreads", "1"]
         options += ["-pin", "NO", "-infer_precision", "f32", "-niter", str(runs)]
-        found = re.search(r"Median:\s+([\d.]+) (us|ms)", output([tool, "-m", path, *options]))
-        assert found is not None, "benchmark_app told no median"
-        return float(found[1]) / (1000 if found[2] == "us" else 1)
+        told = dict(
+            (name, float(value) / (1000 if unit == "us" else 1))
+            for name, value, unit in re.findall(
+                r"(Median|Min):\s+([\d.]+) (us|ms)", output([tool, "-m", path, *options])
+            )
+        )
+        return {"p50": told["Median"], "fastest": told["Min"]}
     if request.target == "tflite":
         with tempfile.NamedTemporaryFile(suffix=".json") as file:
             options = ["--model", path, "--num_threads", "1", "--num_runs", str(runs)]
             options += ["--warmup_runs", str(warmup), "--result_json", file.name]
             output([sys.executable, "-c", LITERT, *options])
-            return float(json.loads(Path(file.name).read_text())["latency"]["median_ms"])
+            latency = json.loads(Path(file.name).read_text())["latency"]
+            return {"p50": latency["median_ms"], "fastest": latency["min_ms"]}
     code = HEAD + LOADING[request.target] + TIMING
     said = output([sys.executable, "-c", code, path, str(feeds), str(warmup), str(runs)])
-    return float(said.split()[-1])
+    words = said.split()
+    return {"p50": float(words[-1]), "fastest": float(words[-3])}
 
 
-def our_block(request: BenchRequest, feeds: Path, runs: int, warmup: int) -> dict[str, Any]:
-    """One block of edgekit's worker."""
+def ours(request: BenchRequest, feeds: Path, runs: int, warmup: int) -> Figures:
+    """By one block of edgekit's worker."""
     question = {
         **{"op": "bench", "target": request.target, "signature": request.signature.to_json()},
         **{"threads": 1, "warmup_runs": warmup, "warmup_seconds": 60.0},
         **{"runs": runs, "max_seconds": 600.0},
     }
     files = {"path": [request.path], "feeds": [feeds]}
-    return LocalWorker().ask(question, files, what=request.artifact, timeout=600, threads=1)
+    found = LocalWorker().ask(question, files, what=request.artifact, timeout=600, threads=1)
+    return {"p50": median(found["samples_ms"]), "fastest": min(found["samples_ms"])}
+
+
+SIDES = {"ours": ours, "theirs": theirs}
 
 
 def agree(
@@ -190,21 +206,22 @@ def agree(
     for request in requests:
         feeds, pairs = stored_feeds(request, folder), []
         for number in range(rounds):
-            sides: dict[str, Callable[[], float]] = {
-                "ours": lambda r=request, f=feeds: median(our_block(r, f, runs, 50)["samples_ms"]),  # type: ignore[misc]
-                "theirs": lambda r=request, f=feeds: vendors_p50(r, f, runs, 50),  # type: ignore[misc]
-            }
-            order = list(sides) if number % 2 == 0 else list(reversed(sides))
-            pairs.append({side: sides[side]() for side in order})
-        ours, theirs = ([pair[side] for pair in pairs] for side in ("ours", "theirs"))
+            order = list(SIDES) if number % 2 == 0 else list(reversed(SIDES))
+            pairs.append({side: SIDES[side](request, feeds, runs, 50) for side in order})
         entry: dict[str, Any] = {"target": request.target, "rounds": pairs}
-        entry |= {"ours_p50_ms": median(ours), "theirs_p50_ms": median(theirs)}
-        if rounds >= MIN_RATIO_PAIRS:
-            ratio = paired_ratio(theirs, ours)
-            entry |= {"ratio": ratio.ratio, "ci95": [ratio.low, ratio.high]}
-            entry["within_limit"] = abs(ratio.ratio - 1) <= AGREE
+        for figure in ("p50", "fastest") if rounds >= MIN_RATIO_PAIRS else ():
+            sides = [[pair[side][figure] for pair in pairs] for side in ("theirs", "ours")]
+            ratio = paired_ratio(*sides)
+            entry[figure] = {
+                "theirs_ms": median(sides[0]),
+                "ours_ms": median(sides[1]),
+                "ratio": ratio.ratio,
+                "ci95": [ratio.low, ratio.high],
+                "within_limit": abs(ratio.ratio - 1) <= AGREE,
+            }
+            note(f"agree {request.artifact}: {figure} {entry[figure]}")
+        entry["within_limit"] = entry.get("p50", {}).get("within_limit", False)
         found[request.artifact] = entry
-        note(f"agree {request.artifact}: {entry.get('ratio')} {entry.get('ci95')}")
     return {"limit": AGREE, "artifacts": found}
 
 

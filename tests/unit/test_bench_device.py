@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgekit.bench import _android, _files, _memory, _state, _thermal, _timing
+from edgekit.bench import _android, _files, _state, _thermal
 from edgekit.bench._energy import EnergyMeter
 from edgekit.bench._machine import clusters, machine_facts
 from edgekit.bench.worker import _affinity
@@ -349,50 +348,3 @@ def test_energy_that_nothing_counts_is_none_with_a_reason(tmp_path: Path) -> Non
     )
     board(tmp_path, {"sys/class/powercap/intel-rapl:0/name": "package-0"})
     assert "only root may read them" in EnergyMeter(tmp_path).stop()["reason"]
-
-
-# Memory.
-
-
-def test_memory_counts_what_zram_took_away(tmp_path: Path) -> None:
-    status = "VmHWM:\t  5000 kB\nVmRSS:\t  4000 kB\nVmSwap:\t     0 kB"
-    root = board(tmp_path, {"proc/self/status": status})
-    peak = _memory.PeakMemory(root)
-    board(root, {"proc/self/status": "VmHWM:\t 5000 kB\nVmRSS:\t 3000 kB\nVmSwap:\t 4000 kB"})
-    peak.sample()
-    assert peak.peak == peak.process_peak == 7000 * 1024
-    assert peak.peak - peak.start == 3000 * 1024
-
-
-def test_shared_memory_counts_by_its_share(tmp_path: Path) -> None:
-    assert _memory.pss(tmp_path) is None
-    rollup = "00400000-7fff [rollup]\nRss:   9000 kB\nPss:   600 kB\nSwapPss:   40 kB"
-    assert _memory.pss(board(tmp_path, {"proc/self/smaps_rollup": rollup})) == 640 * 1024
-    own = _memory.pss()
-    assert own is None or 2**20 < own < 2**34
-
-
-# Timing.
-
-
-def test_looks_are_taken_between_calls_and_bounded_by_count_and_seconds(tmp_path: Path) -> None:
-    import time
-
-    calls = 0
-
-    def call() -> None:
-        nonlocal calls
-        calls += 1
-        time.sleep(0.002)
-
-    found = _timing.series(call, runs=10_000, seconds=0.1, every=0.02, root=tmp_path)
-    assert 3 <= len(found.looks) <= 5
-    assert len(found.samples) <= 50
-    assert calls == len(found.samples) + len(found.looks)  # one untimed call after each look
-    assert [look["n"] for look in found.looks] == sorted({look["n"] for look in found.looks})
-    assert all(math.isfinite(look["at_s"]) for look in found.looks)
-    few = _timing.series(call, runs=3, seconds=60, every=30, root=tmp_path)
-    assert (len(few.samples), few.looks) == (3, [])
-    assert min(few.samples) >= 2_000_000
-    clocks = _timing.Clocks().stop()
-    assert clocks["timed_s"] >= 0 and clocks["resolution_ns"] < 1e6

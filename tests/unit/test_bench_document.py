@@ -56,7 +56,7 @@ def answer(p50: float = 5.0, n: int = 40, **changes: Any) -> dict[str, Any]:
         "looks": [],
         "after": after,
         "energy": {"joules": 0.4, "source": "rapl", "seconds": 1.0, "reason": None},
-        "clocks": {"timed_s": 1.0, "boottime_s": 1.0, "resolution_ns": 1.0},
+        "clocks": {"timed_s": 0.0, "boottime_s": 0.0, "resolution_ns": 1.0},
         "timed_s": 1.0,
         **changes,
     }
@@ -114,10 +114,16 @@ def test_run_12_a_clock_that_stands_still_or_goes_back_gives_no_figure(wrong: fl
 
 
 def test_run_12_sleep_and_coarse_clocks_are_seen() -> None:
-    slept = answer(n=200, clocks={"timed_s": 1.0, "boottime_s": 4.5, "resolution_ns": 1.0})
+    slept = answer(n=200, clocks={"timed_s": 0.0, "boottime_s": 3.5, "resolution_ns": 1.0})
     assert one(slept)["insufficient"] == ["asleep: the machine slept for 3.5 s meanwhile"]
     coarse = answer(p50=1.0, n=200, clocks={"resolution_ns": 1e6})
     assert one(coarse)["insufficient"] == ["clock: its step of 1000000 ns is over 1 % of a call"]
+
+
+def test_run_12_a_clock_that_runs_too_fast_is_seen() -> None:
+    fast = answer(n=200, clocks={"timed_s": 60.0, "resolution_ns": 1.0})
+    (reason,) = one(fast)["insufficient"]
+    assert reason.startswith("clock: the device counted 60 s where 0")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "5", None, True])
@@ -225,6 +231,17 @@ def test_run_10_unlike_conditions_are_named() -> None:
     assert against(before=governor, after=governor) == ["governors schedutil against performance"]
 
 
+def test_run_10_changes_between_start_and_end_are_noted() -> None:
+    saving = {"percent": 12.0, "status": "discharging", "power_save": True, "screen_on": False}
+    changed = {"frequency_mhz": 1500, "load_average": 9.0, "battery": saving}
+    notes = one(answer(after=changed))["notes"]
+    for word in ("clock: the CPUs ran at 2000", "load: others came", "battery: at 12 %"):
+        assert any(note.startswith(word) for note in notes), (word, notes)
+    assert "battery: power saving is on" in notes
+    assert any(note.startswith("screen: it was off") for note in notes)
+    assert one(answer(n=200))["notes"] == ["runtime: runtime 1.0"]
+
+
 def test_run_10_unlike_conditions_are_compared_only_by_force() -> None:
     requests = [BenchRequest(n, "null", Path("a.npz"), SIGNATURE) for n in ("a", "b")]
 
@@ -294,6 +311,10 @@ def test_sustained_tells_the_first_minute_from_the_last() -> None:
     assert found["window_s"] == 60.0
     assert (found["first"]["p50"], found["last"]["p50"]) == (10.0, 15.0)
     assert found["ratio"] == 1.5
+    assert found["energy"]["joules_per_call"] == pytest.approx(0.4 / 15000)
+    thinned = answer() | {"samples_ms": samples[::10], "kept_every": 10, "looks": []}
+    again = sustained.summary(thinned, 8)
+    assert again["seconds"] == pytest.approx(180.0) and again["ratio"] == 1.5
     assert [p["n"] for p in found["series"]] == [6000, 5000, 4000]
     assert [p["temperature_c"] for p in found["series"]] == [45.0, 80.0, None]
     assert [p["p50"] for p in found["series"]] == [10.0, 10.0, 15.0]
@@ -361,6 +382,8 @@ def test_layers_get_the_models_names_where_they_can_be_told(tmp_path: Path) -> N
             "net.0",
         ),
         ("m.Net/a.ReLU_act;;m.Net/b.Sequential_body/c.Block_3/d.Conv2d_conv1;1", "body.3.conv1"),
+        ("m.Net/a.Layer_1/b.Attention_self;;m.Net/a.Layer_0/b.Attention_self;3", "1.self"),
+        ("m.Net/a.Output_out;;m.Net/a.Output_out/b.Linear_dense;", "out"),
         ("StatefulPartitionedCall:0", "StatefulPartitionedCall:0"),
     ],
 )

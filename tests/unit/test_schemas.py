@@ -180,6 +180,7 @@ def examples() -> dict[str, dict[str, Any]]:
                 "bytes": 1200, "conditions": conditions, "rounds": [{"n": 2}],
                 "sustained": {
                     "seconds": 600.0, "samples_ms": [4.0, 6.0], "window_s": 60.0,
+                    "kept_every": 3, "energy": None,
                     "series": [{"at_s": 5.0, "p50": 4.0, "p90": None, "n": 9,
                                 "temperature_c": 61.0, "frequency_mhz": 1800}],
                     "first": latency, "last": latency, "ratio": 1.4, "conditions": conditions,
