@@ -218,6 +218,23 @@ class _Run:
                 entry["profile"] = layers.summary(answer, request.target, request.path)
             except UnsupportedError as error:
                 entry["notes"].append(f"no profile: {error.message}")
+            if request.target == "coreml":
+                entry["notes"] += self._units(request, feeds)
+
+    def _units(self, request: BenchRequest, feeds: Path) -> list[str]:
+        """What a profile of Core ML can tell: on which units the operations would run."""
+        try:
+            found = self._ask(request, feeds, {"op": "placement"})["placement"]
+        except UnsupportedError as error:
+            return [f"no placement: {error.message}"]
+        units = [
+            f"{name} {unit['ops']} operations, {unit['work']:.0%} of the work"
+            for name, unit in sorted(found["units"].items())
+        ]
+        notes = [f"placement with all units allowed: {'; '.join(units)}"]
+        if found["first_off"] is not None:
+            notes.append(f"the first operation off the Neural Engine is {found['first_off']}")
+        return [*notes, "measured on the CPU alone"]
 
     def _ask(
         self, request: BenchRequest, feeds: Path, more: Mapping[str, Any], extra: float = 0.0

@@ -13,6 +13,7 @@ A request has ``nonce`` and ``op``:
   `_affinity`), ``look_seconds`` (from one look at the machine to the next), ``thermal``
   (``limit_c``, ``budget_s``).
 * ``profile``: as ``bench``; times each layer instead (`edgekit.bench._profile`).
+* ``placement``: ``target`` (``coreml``), ``path``; on which units its operations would run.
 * ``signature``: ``target``, ``path``; what the artifact states itself.
 * ``facts``: what machine this is.
 
@@ -196,7 +197,21 @@ def _facts(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {"facts": {**machine_facts(root), "state": _state.look(root)}}
 
 
-_OPS = {"bench": bench, "profile": _profile, "signature": _signature, "facts": _facts}
+def _placement(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    from edgekit.bench._placement_coreml import placement
+
+    if request["target"] != "coreml":
+        raise BadData(f"{request['target']} makes no plan of where it runs; coreml does")
+    return {"placement": placement(folder / request["path"])}
+
+
+_OPS = {
+    "bench": bench,
+    "profile": _profile,
+    "placement": _placement,
+    "signature": _signature,
+    "facts": _facts,
+}
 
 
 def answer(request: Mapping[str, Any], folder: Path = Path()) -> dict[str, Any]:
