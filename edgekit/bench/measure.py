@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.bench import document, layers, sustained
+from edgekit.bench import document, layer_times, sustained
 from edgekit.bench.asking import COMMAND, Files, LocalWorker, Worker
 from edgekit.bench.request import BenchRequest, parts, random_feeds
 from edgekit.errors import UnsupportedError, UsageError
@@ -215,7 +215,7 @@ class _Run:
                 answer = self._ask(
                     request, feeds, {"op": "profile", "runs": 50, "max_seconds": 5.0}
                 )
-                entry["profile"] = layers.summary(answer, request.target, request.path)
+                entry["profile"] = layer_times.summary(answer, request.target, request.path)
             except UnsupportedError as error:
                 entry["notes"].append(f"no profile: {error.message}")
             if request.target == "coreml":

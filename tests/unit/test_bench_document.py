@@ -363,7 +363,7 @@ def test_layers_get_the_models_names_where_they_can_be_told(tmp_path: Path) -> N
 
     def named(target: str, *names: str) -> list[str | None]:
         entries = [{"name": n, "kind": "k", "kernel": None, "ms": 0.25} for n in names]
-        found = layers.summary({**told, "layers": entries}, target, tmp_path / "damaged")
+        found = layer_times.summary({**told, "layers": entries}, target, tmp_path / "damaged")
         assert found["covered"] == 0.5 and found["overhead"] == 1.3
         assert any("account for 50%" in note for note in found["notes"])
         assert any("1.30 times as long" in note for note in found["notes"])
@@ -389,7 +389,7 @@ def test_layers_get_the_models_names_where_they_can_be_told(tmp_path: Path) -> N
     ],
 )
 def test_module_paths_are_read_from_litert_names(tensor: str, path: str) -> None:
-    assert layers.module_path(tensor) == path
+    assert layer_times.module_path(tensor) == path
 
 
 def test_a_device_that_tells_less_is_measured_all_the_same() -> None:
