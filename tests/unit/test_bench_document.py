@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekit.bench import document, layers, steady, sustained
+from edgekit.bench import document, layer_times, steady, sustained
 from edgekit.bench.conditions import unlike
 from edgekit.bench.measure import Settings, bench
 from edgekit.bench.request import BenchRequest
