@@ -51,6 +51,8 @@ class EnergyMeter:
                     return None, None, f"{zone} started again and does not say at how much"
                 spent += wrap
             total += spent
+        if total <= 0:
+            return None, None, "too short for RAPL's counters, which have not moved"
         return total / 1e6, "rapl: the processor's packages, all that runs on them", None
 
     def _fuel(self) -> tuple[float | None, str | None, str | None]:
