@@ -25,10 +25,20 @@ from edgekit.bench.runners import device_identity
 from edgekit.bench.store import Store
 from edgekit.bench.vendor import Tool
 from edgekit.device import Device
-from edgekit.errors import DeviceUnreachable, EdgekitError, UsageError
-from edgekit.runtime.bundle import Bundle
+from edgekit.errors import DeviceUnreachable, EdgekitError, UnsupportedError, UsageError
+from edgekit.names import DELEGATES, TEST_TARGET
+from edgekit.runtime.bundle import Bundle, BundleArtifact
 
-__all__ = ["SCHEMA", "Outcome", "bench_on", "open_requests", "run_matrix", "short"]
+__all__ = [
+    "SCHEMA",
+    "Outcome",
+    "bench_on",
+    "chosen",
+    "open_requests",
+    "run_matrix",
+    "runs",
+    "short",
+]
 
 SCHEMA: Final = "edgekit.bench-matrix/1"
 _HERE: Final = "local"
@@ -104,7 +114,8 @@ def bench_on(
     Args:
         url: the device's (`edgekit.bench.runners`).
         subject: path of the bundle or artifact.
-        ids: which artifacts of the bundle; all of them if empty.
+        ids: which artifacts of the bundle; if empty all of them, or with a ``device`` those that
+            it runs.
         settings: how.
         device: its profile, whose budgets the document then holds as gates.
         tools: vendors' programs that measure in place of the worker.
@@ -120,8 +131,8 @@ def bench_on(
     Raises:
         EdgekitError: see `edgekit.bench.devices.open_worker` and `edgekit.bench.measure.bench`.
     """
+    ids, targets = chosen(subject, ids, device)
     with ExitStack() as stack:
-        targets = _targets(subject, ids)
         opened = open_worker(
             url,
             tools,
@@ -152,12 +163,41 @@ def _fields(settings: Settings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in settings.__dataclass_fields__}
 
 
-def _targets(subject: Path, ids: tuple[str, ...]) -> set[str]:
+def chosen(
+    subject: Path, ids: tuple[str, ...], device: Device | None
+) -> tuple[tuple[str, ...], set[str]]:
+    """Which artifacts of a subject to measure, and their targets.
+
+    Without a say, those of a bundle that the device runs by its profile.
+
+    Raises:
+        UnsupportedError: it runs none of them.
+    """
     bare = subjects.SUFFIXES.get(subject.suffix.lower())
     if bare is not None and not (subject / "manifest.json").is_file():
-        return {bare}
+        return ids, {bare}
     with Bundle.open(subject) as bundle:
-        return {a.target for a in bundle.artifacts if not ids or a.id in ids}
+        named = [a for a in bundle.artifacts if a.id in ids]
+        found = named if ids else [a for a in bundle.artifacts if runs(device, a)]
+        if not found and not ids:
+            held = ", ".join(a.id for a in bundle.artifacts)
+            raise UnsupportedError(
+                f"a device {'' if device is None else device.id} runs none of {subject}: {held}",
+                hint="name what to measure all the same: --artifact ID",
+            )
+        return ids or tuple(a.id for a in found), {a.target for a in found}
+
+
+def runs(device: Device | None, artifact: BundleArtifact) -> bool:
+    """Whether a device runs an artifact by its profile, without being asked for its target."""
+    if device is None or artifact.target == TEST_TARGET:
+        return True
+    wanted = artifact.delegate if artifact.target in DELEGATES else None
+    return any(
+        support.target == artifact.target and wanted in (None, support.delegate)
+        for support in device.targets
+        if not support.when_named
+    )
 
 
 def run_matrix(
