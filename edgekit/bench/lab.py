@@ -8,35 +8,28 @@ store before the next begins, so that a run that was ended goes on where it was.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from edgekit.bench import measure, subjects
-from edgekit.bench.asking import Worker
 from edgekit.bench.devices import budget_gates, open_worker
 from edgekit.bench.matrix import Cell, Matrix
 from edgekit.bench.measure import Settings
 from edgekit.bench.process import Cancel, Cancelled
-from edgekit.bench.request import BenchRequest
 from edgekit.bench.runners import device_identity
 from edgekit.bench.store import Store
 from edgekit.bench.vendor import Tool
 from edgekit.device import Device
-from edgekit.errors import DeviceUnreachable, EdgekitError, UnsupportedError, UsageError
-from edgekit.names import DELEGATES, TEST_TARGET
-from edgekit.runtime.bundle import Bundle, BundleArtifact
+from edgekit.errors import DeviceUnreachable, EdgekitError
 
 __all__ = [
     "SCHEMA",
     "Outcome",
     "bench_on",
-    "chosen",
-    "open_requests",
     "run_matrix",
-    "runs",
     "short",
 ]
 
@@ -68,31 +61,6 @@ class Outcome:
     resumed: bool = False
     measurement: int | None = None
     document: Mapping[str, Any] | None = None
-
-
-@contextmanager
-def open_requests(
-    subject: Path, ids: tuple[str, ...], worker: Worker | None
-) -> Iterator[list[BenchRequest]]:
-    """What is to be measured of a bundle or an artifact's file; a bundle stays open meanwhile.
-
-    Args:
-        subject: its path.
-        ids: which artifacts of a bundle; all of them if empty.
-        worker: where it is to be measured, this machine if None.
-
-    Raises:
-        UsageError: ids were given for a bare artifact.
-        EdgekitError: as `edgekit.bench.subjects` and `edgekit.runtime.bundle.Bundle.open`.
-    """
-    bare = subject.suffix.lower() in subjects.SUFFIXES
-    if bare and not (subject / "manifest.json").is_file():
-        if ids:
-            raise UsageError(f"--artifact chooses from a bundle; {subject} is one artifact")
-        yield [subjects.file_request(subject, worker)]
-        return
-    with Bundle.open(subject) as bundle:
-        yield subjects.bundle_requests(bundle, ids, here=worker is None)
 
 
 def bench_on(
@@ -131,7 +99,7 @@ def bench_on(
     Raises:
         EdgekitError: see `edgekit.bench.devices.open_worker` and `edgekit.bench.measure.bench`.
     """
-    ids, targets = chosen(subject, ids, device)
+    ids, targets = subjects.chosen(subject, ids, device)
     with ExitStack() as stack:
         opened = open_worker(
             url,
@@ -143,7 +111,7 @@ def bench_on(
             waiting=waiting,
         )
         worker = stack.enter_context(opened)
-        requests = stack.enter_context(open_requests(subject, ids, worker))
+        requests = stack.enter_context(subjects.open_requests(subject, ids, worker))
         blocks, done = len(requests) * settings.rounds, 0
 
         def advance(steps: int) -> None:
@@ -161,43 +129,6 @@ def bench_on(
 
 def _fields(settings: Settings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in settings.__dataclass_fields__}
-
-
-def chosen(
-    subject: Path, ids: tuple[str, ...], device: Device | None
-) -> tuple[tuple[str, ...], set[str]]:
-    """Which artifacts of a subject to measure, and their targets.
-
-    Without a say, those of a bundle that the device runs by its profile.
-
-    Raises:
-        UnsupportedError: it runs none of them.
-    """
-    bare = subjects.SUFFIXES.get(subject.suffix.lower())
-    if bare is not None and not (subject / "manifest.json").is_file():
-        return ids, {bare}
-    with Bundle.open(subject) as bundle:
-        named = [a for a in bundle.artifacts if a.id in ids]
-        found = named if ids else [a for a in bundle.artifacts if runs(device, a)]
-        if not found and not ids:
-            held = ", ".join(a.id for a in bundle.artifacts)
-            raise UnsupportedError(
-                f"a device {'' if device is None else device.id} runs none of {subject}: {held}",
-                hint="name what to measure all the same: --artifact ID",
-            )
-        return ids or tuple(a.id for a in found), {a.target for a in found}
-
-
-def runs(device: Device | None, artifact: BundleArtifact) -> bool:
-    """Whether a device runs an artifact by its profile, without being asked for its target."""
-    if device is None or artifact.target == TEST_TARGET:
-        return True
-    wanted = artifact.delegate if artifact.target in DELEGATES else None
-    return any(
-        support.target == artifact.target and wanted in (None, support.delegate)
-        for support in device.targets
-        if not support.when_named
-    )
 
 
 def run_matrix(

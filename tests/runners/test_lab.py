@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from edgekit import device
-from edgekit.bench import lab
+from edgekit.bench import lab, subjects
 from edgekit.bench.devices import budget_gates, check_profile
 from edgekit.bench.lab import Outcome, run_matrix
 from edgekit.bench.matrix import read_matrix, settings_for
@@ -253,13 +253,13 @@ def test_without_a_say_a_bundle_is_measured_as_far_as_the_device_runs_it(
     null_bundle: Path,
 ) -> None:
     pi = device.load("raspberry-pi-5")
-    assert lab.chosen(null_bundle, (), pi) == (("null-fp32", "null-w8a8"), {"null"})
-    assert lab.chosen(null_bundle, ("null-w8a8",), None) == (("null-w8a8",), {"null"})
-    assert lab.chosen(Path("a.tflite"), (), pi) == ((), {"tflite"})
+    assert subjects.chosen(null_bundle, (), pi) == (("null-fp32", "null-w8a8"), {"null"})
+    assert subjects.chosen(null_bundle, ("null-w8a8",), None) == (("null-w8a8",), {"null"})
+    assert subjects.chosen(Path("a.tflite"), (), pi) == ((), {"tflite"})
 
     def runs(target: str, delegate: str) -> bool:
         made = SimpleNamespace(target=target, delegate=delegate)
-        return lab.runs(pi, made)  # type: ignore[arg-type]
+        return subjects.runs(pi, made)  # type: ignore[arg-type]
 
     assert runs("tflite", "xnnpack") and runs("onnxruntime", "cpu")
     assert runs("executorch", "xnnpack") and not runs("executorch", "vulkan")

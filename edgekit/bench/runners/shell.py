@@ -78,7 +78,11 @@ class ShellRunner:
         self._link, self._timeout, self._cancel = link, timeout, cancel
         self._jobs = 0
         self._marker = f"{holder_id(link.identity)} {secrets.token_hex(16)}"
-        self._open()
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
 
     def _open(self) -> None:
         out = self._script("open", scripts.OPEN, [self._link.folder, self._marker, _PROBE])
@@ -89,7 +93,7 @@ class ShellRunner:
             or digest != hashlib.sha256(_PROBE.encode()).hexdigest().encode()
         ):
             raise UnsupportedError(
-                f"{self._name}: its shell does not pass words on as they are, or it has no sha256sum",
+                f"{self._name}: its shell does not pass words on as they are, or lacks sha256sum",
                 hint="its login shell must be POSIX or fish; sha256sum, shasum or openssl be there",
             )
         workspace = made.decode("utf-8", "replace")
