@@ -8,27 +8,30 @@ store before the next begins, so that a run that was ended goes on where it was.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from edgekit.bench import measure, subjects
-from edgekit.bench.asking import Worker
 from edgekit.bench.devices import budget_gates, open_worker
 from edgekit.bench.matrix import Cell, Matrix
 from edgekit.bench.measure import Settings
 from edgekit.bench.process import Cancel, Cancelled
-from edgekit.bench.request import BenchRequest
 from edgekit.bench.runners import device_identity
 from edgekit.bench.store import Store
 from edgekit.bench.vendor import Tool
 from edgekit.device import Device
-from edgekit.errors import DeviceUnreachable, EdgekitError, UsageError
-from edgekit.runtime.bundle import Bundle
+from edgekit.errors import DeviceUnreachable, EdgekitError
 
-__all__ = ["SCHEMA", "Outcome", "bench_on", "open_requests", "run_matrix", "short"]
+__all__ = [
+    "SCHEMA",
+    "Outcome",
+    "bench_on",
+    "run_matrix",
+    "short",
+]
 
 SCHEMA: Final = "edgekit.bench-matrix/1"
 _HERE: Final = "local"
@@ -60,31 +63,6 @@ class Outcome:
     document: Mapping[str, Any] | None = None
 
 
-@contextmanager
-def open_requests(
-    subject: Path, ids: tuple[str, ...], worker: Worker | None
-) -> Iterator[list[BenchRequest]]:
-    """What is to be measured of a bundle or an artifact's file; a bundle stays open meanwhile.
-
-    Args:
-        subject: its path.
-        ids: which artifacts of a bundle; all of them if empty.
-        worker: where it is to be measured, this machine if None.
-
-    Raises:
-        UsageError: ids were given for a bare artifact.
-        EdgekitError: as `edgekit.bench.subjects` and `edgekit.runtime.bundle.Bundle.open`.
-    """
-    bare = subject.suffix.lower() in subjects.SUFFIXES
-    if bare and not (subject / "manifest.json").is_file():
-        if ids:
-            raise UsageError(f"--artifact chooses from a bundle; {subject} is one artifact")
-        yield [subjects.file_request(subject, worker)]
-        return
-    with Bundle.open(subject) as bundle:
-        yield subjects.bundle_requests(bundle, ids, here=worker is None)
-
-
 def bench_on(
     url: str,
     subject: Path,
@@ -104,7 +82,8 @@ def bench_on(
     Args:
         url: the device's (`edgekit.bench.runners`).
         subject: path of the bundle or artifact.
-        ids: which artifacts of the bundle; all of them if empty.
+        ids: which artifacts of the bundle; if empty all of them, or with a ``device`` those that
+            it runs.
         settings: how.
         device: its profile, whose budgets the document then holds as gates.
         tools: vendors' programs that measure in place of the worker.
@@ -120,8 +99,8 @@ def bench_on(
     Raises:
         EdgekitError: see `edgekit.bench.devices.open_worker` and `edgekit.bench.measure.bench`.
     """
+    ids, targets = subjects.chosen(subject, ids, device)
     with ExitStack() as stack:
-        targets = _targets(subject, ids)
         opened = open_worker(
             url,
             tools,
@@ -132,7 +111,7 @@ def bench_on(
             waiting=waiting,
         )
         worker = stack.enter_context(opened)
-        requests = stack.enter_context(open_requests(subject, ids, worker))
+        requests = stack.enter_context(subjects.open_requests(subject, ids, worker))
         blocks, done = len(requests) * settings.rounds, 0
 
         def advance(steps: int) -> None:
@@ -150,14 +129,6 @@ def bench_on(
 
 def _fields(settings: Settings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in settings.__dataclass_fields__}
-
-
-def _targets(subject: Path, ids: tuple[str, ...]) -> set[str]:
-    bare = subjects.SUFFIXES.get(subject.suffix.lower())
-    if bare is not None and not (subject / "manifest.json").is_file():
-        return {bare}
-    with Bundle.open(subject) as bundle:
-        return {a.target for a in bundle.artifacts if not ids or a.id in ids}
 
 
 def run_matrix(

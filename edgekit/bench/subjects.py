@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from edgekit.bench.asking import LocalWorker, Worker
 from edgekit.bench.measure import stated_signature
 from edgekit.bench.request import BenchRequest, parts
+from edgekit.device import Device
 from edgekit.errors import BadData, UnsupportedError, UsageError
-from edgekit.names import through_target, unknown
+from edgekit.names import DELEGATES, TEST_TARGET, through_target, unknown
 from edgekit.runtime.bundle import Bundle, BundleArtifact
 from edgekit.runtime.session import Array, unavailable
 
-__all__ = ["SUFFIXES", "artifact_parts", "bundle_requests", "file_request"]
+__all__ = [
+    "SUFFIXES",
+    "artifact_parts",
+    "bundle_requests",
+    "chosen",
+    "file_request",
+    "open_requests",
+    "runs",
+]
 
 SUFFIXES = {
     ".tflite": "tflite",
@@ -126,6 +136,68 @@ def file_request(path: Path, worker: Worker | None = None) -> BenchRequest:
         path=path,
         signature=stated_signature(target, path, worker=worker or LocalWorker()),
         bytes=sum(part.stat().st_size for part in parts(target, path)),
+    )
+
+
+@contextmanager
+def open_requests(
+    subject: Path, ids: tuple[str, ...], worker: Worker | None
+) -> Iterator[list[BenchRequest]]:
+    """What is to be measured of a bundle or an artifact's file; a bundle stays open meanwhile.
+
+    Args:
+        subject: its path.
+        ids: which artifacts of a bundle; all of them if empty.
+        worker: where it is to be measured, this machine if None.
+
+    Raises:
+        UsageError: ids were given for a bare artifact.
+        EdgekitError: as `file_request`, `bundle_requests` and `edgekit.runtime.bundle.Bundle.open`.
+    """
+    bare = subject.suffix.lower() in SUFFIXES
+    if bare and not (subject / "manifest.json").is_file():
+        if ids:
+            raise UsageError(f"--artifact chooses from a bundle; {subject} is one artifact")
+        yield [file_request(subject, worker)]
+        return
+    with Bundle.open(subject) as bundle:
+        yield bundle_requests(bundle, ids, here=worker is None)
+
+
+def chosen(
+    subject: Path, ids: tuple[str, ...], device: Device | None
+) -> tuple[tuple[str, ...], set[str]]:
+    """Which artifacts of a subject to measure, and their targets.
+
+    Without a say, those of a bundle that the device runs by its profile.
+
+    Raises:
+        UnsupportedError: it runs none of them.
+    """
+    bare = SUFFIXES.get(subject.suffix.lower())
+    if bare is not None and not (subject / "manifest.json").is_file():
+        return ids, {bare}
+    with Bundle.open(subject) as bundle:
+        named = [a for a in bundle.artifacts if a.id in ids]
+        found = named if ids else [a for a in bundle.artifacts if runs(device, a)]
+        if not found and not ids:
+            held = ", ".join(a.id for a in bundle.artifacts)
+            raise UnsupportedError(
+                f"a device {'' if device is None else device.id} runs none of {subject}: {held}",
+                hint="name what to measure all the same: --artifact ID",
+            )
+        return ids or tuple(a.id for a in found), {a.target for a in found}
+
+
+def runs(device: Device | None, artifact: BundleArtifact) -> bool:
+    """Whether a device runs an artifact by its profile, without being asked for its target."""
+    if device is None or artifact.target == TEST_TARGET:
+        return True
+    wanted = artifact.delegate if artifact.target in DELEGATES else None
+    return any(
+        support.target == artifact.target and wanted in (None, support.delegate)
+        for support in device.targets
+        if not support.when_named
     )
 
 

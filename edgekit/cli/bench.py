@@ -204,7 +204,7 @@ def _measured_here(
 ) -> dict[str, Any]:
     """Measures on this machine, in processes of it."""
     from edgekit.bench import measure
-    from edgekit.bench.lab import open_requests
+    from edgekit.bench.subjects import open_requests
 
     with open_requests(subject, ids, None) as requests:
         extras = bool(settings["sustained_s"]) + settings["profile"]

@@ -9,13 +9,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from edgekit import device
-from edgekit.bench import lab
+from edgekit.bench import lab, subjects
 from edgekit.bench.devices import budget_gates, check_profile
 from edgekit.bench.lab import Outcome, run_matrix
 from edgekit.bench.matrix import read_matrix, settings_for
@@ -246,6 +247,23 @@ def test_budgets_are_held_broken_or_not_judged() -> None:
     assert gates(None, None) == [None, None]
     assert gates(9.0, 49.0, "few calls") == [None, True]
     assert gates(11.0, 49.0, "few calls") == [False, True]
+
+
+def test_without_a_say_a_bundle_is_measured_as_far_as_the_device_runs_it(
+    null_bundle: Path,
+) -> None:
+    pi = device.load("raspberry-pi-5")
+    assert subjects.chosen(null_bundle, (), pi) == (("null-fp32", "null-w8a8"), {"null"})
+    assert subjects.chosen(null_bundle, ("null-w8a8",), None) == (("null-w8a8",), {"null"})
+    assert subjects.chosen(Path("a.tflite"), (), pi) == ((), {"tflite"})
+
+    def runs(target: str, delegate: str) -> bool:
+        made = SimpleNamespace(target=target, delegate=delegate)
+        return subjects.runs(pi, made)  # type: ignore[arg-type]
+
+    assert runs("tflite", "xnnpack") and runs("onnxruntime", "cpu")
+    assert runs("executorch", "xnnpack") and not runs("executorch", "vulkan")
+    assert not runs("coreml", "coreml")
 
 
 def test_a_profile_of_another_architecture_is_refused() -> None:

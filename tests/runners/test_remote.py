@@ -138,6 +138,26 @@ def test_run_08_a_device_in_use_is_exit_9(
     assert code == 9 and "in use by process" in err
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--on", "telnet://a"], "allowed are local:, ssh://"),
+        (["--on", "ssh://-oProxyCommand=x"], "no URL of a device"),
+        (["--on", "fake:a", "--tool", "benchmark_model"], "is not NAME=PATH"),
+        (["--on", "fake:a", "--tool", "benchmark_model=absent"], "there is no program"),
+        (["--on", "fake:a", "--device", "pixel"], "unknown device 'pixel'"),
+        (["--on", "fake:a", "--artifact", "x"], "is one artifact"),
+    ],
+)
+def test_what_makes_no_sense_is_exit_2_and_says_what_would(
+    capsys: pytest.CaptureFixture[str], artifact: Path, options: list[str], words: str
+) -> None:
+    code, out, err = run_main(capsys, str(artifact), *options)
+    assert (code, out) == (2, "") and words in err
+    code, out, err = run_main(capsys)
+    assert code == 2 and "BUNDLE_OR_ARTIFACT" in err
+
+
 def test_a_device_is_not_called_by_the_name_of_another(
     capsys: pytest.CaptureFixture[str], artifact: Path
 ) -> None:

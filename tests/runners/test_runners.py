@@ -313,19 +313,38 @@ def test_facts_are_the_devices(runner: ShellRunner) -> None:
     assert facts["cores"] == os.cpu_count() and facts["os"] == os.uname().sysname
 
 
+def only(folder: Path, programs: dict[str, str]) -> str:
+    """A PATH of these programs, each under a name, and of nothing else."""
+    folder.mkdir()
+    for name, program in programs.items():
+        found = shutil.which(program)
+        if found is None:
+            pytest.skip(f"{program} is not installed: apt-get install -y {program}")
+        (folder / name).symlink_to(found)  # busybox and toybox go by the name they are called
+    return str(folder)
+
+
+TOOLS = [
+    *("cat", "chmod", "cut", "env", "grep", "head", "mkdir", "mktemp", "rm", "sed"),
+    *("sleep", "sha256sum"),
+]
+SYSTEMS = {
+    **{shell: {"sh": shell} for shell in ("dash", "bash", "mksh", "busybox")},
+    "android": {"sh": "mksh"} | dict.fromkeys([*TOOLS, "setsid", "uname", "printf"], "toybox"),
+    "without setsid": {"sh": "dash", "perl": "perl"} | dict(zip(TOOLS, TOOLS, strict=True)),
+}
+
+
 @pytest.mark.parametrize(
-    "shell",
-    ["dash", *(pytest.param(s, marks=pytest.mark.slow) for s in ("bash", "mksh", "busybox"))],
+    "system",
+    ["dash", *(pytest.param(s, marks=pytest.mark.slow) for s in SYSTEMS if s != "dash")],
 )
-def test_the_scripts_run_in_every_common_shell(
-    shell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: Any
+def test_the_scripts_run_on_every_common_system(
+    system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: Any
 ) -> None:
-    program = shutil.which(shell)
-    if program is None:
-        pytest.skip(f"{shell} is not installed: apt-get install -y {shell}")
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "sh").symlink_to(program)  # busybox goes by the name it is called
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    path = only(tmp_path / "bin", SYSTEMS[system])
+    rest = [] if len(SYSTEMS[system]) > 1 else [os.environ["PATH"]]
+    monkeypatch.setenv("PATH", ":".join([path, *rest]))
     (tmp_path / "here").write_bytes(b"content")
     with open_runner("local:") as runner:
         runner.push(tmp_path / "here", "it's\\")
@@ -336,5 +355,6 @@ def test_the_scripts_run_in_every_common_shell(
             runner.run(["sh", "-c", "echo $$ >pid; exec sleep 600"], timeout=0.5)
         pid = int((Path(runner.workspace) / "pid").read_text())
         assert gone(pid)
+        assert system != "android" or runner.facts()["os"] == os.uname().sysname
         workspace = runner.workspace
     assert not Path(workspace).exists()

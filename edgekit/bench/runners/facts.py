@@ -12,7 +12,7 @@ def read_facts(out: bytes) -> dict[str, Any]:
     found: dict[str, str] = {}
     for line in out.decode("utf-8", "replace").splitlines():
         name, _, value = line.partition("=")
-        found[name] = value.strip()[:4096]
+        found.setdefault(name, value.strip('" \0')[:4096])
     model = " ".join(
         filter(None, (found.get("ro.product.manufacturer"), found.get("ro.product.model")))
     )

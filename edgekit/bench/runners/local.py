@@ -26,7 +26,7 @@ class LocalLink:
 
     def broken(self, done: Finished) -> EdgekitError:
         """See `edgekit.bench.runners.shell.Link.broken`."""
-        return DeviceUnreachable(f"{self.url}: its shell {done.death()}")
+        return DeviceUnreachable(f"its shell {done.death()} ({self.url})")
 
     def transfer(self, local: Path, remote: str) -> list[str] | None:
         """See `edgekit.bench.runners.shell.Link.transfer`."""

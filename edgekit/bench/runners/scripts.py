@@ -212,7 +212,7 @@ delete_workspace "$1" "$2"
 
 FACTS = """
 # Lines of NAME=VALUE; what is not there is left out
-say() { [ -n "$2" ] && printf '%s=%s\\n' "$1" "$(printf '%s' "$2" | tr '\\n' ' ')"; }
+say() { [ -n "$2" ] && printf '%s=%s\\n' "$1" "$2"; }
 say system "$(uname -s)"; say kernel "$(uname -r)"; say machine "$(uname -m)"
 for key in ro.product.model ro.product.manufacturer ro.soc.model ro.board.platform \\
   ro.build.version.release ro.build.fingerprint; do
@@ -223,12 +223,12 @@ for key in machdep.cpu.brand_string hw.ncpu hw.memsize; do
 done
 say macos "$(sw_vers -productVersion 2>/dev/null)"
 say cpu "$(sed -n 's/^model name[^:]*: *//p' /proc/cpuinfo 2>/dev/null | head -n 1)"
-say board "$(tr -d '\\000' </proc/device-tree/model 2>/dev/null)"
+say board "$(cat /proc/device-tree/model 2>/dev/null)"
 say flags "$(sed -n 's/^\\(flags\\|Features\\)[^:]*: *//p' /proc/cpuinfo 2>/dev/null | head -n 1)"
 say cores "$(grep -c '^processor' /proc/cpuinfo 2>/dev/null)"
 say memory_kib "$(sed -n 's/^MemTotal: *\\([0-9]*\\).*/\\1/p' /proc/meminfo 2>/dev/null)"
 say load "$(cut -d ' ' -f 1 /proc/loadavg 2>/dev/null)"
 say governor "$(cat /sys/devices/system/cpu/cpu0/cpufreq/scaling_governor 2>/dev/null)"
-say distribution "$(sed -n 's/^PRETTY_NAME=//p' /etc/os-release 2>/dev/null | tr -d '"')"
+say distribution "$(sed -n 's/^PRETTY_NAME=//p' /etc/os-release 2>/dev/null)"
 exit 0
 """

@@ -73,12 +73,16 @@ class ShellRunner:
     """
 
     def __init__(self, link: Link, *, timeout: float = 60.0, cancel: Cancel | None = None) -> None:
-        self.url = link.url
+        self.url, self._name = link.url, link.url.rstrip(":")
         self.workspace = ""
         self._link, self._timeout, self._cancel = link, timeout, cancel
         self._jobs = 0
         self._marker = f"{holder_id(link.identity)} {secrets.token_hex(16)}"
-        self._open()
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
 
     def _open(self) -> None:
         out = self._script("open", scripts.OPEN, [self._link.folder, self._marker, _PROBE])
@@ -89,12 +93,12 @@ class ShellRunner:
             or digest != hashlib.sha256(_PROBE.encode()).hexdigest().encode()
         ):
             raise UnsupportedError(
-                f"{self.url}: its shell does not pass words on as they are, or it has no sha256sum",
+                f"{self._name}: its shell does not pass words on as they are, or lacks sha256sum",
                 hint="its login shell must be POSIX or fish; sha256sum, shasum or openssl be there",
             )
         workspace = made.decode("utf-8", "replace")
         if not _WORKSPACE.fullmatch(workspace) or ".." in workspace:
-            raise UnsupportedError(f"{self.url}: its mktemp made {workspace[:200]!r}")
+            raise UnsupportedError(f"{self._name}: its mktemp made {workspace[:200]!r}")
         self.workspace = workspace
         holder = self._marker.split(" ")[0]
         self._script("open", scripts.SWEEP, [workspace, holder])
@@ -118,7 +122,7 @@ class ShellRunner:
                 there = self._script("push", scripts.CHECK, words)
         if there.strip().decode("ascii", "replace") != digest:
             raise TrustError(
-                f"{self.url}: {name!r} arrived damaged: its sha256 is not that of {local}",
+                f"{self._name}: {name!r} arrived damaged: its sha256 is not that of {local}",
                 hint="try again; a device that spoils files may have a failing disk or card",
             )
 
@@ -150,10 +154,12 @@ class ShellRunner:
         try:
             out = self._script("pull", scripts.PULL, words, max_output=max_bytes + 128)
         except WorkerCrashed as error:
-            raise BadData(f"{self.url}: {name!r} has more than {max_bytes} bytes") from error
+            raise BadData(f"{self._name}: {name!r} has more than {max_bytes} bytes") from error
         digest, _, content = out.partition(b"\n")
         if hashlib.sha256(content).hexdigest().encode() != digest:
-            raise TrustError(f"{self.url}: {name!r} arrived damaged: its sha256 changed on the way")
+            raise TrustError(
+                f"{self._name}: {name!r} arrived damaged: its sha256 changed on the way"
+            )
         aside = Path(tempfile.mkstemp(prefix=".pull-", dir=local.absolute().parent)[1])
         try:
             aside.write_bytes(content)
@@ -189,7 +195,7 @@ class ShellRunner:
         """What one of our own scripts printed; an error where it did not succeed."""
         done = self._ask(step, script, words, self._timeout, stdin, max_output)
         if done.code != 0:
-            raise _refused(f"{self.url}: {step}", done)
+            raise _refused(f"{self._name}: {step}", done)
         return done.stdout
 
     def _ask(
@@ -222,12 +228,12 @@ class ShellRunner:
         kind = WorkerCrashed if step == "run" else DeviceUnreachable
         if done.stopped == "timeout":
             return kind(
-                f"{self.url}: timeout:{step}: it was not done within {timeout:.0f} s",
+                f"{self._name}: timeout:{step}: it was not done within {timeout:.0f} s",
                 hint="allow it more time"
                 if step == "run"
                 else "is the device asleep, or its link?",
             )
-        return WorkerCrashed(f"{self.url}: {step} wrote more than {limit} bytes and was stopped")
+        return WorkerCrashed(f"{self._name}: {step} wrote more than {limit} bytes and was stopped")
 
     def _transfer(self, command: list[str]) -> None:
         done = attempt(command, timeout=self._timeout, cancel=self._cancel)
@@ -235,7 +241,7 @@ class ShellRunner:
             raise self._stopped("push", done, self._timeout, MAX_OUTPUT)
         if done.code != 0:
             if "No space left" in done.stderr:
-                raise _refused(f"{self.url}: push", done)
+                raise _refused(f"{self._name}: push", done)
             raise self._link.broken(done)
 
     def _clean(self, step: str, script: str, words: Sequence[str]) -> None:

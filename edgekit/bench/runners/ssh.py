@@ -27,8 +27,8 @@ __all__ = ["SshLink"]
 _OPTIONS = {
     "BatchMode": "yes",
     "ConnectTimeout": "15",
-    "ServerAliveInterval": "5",
-    "ServerAliveCountMax": "3",
+    "ServerAliveInterval": "10",  # a device that measures may be slow to say that it is there
+    "ServerAliveCountMax": "6",
     "ControlMaster": "no",
     "ControlPath": "none",
     "ClearAllForwardings": "yes",
@@ -38,8 +38,6 @@ _OPTIONS = {
     "RemoteCommand": "none",
     "RequestTTY": "no",
     "EscapeChar": "none",
-    "StdinNull": "no",
-    "ForkAfterAuthentication": "no",
     "LogLevel": "ERROR",
 }
 _LAX = ("no", "off", "false")
