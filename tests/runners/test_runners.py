@@ -320,8 +320,10 @@ def test_what_a_killed_holder_left_is_deleted_by_the_next(url: str) -> None:
     done = subprocess.run(command, capture_output=True, timeout=60, check=False)
     workspace = Path(done.stdout.decode().strip())
     assert done.returncode == -signal.SIGKILL and workspace.is_dir()
-    with open_runner(url):
+    # On one machine under another name is another device, whose workspace is none of ours.
+    with open_runner("fake:neighbour") as neighbour, open_runner(url):
         assert not workspace.exists()
+        assert Path(neighbour.workspace).is_dir()
 
 
 def test_facts_are_the_devices(runner: ShellRunner) -> None:
