@@ -53,14 +53,18 @@ def _celsius(stated: str) -> float | None:
 
 
 def battery(text: str) -> dict[str, Any]:
-    """``dumpsys battery``: ``percent``, ``status`` in words, ``powered``, ``temperature_c``."""
+    """``dumpsys battery``: ``percent``, ``status`` in words, ``powered``, ``temperature_c``.
+
+    And the gauge: ``coulombs`` left and ``volts``, None where the phone has none.
+    """
     entries: dict[str, str] = {}
     for line in text.splitlines():
         key, separator, value = line.partition(":")
         if separator:
             entries.setdefault(key.strip(), value.strip())
     level, scale = entries.get("level", ""), entries.get("scale", "100")
-    tenths = entries.get("temperature", "")
+    tenths, voltage = entries.get("temperature", ""), entries.get("voltage", "")
+    charge = entries.get("Charge counter", "")  # in uAh
     powered = [entries[key] for key in entries if key.endswith(" powered")]
     known = level.isdigit() and scale.isdigit() and int(scale) > 0
     return {
@@ -68,6 +72,8 @@ def battery(text: str) -> dict[str, Any]:
         "status": _CHARGING.get(entries.get("status", "")),
         "powered": "true" in powered if powered else None,
         "temperature_c": int(tenths) / 10 if tenths.isdigit() else None,
+        "coulombs": int(charge) * 3.6e-3 if charge.isdigit() and int(charge) else None,
+        "volts": int(voltage) / 1e3 if voltage.isdigit() and int(voltage) else None,
     }
 
 

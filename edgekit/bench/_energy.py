@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edgekit.bench import _files
+from edgekit.bench import _android, _files
 
 __all__ = ["EnergyMeter"]
 
@@ -51,6 +51,8 @@ class EnergyMeter:
                     return None, None, f"{zone} started again and does not say at how much"
                 spent += wrap
             total += spent
+        if total <= 0:
+            return None, None, "too short for RAPL's counters, which have not moved"
         return total / 1e6, "rapl: the processor's packages, all that runs on them", None
 
     def _fuel(self) -> tuple[float | None, str | None, str | None]:
@@ -97,7 +99,17 @@ def _gauge(root: Path) -> dict[str, Any] | None:
         micro_v = _files.number(root, f"{supply}/voltage_now")
         if micro_ah is not None and micro_v is not None:
             return {"coulombs": micro_ah * 3.6e-3, "volts": micro_v / 1e6, "charging": charging}
-    return None
+    return _androids(root)
+
+
+def _androids(root: Path) -> dict[str, Any] | None:
+    """The same by Android's service, which closes the kernel's files."""
+    text = _android.told(root, "battery")
+    found = _android.battery(text) if text is not None else {}
+    if found.get("coulombs") is None or found.get("volts") is None:
+        return None
+    charging = found["status"] != "discharging" or bool(found["powered"])
+    return {"coulombs": found["coulombs"], "volts": found["volts"], "charging": charging}
 
 
 def _why_not(root: Path) -> str:

@@ -38,22 +38,30 @@ _MODULES = (
 )
 
 # It runs before anything else is imported, on whatever Python a device has, and so is written for
-# an old one: a device with Python 3.7 must be told so in the worker's own words.
+# an old one: a device that lacks what the worker needs must be told so in the worker's own words.
 _MAIN = b"""\
 import json
 import sys
 
-if sys.version_info < (3, 11):
-    found = ".".join(str(n) for n in sys.version_info[:3])
+
+def refuse(message, hint):
     with open(sys.argv[1], encoding="utf-8") as file:
         nonce = json.load(file)["nonce"]
-    error = {
-        "kind": "MissingDependency",
-        "message": "the device's python3 is %s; the worker needs 3.11 or later" % found,
-        "hint": "install a newer Python there, and name it as the one to use",
-    }
+    error = {"kind": "MissingDependency", "message": message, "hint": hint}
     print(json.dumps({"nonce": nonce, "error": error}))
     sys.exit(0)
+
+
+if sys.version_info < (3, 11):
+    found = ".".join(str(n) for n in sys.version_info[:3])
+    refuse(
+        "the device's python3 is %s; the worker needs 3.11 or later" % found,
+        "install a newer Python there, and name it as the one to use",
+    )
+try:
+    import numpy
+except ImportError as error:
+    refuse("numpy does not load on the device: %s" % error, "pip install numpy, on the device")
 
 from edgekit.bench.worker import main
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.bench import document, layers, sustained
+from edgekit.bench import document, layer_times, sustained
 from edgekit.bench.asking import COMMAND, Files, LocalWorker, Worker
 from edgekit.bench.request import BenchRequest, parts, random_feeds
 from edgekit.errors import UnsupportedError, UsageError
@@ -38,7 +38,7 @@ __all__ = ["SCHEMA", "BenchRequest", "Settings", "bench", "random_feeds", "state
 SCHEMA = "edgekit.bench/1"
 ROUNDS = 10
 
-_WARMUP_RUNS = 200
+_WARMUP_RUNS = 2_000  # a quarter of a second in which clocks come up, of short calls too
 _LOAD_SECONDS = 120.0  # for importing, loading and the first call of one block
 _LOOK_SECONDS = 0.5
 _MOST_CALLS = 1 << 40  # as many as there are in the time
@@ -215,7 +215,7 @@ class _Run:
                 answer = self._ask(
                     request, feeds, {"op": "profile", "runs": 50, "max_seconds": 5.0}
                 )
-                entry["profile"] = layers.summary(answer, request.target, request.path)
+                entry["profile"] = layer_times.summary(answer, request.target, request.path)
             except UnsupportedError as error:
                 entry["notes"].append(f"no profile: {error.message}")
             if request.target == "coreml":

@@ -4,7 +4,8 @@
 
 - *agree*: the same artifact, measured in turn by edgekit's worker and by the vendor's own harness,
   each in a fresh process, in rounds; p50 over p50 with its 95 % interval. OpenVINO's is
-  ``benchmark_app``, LiteRT's ``benchmark_litert_model`` (which loads the file as a CompiledModel;
+  ``benchmark_app`` (which asks the runtime how long a call took, and so leaves out some 5 us of the
+  binding for Python), LiteRT's ``benchmark_litert_model`` (which loads the file as a CompiledModel;
   edgekit's session, and most apps, as an Interpreter). onnxruntime's wheel has none: the loop of
   its documentation, ``session.run`` between two looks at the clock, stands for it. Limit: 3 %.
   Beside it the same ratio of the fastest calls: where others take the cores, a median tells of

@@ -132,6 +132,20 @@ def test_exactly_what_the_worker_imports_is_in_it(device: Path) -> None:
     assert sessions <= set(modules)
 
 
+def test_a_device_without_numpy_is_told_so(device: Path) -> None:
+    (device / "bare.json").write_text(json.dumps({"nonce": "n2", "op": "facts"}))
+    done = subprocess.run(
+        [sys.executable, "-S", str(device / "worker.pyz"), str(device / "bare.json")],
+        env={},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    answer = json.loads(done.stdout)
+    assert answer["nonce"] == "n2" and answer["error"]["kind"] == "MissingDependency"
+    assert answer["error"]["message"].startswith("numpy does not load on the device: No module")
+
+
 def test_an_old_python_is_told_so_in_the_workers_own_words(device: Path) -> None:
     with zipfile.ZipFile(device / "worker.pyz") as archive:
         main = archive.read("__main__.py").decode()

@@ -280,9 +280,10 @@ def test_run_10_battery_and_screen_of_a_phone_are_read() -> None:
   temperature: 312
 """
     found = _android.battery(text)
-    assert found == {"percent": 90.0, "status": "charging", "powered": True, "temperature_c": 31.2}
-    unknown = {"percent": None, "status": None, "powered": None, "temperature_c": None}
-    assert _android.battery("") == unknown
+    gauge = {"coulombs": None, "volts": None}
+    charging = {"percent": 90.0, "status": "charging", "powered": True, "temperature_c": 31.2}
+    assert found == charging | gauge
+    assert _android.battery("") == dict.fromkeys(charging | gauge)
     found = _android.power("  mWakefulness=Asleep\n  mBatterySaverEnabled=true\n")
     assert found == {"screen_on": False, "power_save": True}
     assert _android.power("") == {"screen_on": None, "power_save": None}
@@ -340,6 +341,16 @@ def test_energy_of_a_battery_is_its_charge_at_its_voltage(tmp_path: Path) -> Non
         "seconds": 0,
         "reason": "the battery is being charged",
     }
+
+
+def test_energy_of_a_phone_is_asked_of_its_service(tmp_path: Path) -> None:
+    text = "  USB powered: false\n  status: 3\n  voltage: 4000\n  Charge counter: {}"
+    meter = EnergyMeter(board(tmp_path, {"dumpsys/battery": text.format(3_000_000)}))
+    assert "not moved" in meter.stop()["reason"]
+    board(tmp_path, {"dumpsys/battery": text.format(2_998_000)})
+    found = meter.stop()
+    assert found["joules"] == pytest.approx(2e-3 * 3600 * 4.0)
+    assert found["source"] == "fuel gauge: the whole device"
 
 
 def test_energy_that_nothing_counts_is_none_with_a_reason(tmp_path: Path) -> None:

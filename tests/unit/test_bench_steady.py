@@ -40,7 +40,7 @@ def test_the_series_is_cut_where_it_changes(
     if start is None:
         assert found.start is None
     else:
-        assert found.start is not None and abs(found.start - start) <= max(5, 0.002 * start)
+        assert found.start is not None and abs(found.start - start) <= max(5, 0.01 * start)
 
 
 def test_noise_alone_is_no_change() -> None:

@@ -6,7 +6,13 @@ import math
 import time
 from pathlib import Path
 
-from edgekit.bench import _memory, _timing
+import numpy as np
+
+from edgekit.bench import _memory, _timing, conditions
+from edgekit.bench.asking import LocalWorker
+from edgekit.signature import Signature, TensorSpec
+
+SIGNATURE = Signature((TensorSpec("x", (1, 4)),), (TensorSpec("y", (1, 3)),))
 
 
 def board(root: Path, files: dict[str, object]) -> Path:
@@ -16,6 +22,45 @@ def board(root: Path, files: dict[str, object]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{content}\n")
     return root
+
+
+def test_a_worker_on_a_hot_board_says_so(tmp_path: Path) -> None:
+    """The whole of it, with a board's files in place of this machine's."""
+    zone, cpufreq = "sys/class/thermal/thermal_zone0", "sys/devices/system/cpu/cpufreq/policy0"
+    root = board(
+        tmp_path / "board",
+        {
+            f"{zone}/type": "cpu-thermal",
+            f"{zone}/temp": 84000,
+            f"{zone}/trip_point_0_type": "passive",
+            f"{zone}/trip_point_0_temp": 80000,
+            f"{cpufreq}/scaling_cur_freq": 1800000,
+            f"{cpufreq}/affected_cpus": "0 1 2 3",
+            f"{cpufreq}/scaling_governor": "ondemand",
+            "sys/devices/platform/soc/soc:firmware/get_throttled": "80008",
+            "sys/class/powercap/intel-rapl:0/name": "package-0",
+            "sys/class/powercap/intel-rapl:0/energy_uj": 5,
+            "proc/loadavg": "3.50 1.00 0.50 4/200 77",
+        },
+    )
+    np.savez(tmp_path / "a.npz", w0=np.ones((4, 3), "f"), b0=np.zeros(3, "f"))
+    np.savez(tmp_path / "feeds.npz", x=np.ones((1, 4), "f"))
+    question = {
+        **{"op": "bench", "target": "null", "signature": SIGNATURE.to_json(), "threads": 1},
+        **{"warmup_runs": 5, "warmup_seconds": 1.0, "runs": 20, "max_seconds": 5.0},
+        **{"root": str(root), "thermal": {"limit_c": None, "budget_s": 0.0}},
+    }
+    files = {"path": [tmp_path / "a.npz"], "feeds": [tmp_path / "feeds.npz"]}
+    found = LocalWorker().ask(question, files, what="a", timeout=60.0)
+    assert found["gate"]["state"] == "hot" and found["gate"]["limit_c"] == 70.0
+    assert found["before"]["temperature_c"] == found["after"]["temperature_c"] == 84.0
+    assert found["after"]["throttling"] == ["soft temperature limit"]
+    assert found["before"]["frequency_mhz"] == 1800
+    assert found["energy"]["reason"] == "too short for RAPL's counters, which have not moved"
+    state = conditions.conditions([found], [1.0], 4)
+    assert state["thermal"] == "throttled" and state["busy"] is True
+    assert state["governors"] == ["ondemand"]
+    assert len(found["samples_ms"]) == 20 and found["kept_every"] == 1
 
 
 # Memory.
