@@ -131,11 +131,22 @@ def test_run_05_a_broken_link_is_exit_4_with_no_figure(
 
 
 def test_run_08_a_device_in_use_is_exit_9(
-    capsys: pytest.CaptureFixture[str], artifact: Path
+    capsys: pytest.CaptureFixture[str],
+    artifact: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with open_runner("fake:a"):
         code, _, err = run_main(capsys, str(artifact), "--on", "fake:a", "--wait", "0")
     assert code == 9 and "in use by process" in err
+    few = ("--rounds", "1", "--runs", "1")
+    with open_runner("local:"):  # as is this machine, with or without a URL
+        code, _, err = run_main(capsys, str(artifact), *few, "--wait", "0")
+    assert code == 9 and "this machine is in use by process" in err
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EDGEKIT_STATE", str(tmp_path / "file"))
+    code, _, err = run_main(capsys, str(artifact), *few, "-v")
+    assert code == 0 and "another measurement may run beside this one" in err
 
 
 @pytest.mark.parametrize(
