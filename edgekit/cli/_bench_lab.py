@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgekit.cli._bench_kept import STORE, figures, plain_url
+from edgekit.cli._bench_kept import figures, plain_url
 from edgekit.cli._output import emit, note, progress, table
 
 if TYPE_CHECKING:
@@ -63,7 +63,13 @@ def lab_options(function: F) -> F:
             click.option(
                 "--again", is_flag=True, help="Begin a matrix anew, not where its last run ended."
             ),
-            STORE,
+            click.option(
+                "--store",
+                type=click.Path(path_type=Path, dir_okay=False),
+                metavar="FILE",
+                help="Keep the result in this SQLite file; those of a matrix are kept in "
+                "bench.sqlite in the state folder without it.",
+            ),
         )
     ):
         function = option(function)
