@@ -188,7 +188,8 @@ def command(
     if _bench_lab.elsewhere(lab):
         measured = _bench_lab.measured_on(ctx, subject, ids, settings, lab, force=force)
     else:
-        measured = _measured_here(subject, ids, settings, force=force)
+        with _bench_lab.alone_here(lab["wait"]):
+            measured = _measured_here(subject, ids, settings, force=force)
     from edgekit.cli._bench_text import text
 
     gates = measured.get("gates", [])
