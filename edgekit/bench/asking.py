@@ -93,7 +93,7 @@ class LocalWorker:
         paths = {field: str(found[0].absolute()) for field, found in files.items()}
         with tempfile.TemporaryDirectory(prefix="edgekit-bench-") as folder:
             path = Path(folder) / "request.json"
-            asked = {**question, **paths, "nonce": nonce}
+            asked = {**question, **paths, "nonce": nonce, "asker": os.getpid()}
             path.write_text(json.dumps(asked, allow_nan=False), encoding="utf-8")
             argv = [*self._command, str(path)]
             done = run_bounded(argv, timeout=timeout, what=what, env=environment(threads))

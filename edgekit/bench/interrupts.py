@@ -1,4 +1,4 @@
-"""Signals that end a program are made exceptions, so that what runs on a device is ended too."""
+"""Signals that end a program are made exceptions, so that what was started is ended, too."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 def ended_by_signals() -> Iterator[None]:
     """While it lasts, SIGTERM and SIGHUP raise `KeyboardInterrupt`, as SIGINT does.
 
-    By themselves they end a process where it stands, with no time to clean up on a device. One that
-    is ignored stays so (nohup(1)). Only the main thread can set handlers; in another, nothing
+    By themselves they end a process where it stands, with no time to clean up. One that is
+    ignored stays so (nohup(1)). Only the main thread can set handlers; in another, nothing
     changes.
     """
     if threading.current_thread() is not threading.main_thread():

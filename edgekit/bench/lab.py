@@ -197,10 +197,11 @@ class _Lab:
     def run(self) -> None:
         queues: dict[str, list[Cell]] = {}
         try:
-            done = {m.cell: m for m in self._store.measurements(session=self._session)}
+            rows = self._store.measurements(session=self._session)
+            done = {m.cell: m for m in rows if m.status == "ok"}  # a failure may stand beside it
             for cell in self._matrix.cells:
                 found = done.get(cell.key)
-                if found is not None and found.status == "ok":
+                if found is not None:
                     self._tell(
                         Outcome(
                             cell,

@@ -17,7 +17,8 @@ A request has ``nonce`` and ``op``:
 * ``signature``: ``target``, ``path``; what the artifact states itself.
 * ``facts``: what machine this is.
 
-Paths are relative to the folder of the request. ``root`` says where ``proc`` and ``sys`` are read.
+Paths are relative to the folder of the request. ``root`` says where ``proc`` and ``sys`` are read,
+``asker`` with which process this one is to end (`edgekit.bench._asker`).
 """
 
 from __future__ import annotations
@@ -232,6 +233,10 @@ def main(argv: list[str]) -> int:
     """Reads the request, answers on stdout; what the runtime itself prints goes to stderr."""
     path = Path(argv[0])
     request = json.loads(path.read_bytes())
+    if "asker" in request:
+        from edgekit.bench._asker import end_with
+
+        end_with(request["asker"])
     out = os.dup(1)
     os.dup2(2, 1)
     with os.fdopen(out, "w", encoding="utf-8") as sink:

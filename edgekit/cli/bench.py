@@ -205,9 +205,10 @@ def _measured_here(
 ) -> dict[str, Any]:
     """Measures on this machine, in processes of it."""
     from edgekit.bench import measure
+    from edgekit.bench.interrupts import ended_by_signals
     from edgekit.bench.subjects import open_requests
 
-    with open_requests(subject, ids, None) as requests:
+    with ended_by_signals(), open_requests(subject, ids, None) as requests:
         extras = bool(settings["sustained_s"]) + settings["profile"]
         steps = len(requests) * (settings["rounds"] + extras)
         with progress(f"measuring {len(requests)} artifacts", steps) as advance:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +99,41 @@ def test_cpus_that_are_not_there_are_named(
     assert code == 7
     assert "cpus [4000, 4001]: this process can't be kept on them" in err
     assert "this process may use" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_run_11_what_measures_here_ends_with_the_command(
+    null_bundle: Path, tmp_path: Path, number: int
+) -> None:
+    command = [sys.executable, "-m", "edgekit.cli.main", "bench", str(null_bundle)]
+    command += ["--artifact", "null-fp32", "--rounds", "1", "--sustained", "60s"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "EDGEKIT_STATE": str(tmp_path / "state")}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        started = _until(lambda: _asked(tmp_path))
+        process.send_signal(number)
+        assert process.wait(20) == (130 if number == signal.SIGTERM else -number)
+    assert started
+    _until(lambda: not _asked(tmp_path))
+    if number == signal.SIGTERM:
+        assert list(tmp_path.glob("edgekit-*")) == []
+
+
+def _asked(folder: Path) -> list[int]:
+    """Processes that were given a request in a folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = entry.read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue  # it is over
+        if any(w.startswith(f"{folder}/") and w.endswith("request.json") for w in words):
+            found.append(int(entry.parent.name))
+    return found
+
+
+def _until(look: Callable[[], Any]) -> Any:
+    for _ in range(200):
+        if found := look():
+            return found
+        time.sleep(0.05)
+    pytest.fail("it did not come to that within 10 s")

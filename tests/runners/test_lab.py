@@ -321,3 +321,23 @@ def test_run_11_an_ended_matrix_leaves_nothing_and_goes_on(
     assert [m.status for m in kept] == ["ok", "ok"]
     code, _, err = run_main(capsys, "--matrix", str(path), "--store", str(store))
     assert code == 0 and err.count("already measured") == 2 and err.count(": measured") == 2
+
+
+def test_run_11_a_cell_that_failed_once_is_not_measured_again_after_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix = read_matrix(write(tmp_path, "fake:a", "fake:b", head="retries = 0"))
+    store, plain, broken = Store(tmp_path / "s.sqlite"), lab.bench_on, {"fake:a", "fake:b"}
+
+    def bench_on(url: str, *args: Any, **more: Any) -> dict[str, Any]:
+        if url in broken:
+            raise DeviceUnreachable(f"{url} is away")
+        return plain(url, *args, **more)
+
+    monkeypatch.setattr(lab, "bench_on", bench_on)
+    assert [c["status"] for c in run_matrix(matrix, store)["cells"]] == ["failed", "failed"]
+    broken.remove("fake:a")
+    assert [c["status"] for c in run_matrix(matrix, store)["cells"]] == ["ok", "failed"]
+    broken.remove("fake:b")
+    last = run_matrix(matrix, store)
+    assert [c["resumed"] for c in last["cells"]] == [True, False] and last["complete"]
