@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgekit.bench.leases import state_folder
-from edgekit.errors import BadData, StorageError, UsageError
+from edgekit.errors import BadData, EdgekitError, Locked, StorageError, UsageError
 
 __all__ = ["Measurement", "Store", "default_store"]
 
@@ -81,29 +81,44 @@ class Store:
     """The file; several processes may append at a time.
 
     Args:
-        path: the file; made where it is not there.
+        path: the file.
+        make: whether to make it where it is not there.
 
     Raises:
+        UsageError: it is not there, and was not to be made.
         StorageError: it cannot be written.
-        BadData: it is not such a file, or a newer edgekit's.
+        Locked: another process is writing to it, and did not end.
+        BadData: it is not such a file, another program's, or a newer edgekit's.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, make: bool = True) -> None:
         self.path = path
+        if not make and not path.exists():
+            raise UsageError(
+                f"nothing is kept in {path}: it is not there",
+                hint="--store names another file; --store and --matrix of 'edgekit bench' keep",
+            )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with self._open() as base:
-                base.execute("PRAGMA journal_mode = WAL")
-                base.execute("BEGIN IMMEDIATE")
-                (version,) = base.execute("PRAGMA user_version").fetchone()
-                if version == 0:
-                    for statement in _TABLES.split(";"):
-                        base.execute(statement)
-                    base.execute(f"PRAGMA user_version = {_VERSION}")
+                if self._is_new(base):
+                    base.execute("PRAGMA journal_mode = WAL")
+                    base.execute("BEGIN IMMEDIATE")
+                    if self._is_new(base):  # still, now that no other can make it
+                        for statement in _TABLES.split(";"):
+                            base.execute(statement)
+                        base.execute(f"PRAGMA user_version = {_VERSION}")
         except OSError as error:
             raise StorageError(f"cannot write {path}: {error.strerror}") from error
+
+    def _is_new(self, base: sqlite3.Connection) -> bool:
+        """Whether nothing is in the file yet; what others put there is not touched."""
+        (version,) = base.execute("PRAGMA user_version").fetchone()
         if version not in (0, _VERSION):
-            raise BadData(f"{path} is of version {version}; this edgekit knows {_VERSION}")
+            raise BadData(f"{self.path} is of version {version}; this edgekit knows {_VERSION}")
+        if version == 0 and base.execute("SELECT 1 FROM sqlite_master").fetchone() is not None:
+            raise BadData(f"{self.path} is no store of results, but another program's database")
+        return bool(version == 0)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -117,12 +132,18 @@ class Store:
             finally:
                 base.close()
         except sqlite3.DatabaseError as error:
-            if "disk" in str(error) or "readonly" in str(error) or "unable to open" in str(error):
-                raise StorageError(f"cannot write {self.path}: {error}") from error
-            raise BadData(f"{self.path} is no store of results: {error}") from error
+            raise self._fault(error) from error
+
+    def _fault(self, error: sqlite3.DatabaseError) -> EdgekitError:
+        kind = getattr(error, "sqlite_errorname", "")
+        if kind.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            return Locked(f"{self.path} is in use by another process: {error}")
+        if kind.startswith(("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_IOERR")):
+            return StorageError(f"cannot write {self.path}: {error}")
+        return BadData(f"{self.path} is no store of results, or damaged: {error}")
 
     def session(self, matrix: str, *, again: bool) -> int:
-        """The unfinished run of a matrix, or a new one.
+        """The last run of a matrix if it is unfinished, else a new one.
 
         Args:
             matrix: digest of what is measured and how.
@@ -131,10 +152,9 @@ class Store:
         with self._open() as base:
             base.execute("BEGIN IMMEDIATE")
             found = base.execute(
-                "SELECT id FROM session WHERE matrix = ? AND finished IS NULL ORDER BY id DESC",
-                (matrix,),
+                "SELECT id, finished FROM session WHERE matrix = ? ORDER BY id DESC", (matrix,)
             ).fetchone()
-            if found is not None and not again:
+            if found is not None and found[1] is None and not again:
                 return int(found[0])
             added = base.execute(
                 "INSERT INTO session (matrix, created) VALUES (?, ?)", (matrix, _now())

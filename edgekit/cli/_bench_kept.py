@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,7 @@ def figures(result: Mapping[str, Any]) -> list[object]:
 @STORE
 @click.option("--device", metavar="ID_OR_URL", help="Only this device.")
 @click.option("--subject", metavar="TEXT", help="Only what has this in its path.")
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="At most.")
+@click.option("--limit", type=click.IntRange(1, 10**9), default=20, show_default=True, help="At most.")
 @json_option
 @verbosity_options
 def history(
@@ -80,7 +81,7 @@ def history(
     from edgekit.bench.lab import short
     from edgekit.bench.store import Store, default_store
 
-    file = Store(store or default_store())
+    file = Store(store or default_store(), make=False)
     found = file.measurements(device=device, subject=subject, limit=limit)
     kept = ("id", "session", "created", "url", "device", "subject", "settings")
     document = {
@@ -170,12 +171,12 @@ def _named(name: str, store: Path | None) -> tuple[dict[str, Any], str | None]:
         if not isinstance(document, dict) or document.get("schema") != "edgekit.bench/1":
             raise BadData(f"{where} is no edgekit.bench/1 document")
         return document, artifact
-    if not where.isascii() or not where.isdigit():
+    if not re.fullmatch(r"[0-9]{1,18}", where):
         raise UsageError(
             f"{where!r} is neither a file nor the number of a measurement",
             hint="which there are: edgekit bench history",
         )
-    found = Store(store or default_store()).measurement(int(where))
+    found = Store(store or default_store(), make=False).measurement(int(where))
     return _document(found), artifact
 
 

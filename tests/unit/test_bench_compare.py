@@ -15,7 +15,7 @@ import pytest
 from edgekit.bench.compare import block_medians, compare, unpaired_ratio
 from edgekit.bench.store import Store
 from edgekit.cli.main import main
-from edgekit.errors import BadData, StorageError, UsageError
+from edgekit.errors import BadData, Locked, StorageError, UsageError
 from edgekit.schemas import validate
 
 
@@ -163,8 +163,10 @@ def test_a_session_goes_on_until_it_is_finished(tmp_path: Path) -> None:
     assert store.session("other", again=False) != first
     anew = store.session("digest", again=True)
     assert anew != first
+    assert store.session("digest", again=False) == anew
     store.finish(anew)
-    assert store.session("digest", again=False) == first
+    # What was left undone before that is not gone back to.
+    assert store.session("digest", again=False) not in (first, anew)
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
@@ -179,6 +181,60 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError):
         Store(tmp_path / "file" / "bench.sqlite")
+
+
+def test_another_programs_database_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "other.sqlite"
+    with sqlite3.connect(path) as base:
+        base.execute("CREATE TABLE bookmark (url TEXT)")
+    base.close()
+    before = path.read_bytes()
+    with pytest.raises(BadData, match="another program's database"):
+        Store(path)
+    assert path.read_bytes() == before
+
+
+def test_a_damaged_store_and_a_busy_one_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "bench.sqlite")
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda path, **more: connect(path, **more | QUICKLY))
+    base = sqlite3.connect(store.path)
+    base.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Locked, match="in use by another process"):
+        store.session("digest", again=True)
+    base.close()
+    for index in range(40):
+        keep(store, document(index))
+    base = sqlite3.connect(store.path)
+    base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    base.close()
+    whole = store.path.read_bytes()
+    store.path.write_bytes(whole[:8192] + b"\xff" * (len(whole) - 8192))
+    with pytest.raises(BadData, match="or damaged"):
+        store.measurements()
+
+
+QUICKLY = {"timeout": 0.05, "isolation_level": None}
+
+
+def test_reading_makes_no_store(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "typo.sqlite"
+    for words in (["history"], ["compare", "1", "2"]):
+        code, _, err = run_main(capsys, *words, "--store", str(path))
+        assert code == 2 and "it is not there" in err
+    assert not path.parent.exists()
+
+
+def test_numbers_beyond_all_measurements_are_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    where = ["--store", str(Store(tmp_path / "bench.sqlite").path)]
+    code, _, err = run_main(capsys, "compare", "9" * 30, "1", *where)
+    assert code == 2 and "nor the number of a measurement" in err
+    code, _, err = run_main(capsys, "history", "--limit", "9" * 30, *where)
+    assert code == 2 and "--limit" in err
 
 
 # The verbs.
