@@ -19,7 +19,7 @@ from edgekit.bench import conditions
 from edgekit.errors import BadData, UsageError
 from edgekit.paired import MIN_RATIO_PAIRS, paired_ratio
 
-__all__ = ["SCHEMA", "block_medians", "compare", "unpaired_ratio"]
+__all__ = ["SCHEMA", "block_medians", "compare", "readable", "unpaired_ratio"]
 
 SCHEMA: Final = "edgekit.bench-compare/1"
 
@@ -63,7 +63,7 @@ def _entry(
     force: bool,
 ) -> dict[str, Any]:
     base, other = _find(a, pair[0], names[0]), _find(b, pair[1], names[1])
-    unlike = [*_unlike_machines(a, b), *conditions.unlike(base, other)]
+    unlike = _unlike(a, b, base, other)
     if unlike and not force:
         raise UsageError(
             f"{names[0]}:{pair[0]} and {names[1]}:{pair[1]} were measured under unlike conditions: "
@@ -75,7 +75,6 @@ def _entry(
     ratio, low, high, verdict = (
         _paired(*costs) if one_run else _unpaired(*costs, f"{pair[0]} and {pair[1]}")
     )
-    changed = [f"{key}: {x} against {y}" for key, x, y in _versions(a, b, base, other) if x != y]
     return {
         "a": pair[0],
         "b": pair[1],
@@ -87,7 +86,7 @@ def _entry(
         "ci95": [low, high],
         "verdict": verdict,
         "unlike": unlike,
-        "changed": changed,
+        "changed": _changed(a, b, base, other),
     }
 
 
@@ -100,39 +99,68 @@ def _find(document: Mapping[str, Any], artifact: str, name: str) -> Mapping[str,
     raise UsageError(f"{name} has no artifact {artifact!r}", hint=f"it has {known}")
 
 
-def _unlike_machines(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+def _unlike(
+    a: Mapping[str, Any], b: Mapping[str, Any], base: Mapping[str, Any], other: Mapping[str, Any]
+) -> list[str]:
+    """Why they can't be compared: other machines, other conditions."""
     one, two = a["facts"], b["facts"]
     found = [
         f"{key}: {one.get(key)} against {two.get(key)}" for key in _ALIKE if _differ(key, one, two)
     ]
     if a["where"] != b["where"] and not found:
         found.append(f"device: {a['where']} against {b['where']}")
-    return found
+    return found + conditions.unlike(base, other)
 
 
 def _differ(key: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
     return one.get(key) is not None and two.get(key) is not None and one[key] != two[key]
 
 
-def _versions(
+def _changed(
     a: Mapping[str, Any], b: Mapping[str, Any], base: Mapping[str, Any], other: Mapping[str, Any]
-) -> list[tuple[str, Any, Any]]:
+) -> list[str]:
     """What may well differ, and be why."""
-    keys = ("kernel", "distribution", "python", "edgekit")
-    facts = [(key, a["facts"].get(key), b["facts"].get(key)) for key in keys]
-    mine = [(key, base.get(key), other.get(key)) for key in ("runtime", "bytes", "scheme")]
-    return [*facts, *mine]
+    facts, mine = ("kernel", "distribution", "python", "edgekit"), ("runtime", "bytes", "scheme")
+    pairs = [(key, a["facts"].get(key), b["facts"].get(key)) for key in facts]
+    pairs += [(key, base.get(key), other.get(key)) for key in mine]
+    return [f"{key}: {x} against {y}" for key, x, y in pairs if x != y]
+
+
+def readable(document: object, name: str) -> dict[str, Any]:
+    """A document from elsewhere, if it is one that `compare` can read.
+
+    Raises:
+        BadData: it is no ``edgekit.bench/1`` document, or not whole.
+    """
+    if not isinstance(document, dict) or document.get("schema") != "edgekit.bench/1":
+        raise BadData(f"{name} is no edgekit.bench/1 document")
+    if not document.get("results"):
+        raise BadData(f"{name} holds no artifact")
+    try:
+        for result in document["results"]:
+            # What can be held against itself has all that is asked of it.
+            same = _find(document, result["artifact"], name)
+            _unlike(document, document, result, same)
+            _changed(document, document, result, same)
+            block_medians(result)
+    except BadData as error:
+        raise BadData(f"{name}: {error.message}", hint=error.hint) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BadData(f"{name} is no whole edgekit.bench/1 document: {error!r}") from error
+    return document
 
 
 def block_medians(result: Mapping[str, Any]) -> list[float]:
     """The median latency of each round of an artifact, in ms, in the order measured.
 
     Raises:
-        BadData: its samples do not add up to its rounds.
+        BadData: its samples are no numbers, or do not add up to its rounds.
     """
     samples, medians, start = result["samples_ms"], [], 0
+    if not all(type(s) in (int, float) and math.isfinite(s) for s in samples):
+        raise BadData(f"artifact {result['artifact']!r}: a sample is no number of ms")
     for entry in result["rounds"]:
-        block = samples[start : start + entry["n"]]
+        block = samples[start : start + max(0, entry["n"])]
         start += entry["n"]
         if not block:
             raise BadData(f"artifact {result['artifact']!r}: a round without samples")

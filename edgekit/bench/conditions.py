@@ -190,7 +190,19 @@ def unlike(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
         which = a if first.get("thermal") == "throttled" else b
         reasons.append(f"{which['artifact']} was throttled and the other was not")
     reasons += _apart(first, second)
+    if (one := _what_samples_are(a)) != (other := _what_samples_are(b)):
+        reasons.append(f"samples that are {one} against {other}")
+    # Of few calls the interval knows; of a wrong clock it does not.
+    for side in (a, b):
+        wrong = [reason for reason in side["insufficient"] if not reason.startswith("few:")]
+        reasons += [f"{side['artifact']}: {reason}" for reason in wrong]
     return reasons + _power(first.get("battery"), second.get("battery"))
+
+
+def _what_samples_are(result: Mapping[str, Any]) -> str:
+    told = [entry.get("aggregate") for entry in result["rounds"]]
+    kinds = sorted({f"{entry['kind']}s of a process's calls" for entry in told if entry})
+    return _listed(kinds) or "single calls"
 
 
 def _listed(values: Sequence[Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from edgekit.bench import conditions, steady
 from edgekit.bench.request import BenchRequest
-from edgekit.errors import BadData, UsageError, WorkerCrashed
+from edgekit.errors import UsageError, WorkerCrashed
 from edgekit.metrics import percentile
 from edgekit.paired import MIN_RATIO_PAIRS, paired_ratio
 
@@ -283,7 +283,6 @@ def comparison(
 
     Raises:
         UsageError: one of them was not measured.
-        WorkerCrashed: a latency is no positive number.
     """
     missing = [name for name in (a, b) if name not in rounds]
     if missing:
@@ -291,12 +290,10 @@ def comparison(
     reasons = conditions.unlike(results[a], results[b])
     base, other = rounds[a].medians(), rounds[b].medians()
     entry: dict[str, Any] = {"a": a, "b": b, "metric": "latency_p50", "unlike": reasons}
-    if len(base) < MIN_RATIO_PAIRS or (reasons and not force):
+    too_few, timeless = len(base) < MIN_RATIO_PAIRS, min(*base, *other) <= 0
+    if too_few or timeless or (reasons and not force):
         return {**entry, "ratio": None, "ci95": None, "verdict": "no difference shown"}
-    try:
-        found = paired_ratio(base, other)
-    except BadData as error:
-        raise WorkerCrashed(f"{a!r} and {b!r} cannot be compared: {error.message}") from error
+    found = paired_ratio(base, other)
     words = {"better": "faster", "worse": "slower"}
     return {
         **entry,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekit.cli._output import emit, json_option, table, verbosity_options
+from edgekit.cli._output import emit, json_option, note, table, verbosity_options
 
 if TYPE_CHECKING:
     from edgekit.bench.store import Measurement
@@ -66,7 +66,9 @@ def figures(result: Mapping[str, Any]) -> list[object]:
 @STORE
 @click.option("--device", metavar="ID_OR_URL", help="Only this device.")
 @click.option("--subject", metavar="TEXT", help="Only what has this in its path.")
-@click.option("--limit", type=click.IntRange(1, 10**9), default=20, show_default=True, help="At most.")
+@click.option(
+    "--limit", type=click.IntRange(1, 10**9), default=20, show_default=True, help="At most."
+)
 @json_option
 @verbosity_options
 def history(
@@ -157,8 +159,9 @@ def _named(name: str, store: Path | None) -> tuple[dict[str, Any], str | None]:
     """The document that a name on the command line means, and the artifact if it names one."""
     import json
 
+    from edgekit.bench.compare import readable
     from edgekit.bench.store import Store, default_store
-    from edgekit.errors import BadData, UsageError
+    from edgekit.errors import BadData, StorageError, UsageError
 
     where, artifact = name, None
     if not Path(name).is_file() and ":" in name:
@@ -166,11 +169,11 @@ def _named(name: str, store: Path | None) -> tuple[dict[str, Any], str | None]:
     if Path(where).is_file():
         try:
             document = json.loads(Path(where).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise StorageError(f"cannot read {where}: {error.strerror}") from error
         except (ValueError, RecursionError) as error:
             raise BadData(f"{where} is not JSON: {error}") from error
-        if not isinstance(document, dict) or document.get("schema") != "edgekit.bench/1":
-            raise BadData(f"{where} is no edgekit.bench/1 document")
-        return document, artifact
+        return readable(document, where), artifact
     if not re.fullmatch(r"[0-9]{1,18}", where):
         raise UsageError(
             f"{where!r} is neither a file nor the number of a measurement",
@@ -202,6 +205,9 @@ def _pairs(
             f"{a[0]} and {b[0]} have no artifact in common",
             hint=f"name one of each: {a[0]}:{ids[0][0]} {b[0]}:{ids[1][0]}",
         )
+    for own, others, side in ((ids[0], ids[1], a), (ids[1], ids[0], b)):
+        if lone := [name for name in own if name not in others]:
+            note(f"not compared, as only {side[0]} has them: {', '.join(lone)}")
     return common
 
 

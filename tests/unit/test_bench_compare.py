@@ -19,6 +19,10 @@ from edgekit.errors import BadData, Locked, StorageError, UsageError
 from edgekit.schemas import validate
 
 
+DROP = object()
+"""Takes a field out."""
+
+
 def conditions() -> dict[str, Any]:
     """Those of a machine at rest."""
     return {
@@ -127,6 +131,61 @@ def test_what_cannot_be_compared_is_said() -> None:
     few["results"][0]["rounds"] = [{"n": 12}]
     with pytest.raises(BadData, match="24 samples in rounds of 12"):
         block_medians(few["results"][0])
+
+
+def test_what_the_figures_are_must_be_alike_too() -> None:
+    one, two = document(1), document(2)
+    for entry in two["results"][0]["rounds"]:
+        entry["aggregate"] = {"kind": "mean", "calls": 50}
+    with pytest.raises(UsageError, match="single calls against means of a process's calls"):
+        compare(one, two, [("a", "a")])
+    two = document(2)
+    two["results"][0]["insufficient"] = ["few: 24 calls"]  # which the interval knows of
+    compare(one, two, [("a", "a")])
+    two["results"][0]["insufficient"] = ["clock: the device counted 20 s where 10 s passed here"]
+    with pytest.raises(UsageError, match="a: clock: the device counted 20 s"):
+        compare(one, two, [("a", "a")])
+    (entry,) = compare(one, two, [("a", "a")], force=True)["comparisons"]
+    assert entry["unlike"] == ["a: " + two["results"][0]["insufficient"][0]]
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "words"),
+    [
+        (("results",), [], "holds no artifact"),
+        (("results",), DROP, "holds no artifact"),
+        (("results",), 3, "no whole"),
+        (("facts",), [], "no whole"),
+        (("where",), DROP, "no whole"),
+        (("results", 0), "a", "no whole"),
+        (("results", 0, "artifact"), DROP, "no whole"),
+        (("results", 0, "conditions"), [1], "no whole"),
+        (("results", 0, "conditions", "battery"), "full", "no whole"),
+        (("results", 0, "rounds", 0, "n"), "3", "no whole"),
+        (("results", 0, "rounds", 0, "n"), -3, "a round without samples"),
+        (("results", 0, "samples_ms", 0), "10", "no number of ms"),
+        (("results", 0, "samples_ms", 0), True, "no number of ms"),
+        (("results", 0, "samples_ms", 0), math.nan, "no number of ms"),
+    ],
+)
+def test_a_file_that_is_not_whole_is_refused_in_words(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    where: tuple[Any, ...],
+    value: Any,
+    words: str,
+) -> None:
+    spoilt = document()
+    place: Any = spoilt
+    for step in where[:-1]:
+        place = place[step]
+    if value is DROP:
+        del place[where[-1]]
+    else:
+        place[where[-1]] = value
+    (tmp_path / "a.json").write_text(json.dumps(spoilt))
+    code, _, err = run_main(capsys, "compare", str(tmp_path / "a.json"), str(tmp_path / "a.json"))
+    assert code == 7 and words in err and "a.json" in err
 
 
 # The store.
@@ -280,8 +339,9 @@ def test_compare_takes_files(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     one, two = tmp_path / "one.json", tmp_path / "two.json"
     one.write_text(json.dumps(document(1, a=1.0, b=1.0)))
     two.write_text(json.dumps(document(2, b=1.4, c=1.0)))
-    code, out, _ = run_main(capsys, "compare", str(one), str(two))
+    code, out, err = run_main(capsys, "compare", str(one), str(two))
     assert code == 0 and out.startswith("b: slower")
+    assert f"only {one} has them: a" in err and f"only {two} has them: c" in err
     code, out, _ = run_main(capsys, "compare", f"{one}:a", f"{two}:c")
     assert code == 0 and out.startswith("c against a: no difference shown")
     (tmp_path / "other.json").write_text(json.dumps({"schema": "edgekit.export/1"}))

@@ -262,6 +262,18 @@ def test_run_10_unlike_conditions_are_compared_only_by_force() -> None:
     assert forced["verdict"] == "faster" and forced["unlike"] == refused["unlike"]
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_run_12_calls_without_time_are_flagged_and_not_compared(force: bool) -> None:
+    requests = [BenchRequest(n, "null", Path("a.npz"), SIGNATURE) for n in ("a", "b")]
+    worker = Scripted(answer(5.0), answer(0.0), answer(0.0), answer(5.0))
+    found = bench(requests, worker=worker, rounds=6, compare=[("a", "b")], force=force)
+    validate(found)
+    assert found["results"][1]["latency_ms"] is None
+    (comparison,) = found["comparisons"]
+    assert comparison["ratio"] is None and comparison["verdict"] == "no difference shown"
+    assert "b: clock: 240 calls took 0 ms or less" in comparison["unlike"]
+
+
 def test_energy_is_a_calls_share_or_a_reason() -> None:
     found = one(answer(n=40), answer(n=40))["energy"]
     assert found["joules_per_call"] == pytest.approx(0.8 / 80)
