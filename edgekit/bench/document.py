@@ -39,6 +39,22 @@ ask for 1024 calls and 60 s."""
 _STEPS = 100  # of the clock that a call must take, for its step to be under 1 %
 _ASLEEP_S = 0.25  # by which the clocks part if the machine slept
 
+_FIGURES = ("load_ms", "first_ms", "peak_bytes", "added_bytes", "pss_bytes", "kept_every")
+_INNER = (
+    ("aggregate", ("calls",)),
+    ("clocks", ("timed_s", "boottime_s", "resolution_ns")),
+    ("energy", ("joules",)),
+)
+_SHAPES: Final[dict[str, type]] = {
+    **dict.fromkeys(("affinity", "looks", "remarks", "warmup_ms", "whole_ms"), list),
+    **dict.fromkeys(("aggregate", "after", "before", "clocks", "energy", "gate", "reported"), dict),
+}
+"""What a worker's answer may hold: it comes from a device, and is believed only so far."""
+
+
+def _short(value: object) -> str:
+    return repr(value)[:80]
+
 
 @dataclass
 class Rounds:
@@ -53,18 +69,27 @@ class Rounds:
         Raises:
             WorkerCrashed: it lacks what a measurement has, or holds what is no number.
         """
-        figures = ("load_ms", "first_ms", "peak_bytes", "added_bytes")
-        numbers = [answer[key] for key in figures if answer.get(key) is not None]
+        what = f"artifact {self.request.artifact!r}"
+        for key, kind in _SHAPES.items():
+            if not isinstance(answer.get(key), kind | None):
+                raise WorkerCrashed(f"{what}: the worker's {key} is {_short(answer[key])}")
         samples = answer.get("samples_ms")
         if not isinstance(samples, list) or not samples:
-            raise WorkerCrashed(f"artifact {self.request.artifact!r}: the worker timed no call")
-        for value in (*numbers, *samples):
+            raise WorkerCrashed(f"{what}: the worker timed no call")
+        inner = [(answer.get(name) or {}).get(key) for name, keys in _INNER for key in keys]
+        given = [
+            value for value in (*(answer.get(k) for k in _FIGURES), *inner) if value is not None
+        ]
+        lists = [value for key in ("warmup_ms", "whole_ms") for value in answer.get(key) or []]
+        for value in (*given, *samples, *lists):
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise WorkerCrashed(
-                    f"artifact {self.request.artifact!r}: the worker measured {value!r}"
-                )
+                raise WorkerCrashed(f"{what}: the worker measured {_short(value)}")
             if not math.isfinite(value):
-                raise WorkerCrashed(f"artifact {self.request.artifact!r}: a time is {value}")
+                raise WorkerCrashed(f"{what}: a time is {value}")
+        if (answer.get("aggregate") or {"calls": 1}).get("calls", 0) < 1 or answer.get(
+            "kept_every", 1
+        ) < 1:
+            raise WorkerCrashed(f"{what}: the worker timed no call")
         self.answers.append(answer)
 
     def medians(self) -> list[float]:

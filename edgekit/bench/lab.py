@@ -219,6 +219,8 @@ class _Lab:
             self._together([here] if here else [])
         finally:
             self._cancel.close()
+        if self._bug is not None:
+            raise self._bug
 
     def _together(self, queues: Sequence[Sequence[Cell]]) -> None:
         threads = [threading.Thread(target=self._device, args=(queue,)) for queue in queues]
@@ -232,8 +234,6 @@ class _Lab:
             for thread in threads:
                 thread.join()
             raise
-        if self._bug is not None:
-            raise self._bug
 
     def _device(self, cells: Sequence[Cell]) -> None:
         """The cells of one device, one after the other."""
@@ -250,9 +250,8 @@ class _Lab:
                 self._tell(outcome)
         except Cancelled:
             return
-        except BaseException as error:  # a bug here must not look like a finished matrix
+        except BaseException as error:  # a bug must not look like a finished matrix; others go on
             self._bug = error
-            self._cancel.ask()
 
     def _measure(self, cell: Cell) -> Outcome:
         attempts = 0

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import platform
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,11 +37,23 @@ def state_folder() -> Path:
 
 
 def holder_id(device: str) -> str:
-    """Names a device's lease: its identity, this machine, user and state folder; 16 hex digits.
+    """Names a device's lease: its identity and this state folder, by its own word; 16 hex digits.
 
     What is marked with it on a device and found there by a later holder belongs to nobody any more.
+    Names would not do: two machines or containers may be called the same, with the same user and
+    home, and each would take the other's job for its own leftover.
+
+    Raises:
+        StorageError: the state folder's word cannot be read or written.
     """
-    text = f"{device}\0{platform.node()}\0{os.getuid()}\0{state_folder()}"
+    with _lock_file("holder") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        word = file.read().strip()
+        if not word:
+            word = secrets.token_hex(16)
+            file.write(word)
+    text = f"{device}\0{platform.node()}\0{os.getuid()}\0{word}"
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
@@ -66,7 +79,7 @@ def lease(
         Locked: another still had it after ``wait`` seconds.
         StorageError: the lease's file cannot be written.
     """
-    with _lease_file(device) as file:
+    with _lock_file(hashlib.sha256(device.encode()).hexdigest()[:32]) as file:
         _take(file, what, time.monotonic() + wait, cancel, waiting)
         mine = {"pid": os.getpid(), "device": what, "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         file.seek(0)
@@ -81,9 +94,8 @@ def lease(
 
 
 @contextlib.contextmanager
-def _lease_file(device: str) -> Iterator[IO[str]]:
+def _lock_file(name: str) -> Iterator[IO[str]]:
     # Never deleted: who waits on a deleted file's lock would get it beside the new file's holder.
-    name = hashlib.sha256(device.encode()).hexdigest()[:32]
     path = state_folder() / "leases" / f"{name}.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -256,8 +256,10 @@ class _Run:
         )
         # A device's clock may be wrong: more than passed here can't have passed there.
         answer = {**answer, "asked_s": round(time.monotonic() - begun, 3)}
-        waited = (answer.get("gate") or {}).get("waited_s")
-        self._left = max(0.0, self._left - (waited if isinstance(waited, int | float) else 0.0))
+        gate = answer.get("gate")
+        waited = gate.get("waited_s") if isinstance(gate, dict) else None
+        if isinstance(waited, int | float):
+            self._left = max(0.0, min(self._left, self._left - waited))
         self._progress(1)
         return answer
 

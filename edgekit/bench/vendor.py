@@ -28,7 +28,7 @@ TOOLS: Final = {"benchmark_model": "tflite", "executor_runner": "executorch"}
 
 _MIB = 2**20
 _PROBE = 3  # executions that tell how many fit into the time
-_NUMBER = r"([0-9.]+(?:e[+-]?[0-9]+)?)"
+_NUMBER = r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)"
 _SERIES = re.compile(r"\bcount=(\d+)((?: (?:first|curr|min|max|avg|std|p5|median|p95)=\S+)+)")
 _TIMINGS = re.compile(
     rf"Inference timings in us: Init: {_NUMBER}, First inference: {_NUMBER}, "
@@ -194,15 +194,16 @@ def parse_benchmark_model(text: str, what: str) -> dict[str, Any]:
     if timings is None or not series:
         raise WorkerCrashed(f"{what}: benchmark_model told no timings: {_last(text)}")
     count, fields = int(series[-1][0]), dict(re.findall(r" (\w+)=(\S+)", series[-1][1]))
-    kind = "median" if "median" in fields else "mean"
-    middle = fields.get("median") or fields.get("avg") or timings[4]
+    told = _figures(fields, what)
+    kind = "median" if "median" in told else "mean"
+    middle = told.get("median") or told.get("avg") or float(timings[4])
     peak, footprint = _PEAK.search(text), _FOOTPRINT.search(text)
     placed = _PLACED.search(text)
     return {
         "load_ms": float(timings[1]) / 1e3,
         "first_ms": float(timings[2]) / 1e3,
-        "samples_ms": [float(middle) / 1e3],
-        "aggregate": {"kind": kind, "calls": count, "told_us": _figures(fields)},
+        "samples_ms": [middle / 1e3],
+        "aggregate": {"kind": kind, "calls": count, "told_us": told},
         "peak_bytes": None if peak is None else float(peak[1]) * _MIB,
         "added_bytes": None if footprint is None else float(footprint[2]) * _MIB,
         "runtime_version": "benchmark_model, of a version that it does not tell",
@@ -213,8 +214,11 @@ def parse_benchmark_model(text: str, what: str) -> dict[str, Any]:
     }
 
 
-def _figures(fields: Mapping[str, str]) -> dict[str, float]:
-    return {name: float(value) for name, value in fields.items() if name != "curr"}
+def _figures(fields: Mapping[str, str], what: str) -> dict[str, float]:
+    try:
+        return {name: float(value) for name, value in fields.items() if name != "curr"}
+    except ValueError as error:
+        raise WorkerCrashed(f"{what}: benchmark_model told no number: {error}") from error
 
 
 def parse_executor_runner(text: str, what: str, *, warmup: int = 0) -> dict[str, Any]:

@@ -203,8 +203,11 @@ def test_a_bug_in_a_thread_is_no_finished_matrix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lab, "bench_on", Bench({"fake:a": [ZeroDivisionError()]}))
+    store = Store(tmp_path / "s.sqlite")
     with pytest.raises(ZeroDivisionError):
-        run_matrix(read_matrix(write(tmp_path, "fake:a")), Store(tmp_path / "s.sqlite"))
+        run_matrix(read_matrix(write(tmp_path, "fake:a", "fake:b", "local:")), store)
+    # What other devices gave is kept all the same.
+    assert {(m.url, m.status) for m in store.measurements()} == {("fake:b", "ok"), ("local:", "ok")}
 
 
 def run_main(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:

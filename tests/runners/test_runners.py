@@ -326,6 +326,24 @@ def test_what_a_killed_holder_left_is_deleted_by_the_next(url: str) -> None:
         assert Path(neighbour.workspace).is_dir()
 
 
+def test_pulling_leaves_no_file_open(runner: ShellRunner, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"content")
+    runner.push(tmp_path / "a", "a")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        runner.pull("a", tmp_path / "back")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_another_state_folders_job_is_no_leftover(tmp_path: Path) -> None:
+    # Two containers may have one host name, user and home; each has its own leases all the same.
+    with open_runner("fake:shared") as first:
+        (tmp_path / "state").rename(tmp_path / "of-the-other")
+        with open_runner("fake:shared") as second:
+            assert Path(first.workspace).is_dir() and Path(second.workspace).is_dir()
+        assert Path(first.workspace).is_dir()
+
+
 def test_facts_are_the_devices(runner: ShellRunner) -> None:
     facts = runner.facts()
     assert facts["machine"] == os.uname().machine and facts["kernel"] == os.uname().release

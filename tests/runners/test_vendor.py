@@ -57,6 +57,21 @@ def test_run_06_benchmark_model_that_did_not_finish_gives_nothing(text: str) -> 
         parse_benchmark_model(text, "a")
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ("median=2781", "median=fast", "told no number"),
+        ("Init: ", "Init: 1.2.", "told no timings"),
+    ],
+)
+def test_run_06_benchmark_model_with_no_number_gives_nothing(
+    before: str, after: str, words: str
+) -> None:
+    assert before in BENCHMARK_2025
+    with pytest.raises(WorkerCrashed, match=words):
+        parse_benchmark_model(BENCHMARK_2025.replace(before, after), "a")
+
+
 def test_executor_runner_of_three_forms() -> None:
     new = parse_executor_runner(RUNNER_2026, "a", warmup=2)
     assert (new["load_ms"], new["first_ms"]) == (19.25, 12.0)

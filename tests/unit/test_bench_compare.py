@@ -18,7 +18,6 @@ from edgekit.cli.main import main
 from edgekit.errors import BadData, Locked, StorageError, UsageError
 from edgekit.schemas import validate
 
-
 DROP = object()
 """Takes a field out."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,28 @@ def test_run_12_calls_without_time_are_flagged_and_not_compared(force: bool) -> 
     (comparison,) = found["comparisons"]
     assert comparison["ratio"] is None and comparison["verdict"] == "no difference shown"
     assert "b: clock: 240 calls took 0 ms or less" in comparison["unlike"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"clocks": [1]},
+        {"clocks": {"timed_s": "1"}},
+        {"clocks": {"resolution_ns": math.nan}},
+        {"gate": "ok"},
+        {"energy": {"joules": True}},
+        {"looks": {"n": 1}},
+        {"before": 3},
+        {"warmup_ms": ["5"]},
+        {"whole_ms": [math.inf]},
+        {"aggregate": {"calls": 0}},
+        {"kept_every": 0},
+        {"pss_bytes": "1"},
+    ],
+)
+def test_run_06_an_answer_of_another_form_is_a_crashed_worker(changes: dict[str, Any]) -> None:
+    with pytest.raises(WorkerCrashed, match="artifact 'a': "):
+        measured({**answer(), **changes})
 
 
 def test_energy_is_a_calls_share_or_a_reason() -> None:

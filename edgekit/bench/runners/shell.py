@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 import secrets
 import tempfile
@@ -160,9 +161,11 @@ class ShellRunner:
             raise TrustError(
                 f"{self._name}: {name!r} arrived damaged: its sha256 changed on the way"
             )
-        aside = Path(tempfile.mkstemp(prefix=".pull-", dir=local.absolute().parent)[1])
+        descriptor, made = tempfile.mkstemp(prefix=".pull-", dir=local.absolute().parent)
+        aside = Path(made)
         try:
-            aside.write_bytes(content)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
             aside.replace(local)
         finally:
             aside.unlink(missing_ok=True)
