@@ -127,7 +127,7 @@ def _take(
         if left <= 0:
             raise Locked(
                 f"{what} is in use by {_holder(file)}",
-                hint="wait for it (--wait SECONDS), or end that job",
+                hint="wait for it (--wait 30m), or end that job",
             )
         if not told:
             waiting(f"{what} is in use by {_holder(file)}; waiting for it")

@@ -78,10 +78,12 @@ class Settings:
             if getattr(self, name) < least:
                 raise UsageError(f"{name} is {getattr(self, name)}; at least {least} is needed")
         if not 0 < self.max_seconds < math.inf:
-            raise UsageError(f"max_seconds is {self.max_seconds}; it must be over 0")
+            raise UsageError(f"max_seconds is {self.max_seconds}; it must be over 0, and finite")
         for name in ("cool_down_s", "sustained_s"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+                raise UsageError(
+                    f"{name} is {getattr(self, name)}; it must be 0 or more, and finite"
+                )
         if self.max_temperature_c is not None and not 0 < self.max_temperature_c < 150:
             raise UsageError(
                 f"max_temperature_c is {self.max_temperature_c}; it must lie in 0 to 150 degrees"

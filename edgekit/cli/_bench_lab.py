@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,9 +18,32 @@ if TYPE_CHECKING:
     from edgekit.bench.vendor import Tool
     from edgekit.device import Device
 
-__all__ = ["alone_here", "elsewhere", "gates_text", "lab_options", "measured_on", "run_matrix"]
+__all__ = [
+    "Seconds",
+    "alone_here",
+    "elsewhere",
+    "gates_text",
+    "lab_options",
+    "measured_on",
+    "run_matrix",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+class Seconds(click.ParamType):  # type: ignore[type-arg]
+    """A length of time: ``90``, ``90s``, ``10m``, ``1.5h``; in seconds."""
+
+    name = "TIME"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|)", str(value).strip())
+        if found is None:
+            self.fail(f"{value!r} is no time; write 90s, 10m or 1h", param, ctx)
+        return float(found[1]) * _UNITS[found[2]]
 
 
 def lab_options(function: F) -> F:
@@ -48,10 +72,10 @@ def lab_options(function: F) -> F:
             ),
             click.option(
                 "--wait",
-                type=click.FloatRange(0),
+                type=Seconds(),
                 default=600.0,
-                show_default=True,
-                metavar="SECONDS",
+                show_default="600s",
+                metavar="TIME",
                 help="Wait so long for a device that another job has.",
             ),
             click.option(
@@ -132,9 +156,12 @@ def measured_on(
     from edgekit.bench.interrupts import ended_by_signals
     from edgekit.bench.lab import bench_on
     from edgekit.bench.matrix import settings_for
+    from edgekit.bench.runners import parse
     from edgekit.bench.store import Store
 
-    url, device = lab["url"] or "local:", _profile(lab["profile_name"])
+    # All that is wrong with the options is found before anything is begun, or repeated on a screen.
+    url, device = parse(lab["url"] or "local:").text, _profile(lab["profile_name"])
+    tools = _tools(lab["tools"])
     how = settings_for(device, **_given(ctx, settings, device))
     store = None if lab["store"] is None else Store(lab["store"])
     with ended_by_signals(), progress(f"measuring on {url}") as advance:
@@ -144,7 +171,7 @@ def measured_on(
             ids,
             settings=how,
             device=device,
-            tools=_tools(lab["tools"]),
+            tools=tools,
             wait=lab["wait"],
             force=force,
             waiting=note,
@@ -198,11 +225,12 @@ def run_matrix(ctx: click.Context, lab: Mapping[str, Any], as_json: bool) -> int
     Raises:
         click.UsageError: an option is given that the matrix's file decides.
     """
-    known = {"matrix", "again", "store", "as_json"}
+    known = {"matrix", "again", "store", "as_json", "quiet", "verbose"}
     for param in ctx.command.params:
         source = ctx.get_parameter_source(param.name or "")
         if param.name not in known and source is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"{param.opts[0]} is said by the matrix's file", ctx)
+            name = "BUNDLE_OR_ARTIFACT" if param.name == "subject" else param.opts[0]
+            raise click.UsageError(f"{name} is said by the matrix's file", ctx)
     from edgekit.bench import lab as device_lab
     from edgekit.bench.interrupts import ended_by_signals
     from edgekit.bench.matrix import read_matrix

@@ -87,11 +87,11 @@ def _sustained(result: dict[str, Any]) -> list[str]:
         ]
         for p in points[::step]
     ]
-    lines = ["", f"{result['artifact']}, {found['seconds']:.0f} s back to back:"]
+    lines = ["", f"{result['artifact']}, {_digits(found['seconds'])} s back to back:"]
     if found["ratio"] is not None:
         first, last = found["first"], found["last"]
         lines[-1] += (
-            f" p50 {_digits(first['p50'])} ms in the first {found['window_s']:.0f} s, "
+            f" p50 {_digits(first['p50'])} ms in the first {_digits(found['window_s'])} s, "
             f"{_digits(last['p50'])} ms in the last, {found['ratio']:.2f} times; "
             f"p99 {_digits(first['p99'])} and {_digits(last['p99'])} ms"
         )

@@ -15,23 +15,6 @@ from edgekit.cli._output import emit, json_option, progress, verbosity_options
 __all__ = ["command"]
 
 
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-
-
-class Seconds(click.ParamType):  # type: ignore[type-arg]
-    """A length of time: ``90``, ``90s``, ``10m``, ``1.5h``; in seconds."""
-
-    name = "TIME"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|)", str(value).strip())
-        if found is None:
-            self.fail(f"{value!r} is no time; write 90s, 10m or 1h", param, ctx)
-        return float(found[1]) * _UNITS[found[2]]
-
-
 class Cpus(click.ParamType):  # type: ignore[type-arg]
     """CPUs: ``big``, ``little``, or numbers such as ``4-7`` and ``0,2``."""
 
@@ -94,7 +77,7 @@ class Cpus(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option(
     "--sustained",
-    type=Seconds(),
+    type=_bench_lab.Seconds(),
     default=0.0,
     metavar="TIME",
     help="Then call each artifact back to back for so long (10m): what a hot chip gives.",
@@ -106,14 +89,14 @@ class Cpus(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option(
     "--max-temperature",
-    type=click.FloatRange(0, 150),
+    type=click.FloatRange(0, 150, min_open=True, max_open=True),
     default=None,
     metavar="C",
     help="Begin a round at or below this; by default 10 degrees under the point of throttling.",
 )
 @click.option(
     "--cool-down",
-    type=Seconds(),
+    type=_bench_lab.Seconds(),
     default=60.0,
     show_default="60s",
     metavar="TIME",
@@ -181,6 +164,8 @@ def command(
     ctx = click.get_current_context()
     if lab["matrix"] is not None:
         return _bench_lab.run_matrix(ctx, lab, as_json)
+    if lab["again"]:
+        raise click.UsageError("--again begins a --matrix anew, and none is given", ctx)
     if subject is None:
         raise click.MissingParameter(
             ctx=ctx, param_type="argument", param_hint="BUNDLE_OR_ARTIFACT"

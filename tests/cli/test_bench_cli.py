@@ -101,6 +101,23 @@ def test_cpus_that_are_not_there_are_named(
     assert "this process may use" in err
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--on", "ssh://pi:hunter2@bench"], "a password has no place in it"),
+        (["--tool", "benchmark_model=/nowhere"], "there is no program"),
+        (["--wait", "nan"], "'nan' is no time"),
+        (["--max-temperature", "0"], "0<x<150"),
+        (["--max-seconds", "inf"], "over 0, and finite"),
+    ],
+)
+def test_what_cannot_be_measured_so_is_said_at_once(
+    capsys: pytest.CaptureFixture[str], null_bundle: Path, options: list[str], words: str
+) -> None:
+    code, _, err = bench(capsys, str(null_bundle), *options)
+    assert code == 2 and words in err and "hunter2" not in err
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_run_11_what_measures_here_ends_with_the_command(
     null_bundle: Path, tmp_path: Path, number: int

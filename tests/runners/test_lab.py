@@ -243,6 +243,12 @@ def test_a_matrix_from_the_command_line_to_its_store(
     validate(kept)
     code, out, err = run_main(capsys, "--matrix", str(path), "--store", store)
     assert code == 4 and "already measured" in err and "not complete" in out
+    code, out, err = run_main(capsys, "--matrix", str(path), "--store", store, "-q")
+    assert (code, err) == (4, "") and "not complete" in out
+    code, _, err = run_main(capsys, "--matrix", str(path), "a.npz")
+    assert code == 2 and "BUNDLE_OR_ARTIFACT is said by the matrix's file" in err
+    code, _, err = run_main(capsys, "a.npz", "--again")
+    assert code == 2 and "--again begins a --matrix anew" in err
     code, _, err = run_main(capsys, "--matrix", str(path), "--threads", "2")
     assert code == 2 and "--threads is said by the matrix's file" in err
 
@@ -304,13 +310,14 @@ def test_a_profile_of_another_architecture_is_refused() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_run_11_an_ended_matrix_leaves_nothing_and_goes_on(
-    tmp_path: Path, number: int, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, number: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "tmp").mkdir()  # its own: others use the system's meanwhile
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     long = "[[settings]]\nrounds = 1\nruns = 1\n[[settings]]\nrounds = 20\nruns = 20"
     path = write(tmp_path, "fake:a", "fake:b", settings=long)
     store = tmp_path / "s.sqlite"
     command = [sys.executable, "-m", "edgekit.cli.main", "bench", "--matrix", str(path)]
-    before = {p for p in Path("/tmp").glob("edgekit-??????")}
     process = subprocess.Popen([*command, "--store", str(store)], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     with process, process.stderr:
@@ -319,7 +326,7 @@ def test_run_11_an_ended_matrix_leaves_nothing_and_goes_on(
         time.sleep(0.5)
         process.send_signal(number)
         assert process.wait(60) == 130
-    assert {p for p in Path("/tmp").glob("edgekit-??????")} <= before
+    assert list((tmp_path / "tmp").iterdir()) == []
     kept = Store(store).measurements()
     assert [m.status for m in kept] == ["ok", "ok"]
     code, _, err = run_main(capsys, "--matrix", str(path), "--store", str(store))

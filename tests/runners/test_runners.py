@@ -329,10 +329,10 @@ def test_what_a_killed_holder_left_is_deleted_by_the_next(url: str) -> None:
 def test_pulling_leaves_no_file_open(runner: ShellRunner, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"content")
     runner.push(tmp_path / "a", "a")
-    before = len(os.listdir("/proc/self/fd"))
+    before = len([*Path("/proc/self/fd").iterdir()])
     for _ in range(2):
         runner.pull("a", tmp_path / "back")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len([*Path("/proc/self/fd").iterdir()]) == before
 
 
 def test_another_state_folders_job_is_no_leftover(tmp_path: Path) -> None:
