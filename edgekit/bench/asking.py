@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -112,9 +113,12 @@ def read_answer(done: Finished, nonce: str, what: str) -> dict[str, Any]:
         EdgekitError: what the worker found wrong, as the same error.
     """
     if done.code != 0:
+        killed = done.code == -signal.SIGKILL
         raise WorkerCrashed(
             f"{what}: the worker {done.death()}",
-            hint="the file may be damaged, or this version of the runtime may have a fault",
+            hint="the system kills so where memory runs out; is there enough for it?"
+            if killed
+            else "the file may be damaged, or this version of the runtime may have a fault",
         )
     try:
         answer = json.loads(done.stdout)

@@ -16,6 +16,8 @@ from statistics import median
 from typing import Any, Final
 
 from edgekit.bench import conditions
+from edgekit.bench.asking import LocalWorker
+from edgekit.bench.runners import parse
 from edgekit.errors import BadData, UsageError
 from edgekit.paired import MIN_RATIO_PAIRS, paired_ratio
 
@@ -107,9 +109,18 @@ def _unlike(
     found = [
         f"{key}: {one.get(key)} against {two.get(key)}" for key in _ALIKE if _differ(key, one, two)
     ]
-    if a["where"] != b["where"] and not found:
+    if _place(a["where"]) != _place(b["where"]) and not found:
         found.append(f"device: {a['where']} against {b['where']}")
     return found + conditions.unlike(base, other)
+
+
+def _place(where: str) -> tuple[str, ...]:
+    """Which device a URL means, whoever logs in there and with what Python."""
+    try:
+        url = parse("local:" if where == LocalWorker.where else where)
+    except UsageError:
+        return (where,)  # not one of ours, such as a test's
+    return url.scheme, url.host.lower(), str(url.port or "")
 
 
 def _differ(key: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:

@@ -108,8 +108,8 @@ def check_profile(device: Device, facts: Mapping[str, Any], where: str) -> None:
 def budget_gates(document: Mapping[str, Any], device: Device) -> list[dict[str, Any]]:
     """The device's budgets, held against every artifact measured on it.
 
-    ``passed`` is None where that can't be judged: a figure is missing, or there are too few calls
-    to say that a limit is kept. A limit that is broken is broken with few calls, too.
+    ``passed`` is None where that can't be judged: a figure is missing, its clock was wrong, or
+    there are too few calls to say that a limit is kept. With few calls, too, one may be broken.
     """
     gates = []
     for result in document["results"]:
@@ -124,10 +124,11 @@ def budget_gates(document: Mapping[str, Any], device: Device) -> list[dict[str, 
             if limit is None:
                 continue
             passed, detail = None if value is None else value <= limit, None
+            doubts = result["insufficient"] if budget == "latency_p90_ms" else []
             if value is None:
-                detail = "it was not measured"
-            elif passed and budget == "latency_p90_ms" and result["insufficient"]:
-                passed, detail = None, "; ".join(result["insufficient"])
+                detail = "; ".join(["it was not measured", *doubts])
+            elif doubts and (passed or not all(doubt.startswith("few:") for doubt in doubts)):
+                passed, detail = None, "; ".join(doubts)
             name = f"{budget.replace('_', '-')}@{device.id}"
             gate = {"artifact": result["artifact"], "name": name, "limit": limit, "value": value}
             gates.append({**gate, "passed": passed, "detail": detail})

@@ -82,7 +82,7 @@ def lab_options(function: F) -> F:
                 "--matrix",
                 type=click.Path(path_type=Path, dir_okay=False),
                 metavar="FILE",
-                help="Measure what a TOML file says: artifacts x devices x settings.",
+                help="Measure what a TOML file says, as below: artifacts x devices x settings.",
             ),
             click.option(
                 "--again", is_flag=True, help="Begin a matrix anew, not where its last run ended."
@@ -115,7 +115,8 @@ def _tools(given: Sequence[str]) -> list[Tool]:
 
 def elsewhere(lab: Mapping[str, Any]) -> bool:
     """Whether the options ask for a runner, be it that of this machine."""
-    return any(lab[name] for name in ("url", "profile_name", "tools", "store"))
+    # An empty word counts as one: it is a shell's unset variable, and names no device.
+    return any(lab[name] not in (None, ()) for name in ("url", "profile_name", "tools", "store"))
 
 
 @contextlib.contextmanager
@@ -160,7 +161,8 @@ def measured_on(
     from edgekit.bench.store import Store
 
     # All that is wrong with the options is found before anything is begun, or repeated on a screen.
-    url, device = parse(lab["url"] or "local:").text, _profile(lab["profile_name"])
+    url = parse("local:" if lab["url"] is None else lab["url"]).text
+    device = _profile(lab["profile_name"])
     tools = _tools(lab["tools"])
     how = settings_for(device, **_given(ctx, settings, device))
     store = None if lab["store"] is None else Store(lab["store"])

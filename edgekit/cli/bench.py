@@ -149,6 +149,19 @@ def command(
     edgekit bench mobilenet.zip --on ssh://pi@bench-3 --device raspberry-pi-5
     edgekit bench model.tflite --on adb://29071FDH2004UX --tool benchmark_model=./benchmark_model
     edgekit bench --matrix matrix.toml
+
+    \b
+    A matrix.toml; of each table there may be several, and paths are relative to it:
+      [[subjects]]
+      path = "mobilenet.zip"           # a bundle or an artifact
+      artifacts = ["tflite-w8a8"]      # of a bundle; without it all that the device runs
+      [[devices]]
+      url = "ssh://pi@bench-3?python=/srv/venv/bin/python"
+      device = "raspberry-pi-5"        # its profile, if it has one
+      [devices.tools.benchmark_model]  # for a device without Python
+      path = "./benchmark_model"
+      [[settings]]                     # threads, runs, max_seconds, rounds, cpus, profile,
+      threads = 4                      # sustained_s, max_temperature_c, cool_down_s
     """
     settings = {
         "threads": threads,

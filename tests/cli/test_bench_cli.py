@@ -105,6 +105,8 @@ def test_cpus_that_are_not_there_are_named(
     ("options", "words"),
     [
         (["--on", "ssh://pi:hunter2@bench"], "a password has no place in it"),
+        (["--on", ""], "'' is no device's URL"),  # a shell's unset variable
+        (["--device", ""], "unknown device ''"),
         (["--tool", "benchmark_model=/nowhere"], "there is no program"),
         (["--wait", "nan"], "'nan' is no time"),
         (["--max-temperature", "0"], "0<x<150"),

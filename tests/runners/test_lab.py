@@ -68,6 +68,17 @@ def test_a_device_may_have_programs_of_its_own(tmp_path: Path) -> None:
     assert read_matrix(path).cells[0].key != cell.key
 
 
+def test_the_matrix_in_the_help_is_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    _, out, _ = run_main(capsys, "--help")
+    lines = out.partition("A matrix.toml;")[2].partition("Options:")[0].splitlines()[1:]
+    (tmp_path / "matrix.toml").write_text("\n".join(lines))
+    for name in ("mobilenet.zip", "benchmark_model"):
+        (tmp_path / name).write_bytes(b"any")
+    (cell,) = read_matrix(tmp_path / "matrix.toml").cells
+    assert cell.device is not None and cell.device.id == "raspberry-pi-5"
+    assert cell.settings.threads == 4 and cell.tools[0].name == "benchmark_model"
+
+
 def test_the_profile_says_what_the_settings_leave_out() -> None:
     profile = device.load("raspberry-pi-5")
     how = settings_for(profile, rounds=6)
@@ -278,8 +289,10 @@ def test_budgets_are_held_broken_or_not_judged() -> None:
     assert gates(9.0, 49.0) == [True, True]
     assert gates(11.0, 51.0) == [False, False]
     assert gates(None, None) == [None, None]
-    assert gates(9.0, 49.0, "few calls") == [None, True]
-    assert gates(11.0, 49.0, "few calls") == [False, True]
+    assert gates(9.0, 49.0, "few: 12 calls") == [None, True]
+    assert gates(11.0, 49.0, "few: 12 calls") == [False, True]
+    clock = "clock: the device counted 20 s where 10 s passed here"
+    assert gates(11.0, 49.0, "few: 12 calls", clock) == [None, True]
 
 
 def test_without_a_say_a_bundle_is_measured_as_far_as_the_device_runs_it(

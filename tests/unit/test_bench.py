@@ -223,6 +223,7 @@ def test_a_damaged_artifact_is_the_same_error_as_without_a_worker(tmp_path: Path
     [
         ("import ctypes; ctypes.string_at(0)", "died from SIGSEGV"),
         ("import os; os.abort()", "died from SIGABRT"),
+        ("import os; os.kill(os.getpid(), 9)", "died from SIGKILL"),
         ("raise RuntimeError('the plug-in is broken')", "status 1: RuntimeError: the plug-in"),
         ("pass", "not JSON"),
         ("print('hello')", "not JSON"),
@@ -244,6 +245,7 @@ def test_run_06_a_worker_that_dies_or_does_not_answer_is_named(
     with pytest.raises(WorkerCrashed, match="artifact 'tflite-w8a8' on null.*" + words) as caught:
         bench([request(path, "tflite-w8a8")], rounds=1, worker=[sys.executable, "-c", code])
     assert caught.value.exit_code == 5
+    assert ("memory runs out" in caught.value.hint) == ("SIGKILL" in words)
 
 
 def test_run_04_a_hanging_worker_is_stopped_with_its_children(tmp_path: Path) -> None:

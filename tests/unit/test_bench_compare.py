@@ -132,6 +132,26 @@ def test_what_cannot_be_compared_is_said() -> None:
         block_medians(few["results"][0])
 
 
+@pytest.mark.parametrize(
+    ("a", "b", "same"),
+    [
+        ("local", "local:", True),
+        ("ssh://pi@bench?python=/a/python", "ssh://root@bench/tmp", True),
+        ("ssh://bench", "ssh://bench:2222", False),
+        ("adb://A", "adb://B", False),
+        ("fake:a", "local:", False),
+        ("another form", "another form", True),
+    ],
+)
+def test_a_device_is_one_however_it_is_addressed(a: str, b: str, same: bool) -> None:
+    one, two = document(1) | {"where": a}, document(2) | {"where": b}
+    if same:
+        compare(one, two, [("a", "a")])
+    else:
+        with pytest.raises(UsageError, match="device: "):
+            compare(one, two, [("a", "a")])
+
+
 def test_what_the_figures_are_must_be_alike_too() -> None:
     one, two = document(1), document(2)
     for entry in two["results"][0]["rounds"]:
