@@ -86,7 +86,8 @@ def _gauge(root: Path) -> dict[str, Any] | None:
     A gauge that counts watt-hours gives joules at 1 volt.
     """
     for supply in _files.entries(root, "sys/class/power_supply/*"):
-        if _files.text(root, f"{supply}/type") != "Battery":
+        mouse = _files.text(root, f"{supply}/scope") == "Device"  # or another thing beside it
+        if mouse or _files.text(root, f"{supply}/type") != "Battery":
             continue
         status = (_files.text(root, f"{supply}/status") or "").lower()
         charging = status in ("charging", "full", "not charging")

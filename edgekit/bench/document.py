@@ -19,6 +19,7 @@ __all__ = [
     "ENOUGH_CALLS",
     "ENOUGH_SECONDS",
     "Rounds",
+    "calls_made",
     "comparison",
     "energy",
     "latency",
@@ -148,7 +149,7 @@ def result(rounds: Rounds, threads: int, facts: Mapping[str, Any]) -> dict[str, 
         "added_memory_mib": _mib(_median(rounds.all("added_bytes"))),
         "pss_memory_mib": _mib(_median(rounds.all("pss_bytes"))),
         "reported_memory": rounds.answers[-1].get("reported"),
-        "energy": energy(rounds.all("energy"), _calls(rounds)),
+        "energy": energy(rounds.all("energy"), calls_made(rounds.answers)),
         "bytes": request.bytes,
         "conditions": state,
         "rounds": [_kept(answer) for answer in rounds.answers],
@@ -158,9 +159,16 @@ def result(rounds: Rounds, threads: int, facts: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def _calls(rounds: Rounds) -> int:
-    """Timed calls: of very many only some are kept."""
-    return sum(len(a["samples_ms"]) * int(a.get("kept_every", 1)) for a in rounds.answers)
+def calls_made(answers: Sequence[Mapping[str, Any]]) -> int:
+    """Calls while energy was counted: of very many only some are kept, and one follows each look.
+
+    Args:
+        answers: of the worker, one per round.
+    """
+    return sum(
+        len(a["samples_ms"]) * int(a.get("kept_every", 1)) + len(a.get("looks") or [])
+        for a in answers
+    )
 
 
 def _median(values: Sequence[float]) -> float | None:

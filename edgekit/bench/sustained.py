@@ -52,7 +52,7 @@ def summary(answer: Mapping[str, Any], cores: int | None) -> dict[str, Any]:
         "last": tail,
         "ratio": medians[1] / medians[0] if len(medians) == 2 else None,
         "energy": document.energy(
-            [answer["energy"]] if answer.get("energy") else [], every * len(samples)
+            [answer["energy"]] if answer.get("energy") else [], document.calls_made([answer])
         ),
         "conditions": conditions.conditions([answer], [], cores),
     }

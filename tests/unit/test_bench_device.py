@@ -331,7 +331,9 @@ def test_energy_of_a_battery_is_its_charge_at_its_voltage(tmp_path: Path) -> Non
         f"{supply}/charge_counter": 3_000_000,
         f"{supply}/voltage_now": 4_000_000,
     }
-    meter = EnergyMeter(board(tmp_path, files))
+    mouse = {name.replace("/battery", "/a-mouse"): value for name, value in files.items()}
+    mouse["sys/class/power_supply/a-mouse/scope"] = "Device"  # its battery is another
+    meter = EnergyMeter(board(tmp_path, files | mouse))
     board(tmp_path, {f"{supply}/charge_counter": 2_999_000, f"{supply}/voltage_now": 3_800_000})
     assert meter.stop()["joules"] == pytest.approx(1e-3 * 3600 * 3.9)  # 1 mAh at 3.9 V
     board(tmp_path, {f"{supply}/status": "Charging"})

@@ -300,6 +300,9 @@ def test_run_06_an_answer_of_another_form_is_a_crashed_worker(changes: dict[str,
 def test_energy_is_a_calls_share_or_a_reason() -> None:
     found = one(answer(n=40), answer(n=40))["energy"]
     assert found["joules_per_call"] == pytest.approx(0.8 / 80)
+    # After each look one call is made untimed: it took its share all the same.
+    found = one(answer(n=2, looks=[{"at_s": 1.0, "n": 1}, {"at_s": 3.0, "n": 2}]))["energy"]
+    assert found["joules_per_call"] == pytest.approx(0.4 / 4)
     none = {"joules": None, "source": None, "seconds": 1.0, "reason": "no counter"}
     found = one(answer(), answer(energy=none))["energy"]
     assert found == {"joules_per_call": None, "source": None, "reason": "no counter"}
@@ -346,7 +349,9 @@ def test_sustained_tells_the_first_minute_from_the_last() -> None:
     assert found["window_s"] == 60.0
     assert (found["first"]["p50"], found["last"]["p50"]) == (10.0, 15.0)
     assert found["ratio"] == 1.5
-    assert found["energy"]["joules_per_call"] == pytest.approx(0.4 / 15000)
+    assert found["energy"]["joules_per_call"] == pytest.approx(
+        0.4 / 15002
+    )  # one after each of two looks
     thinned = answer() | {"samples_ms": samples[::10], "kept_every": 10, "looks": []}
     again = sustained.summary(thinned, 8)
     assert again["seconds"] == pytest.approx(180.0) and again["ratio"] == 1.5
