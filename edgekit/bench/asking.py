@@ -22,7 +22,7 @@ from edgekit.bench.facts import host_facts
 from edgekit.bench.process import Finished, run_bounded
 from edgekit.errors import EdgekitError, WorkerCrashed
 
-__all__ = ["COMMAND", "Files", "LocalWorker", "Worker", "environment", "read_answer"]
+__all__ = ["COMMAND", "Files", "LocalWorker", "Worker", "environment", "part", "read_answer"]
 
 COMMAND = (sys.executable, "-m", "edgekit.bench.worker")
 
@@ -129,6 +129,18 @@ def read_answer(done: Finished, nonce: str, what: str) -> dict[str, Any]:
     if "error" in answer:
         raise _as_error(answer["error"], what)
     return answer
+
+
+def part(answer: Mapping[str, Any], key: str, what: str) -> dict[str, Any]:
+    """What an answer holds under a key.
+
+    Raises:
+        WorkerCrashed: nothing, or another thing than it should.
+    """
+    found = answer.get(key)
+    if not isinstance(found, dict):
+        raise WorkerCrashed(f"{what}: the worker's {key} is {repr(found)[:80]}")
+    return found
 
 
 def _as_error(error: Mapping[str, Any], what: str) -> EdgekitError:

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.bench import document, layer_times, sustained
-from edgekit.bench.asking import COMMAND, Files, LocalWorker, Worker
+from edgekit.bench.asking import COMMAND, Files, LocalWorker, Worker, part
 from edgekit.bench.request import BenchRequest, parts, random_feeds
 from edgekit.errors import UnsupportedError, UsageError
 from edgekit.signature import Signature, TensorSpec
@@ -140,6 +140,9 @@ def bench(
     place = LocalWorker(worker) if isinstance(worker, Sequence) else worker
     begun, started = time.time(), datetime.now(UTC).isoformat(timespec="seconds")
     facts = place.facts()
+    for key in ("usable_cores", "load_average"):  # a device's word, with which we reckon
+        if not isinstance(facts.get(key), int | float):
+            facts[key] = None
     if isinstance(facts.get("clock"), int | float):
         # The device's clock times nothing here; how wrong it is belongs to the facts all the same.
         facts["clock_skew_s"] = round(facts["clock"] - begun, 3)
@@ -293,7 +296,7 @@ def stated_signature(
         what=f"artifact {path.name!r} on {target}",
         timeout=timeout,
     )
-    return Signature.from_json(answer["signature"])
+    return Signature.from_json(part(answer, "signature", f"artifact {path.name!r}"))
 
 
 def _check(requests: Sequence[BenchRequest]) -> None:

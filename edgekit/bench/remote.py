@@ -13,7 +13,7 @@ from typing import Any
 
 from edgekit.artifact import files_of
 from edgekit.bench.archive import worker_archive
-from edgekit.bench.asking import Files, read_answer
+from edgekit.bench.asking import Files, part, read_answer
 from edgekit.bench.runners import Runner, parse
 from edgekit.errors import MissingDependency
 
@@ -114,7 +114,7 @@ class RemoteWorker:
     def facts(self) -> dict[str, Any]:
         """What the device is, by the worker; its shell tells of what the worker does not know."""
         answer = self.ask({"op": "facts"}, {}, what="facts", timeout=_FACTS_SECONDS)
-        told: dict[str, Any] = answer["facts"]
+        told = part(answer, "facts", self.where)
         if told.get("board") is None:
             told["board"] = self._runner.facts().get("board")
         return told

@@ -12,7 +12,7 @@ import pytest
 
 from edgekit.bench import document, layer_times, steady, sustained
 from edgekit.bench.conditions import unlike
-from edgekit.bench.measure import Settings, bench
+from edgekit.bench.measure import Settings, bench, stated_signature
 from edgekit.bench.request import BenchRequest
 from edgekit.errors import UsageError, WorkerCrashed
 from edgekit.schemas import validate
@@ -295,6 +295,16 @@ def test_run_12_calls_without_time_are_flagged_and_not_compared(force: bool) -> 
 def test_run_06_an_answer_of_another_form_is_a_crashed_worker(changes: dict[str, Any]) -> None:
     with pytest.raises(WorkerCrashed, match="artifact 'a': "):
         measured({**answer(), **changes})
+
+
+def test_run_06_facts_and_a_signature_of_another_form_are_too() -> None:
+    worker = Scripted(answer())
+    worker.facts = lambda: {"usable_cores": "8", "load_average": [1]}  # type: ignore[method-assign]
+    request = BenchRequest("a", "null", Path("a.npz"), SIGNATURE)
+    found = bench([request], worker=worker, rounds=1)
+    assert found["facts"]["usable_cores"] is None and found["facts"]["load_average"] is None
+    with pytest.raises(WorkerCrashed, match=r"artifact 'a\.npz': the worker's signature is None"):
+        stated_signature("null", Path("a.npz"), worker=Scripted({"nonce": "n"}))
 
 
 def test_energy_is_a_calls_share_or_a_reason() -> None:
