@@ -17,7 +17,6 @@ from edgekit.runtime.session import Array, unavailable
 
 __all__ = [
     "SUFFIXES",
-    "artifact_parts",
     "bundle_requests",
     "chosen",
     "file_request",
@@ -199,6 +198,3 @@ def runs(device: Device | None, artifact: BundleArtifact) -> bool:
         for support in device.targets
         if not support.when_named
     )
-
-
-artifact_parts = parts

@@ -214,7 +214,8 @@ def _pixel_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 def _artifact(path: Path) -> dict[str, Any]:
     from edgekit.artifact import sha256_of
     from edgekit.bench.measure import stated_signature
-    from edgekit.bench.subjects import SUFFIXES, artifact_parts
+    from edgekit.bench.request import parts
+    from edgekit.bench.subjects import SUFFIXES
     from edgekit.runtime.bundle import directory_digest
     from edgekit.targets import find, installed, require_installed, worker
 
@@ -227,7 +228,7 @@ def _artifact(path: Path) -> dict[str, Any]:
         )
     target = find(name)
     require_installed(target)
-    parts = artifact_parts(name, path)
+    files = parts(name, path)
     notes = []
     with progress(f"reading {path.name} in {name}"):
         try:
@@ -241,14 +242,14 @@ def _artifact(path: Path) -> dict[str, Any]:
     for answer in (seen, told):
         if "error" in answer:
             raise answer["error"]
-    hashes = [(part.relative_to(path.parent).as_posix(), sha256_of(part)) for part in parts]
+    hashes = [(part.relative_to(path.parent).as_posix(), sha256_of(part)) for part in files]
     runtime = target.packages[-1]
     return {
         "schema": SCHEMA,
         "kind": "artifact",
         "path": str(path),
         "target": name,
-        "bytes": sum(part.stat().st_size for part in parts),
+        "bytes": sum(part.stat().st_size for part in files),
         "sha256": hashes[0][1] if len(hashes) == 1 else directory_digest(hashes),
         "runtime": f"{runtime} {installed(target)[runtime]}",
         **tensors,
