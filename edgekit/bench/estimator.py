@@ -1,0 +1,224 @@
+"""Latency of a model on a processor, from fitted coefficients: numpy alone, no names of models.
+
+A model's time is a sum over its features, each with a rate; the log of a rate is a sum over the
+groups that a setting belongs to (`edgekit.bench.setting`), as in a mixed model: Gelman and Hill,
+"Data Analysis Using Regression and Multilevel/Hierarchical Models", 2007. On top lies a Gaussian
+process over the likeness of graphs and of processors, for what the features do not see; a graph
+unlike all that were measured gets nothing from it. Probe runs on the very device move all of it by
+kriging, with the spreads that the groups are expected to have.
+
+The interval's width is what is not known of the groups, times a factor by which held-out devices
+and models were really missed (split conformal prediction: Lei et al., "Distribution-Free Predictive
+Inference for Regression", 2018, arXiv 1604.04173).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from edgekit.bench.features import PRIORS, WORK
+from edgekit.bench.setting import GROUPS, Setting
+
+__all__ = ["BASES", "Estimate", "Estimator", "Probe", "spread_of", "vector_of"]
+
+Vector = np.ndarray[Any, Any]
+
+BASES: Final = ("measured", "probed", "same core", "extrapolated")
+"""What an estimate rests on, best first."""
+
+_OWN = 0.4  # of a group's spread: what each feature has for itself
+_PROBE_NOISE = 0.08  # log latency, of what one probe says about the others
+_REACH = 0.1  # distance of graphs at which likeness fades
+_LIKENESS = (0.05, 0.05, 0.06, 0.06, 0.05)
+"""Spreads of the Gaussian process: for all settings, then for those that share the precision, its
+family, its core, and its core and number of threads."""
+_LEAST = 0.07  # log latency: two runs of one thing on one device
+_MODEL = 0.16  # log latency: how far a graph unlike all others is missed
+_UNFITTED = ("session", "config")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A latency measured on the device itself.
+
+    Attributes:
+        x: features of what was run.
+        setting: how.
+        ms: its median.
+    """
+
+    x: Vector
+    setting: Setting
+    ms: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A latency in ms.
+
+    Attributes:
+        ms: the middle of the interval, in log.
+        low: its lower end.
+        high: its upper end.
+        basis: one of `BASES`.
+        rates: milliseconds of one unit of each feature, so that layers have their shares.
+        spread: of log latency, before calibration.
+    """
+
+    ms: float
+    low: float
+    high: float
+    basis: str
+    rates: Vector
+    spread: float
+
+
+def vector_of(x: Vector) -> Vector:
+    """Where a graph lies among graphs: how its work is divided, and how much there is."""
+    time = x * np.exp(PRIORS)
+    total = float(time.sum())
+    return np.append(2 * np.sqrt(time / total), 0.15 * math.log(total))
+
+
+def spread_of(a: Vector, b: Vector, names: set[str]) -> float:
+    """Covariance of two log latencies by the groups in ``names``; a and b are shares of features."""
+    common = sum(s * s for name, s, _ in GROUPS if name in names)
+    kinds = sum(s * s for name, _, s in GROUPS if name in names)
+    both = float(
+        (a * WORK).sum() * (b * WORK).sum() + (a * (1 - WORK)).sum() * (b * (1 - WORK)).sum()
+    )
+    return common + kinds * (both + _OWN**2 * float((a * b).sum()))
+
+
+def _likenesses(setting: Setting) -> tuple[str, ...]:
+    p = setting.precision
+    threads = min(2, int(math.log2(setting.threads)))
+    return (p, f"{setting.kind.family} {p}", f"{setting.core} {p}", f"{setting.core} {p} {threads}")
+
+
+class Estimator:
+    """Fitted coefficients, ready to answer.
+
+    Args:
+        data: a document ``edgekit.estimator/1``.
+    """
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self.rates = np.array(data["rates"])
+        self.slopes = np.array(data["slopes"])
+        self.groups = {
+            name: {member: np.array(row) for member, row in members.items()}
+            for name, members in data["groups"].items()
+        }
+        likeness = data["likeness"]
+        self._graphs = np.array(likeness["graphs"])
+        self._cell_graph = np.array(likeness["cell_graph"], dtype=int)
+        self._cells = [np.array(row) for row in likeness["cells"]]
+        self._names = [{n: i for i, n in enumerate(row)} for row in likeness["names"]]
+        self._alpha = np.array(likeness["alpha"])
+        self.factors: Mapping[str, float] = data["interval"]["factors"]
+        self.coverage: float = data["interval"]["coverage"]
+
+    def log_rates(self, setting: Setting) -> Vector:
+        """Log of milliseconds per unit of each feature."""
+        out = self.rates + setting.descriptors() @ self.slopes
+        for (name, _, _), member in zip(GROUPS, setting.groups(), strict=True):
+            known = self.groups.get(name, {}).get(member)
+            if known is not None:
+                out = out + known
+        result: Vector = out
+        return result
+
+    def unknown(self, setting: Setting) -> set[str]:
+        """The groups of which nothing is known for this setting."""
+        members = zip(GROUPS, setting.groups(), strict=True)
+        return {name for (name, _, _), m in members if m not in self.groups.get(name, {})}
+
+    def nearness(self, x: Vector) -> Vector:
+        """Of each fitted graph to this one, from 0 to 1."""
+        far = ((self._graphs - vector_of(x)) ** 2).sum(1)
+        near: Vector = np.exp(-far / (2 * _REACH**2))
+        return near
+
+    def unseen(self, x: Vector, setting: Setting) -> float:
+        """What the features don't see, in log latency."""
+        weight = np.full(len(self._alpha), _LIKENESS[0] ** 2)
+        rows = zip(_LIKENESS[1:], self._cells, self._names, _likenesses(setting), strict=True)
+        for spread, cells, names, name in rows:
+            weight += spread**2 * (cells == names.get(name, -1))
+        return float((weight * self.nearness(x)[self._cell_graph]) @ self._alpha)
+
+    def log_ms(self, x: Vector, setting: Setting) -> float:
+        """Log latency in ms, without probes."""
+        return math.log(float(x @ np.exp(self.log_rates(setting)))) + self.unseen(x, setting)
+
+    def shares(self, x: Vector, setting: Setting) -> Vector:
+        """Of the time, by feature."""
+        time = x * np.exp(self.log_rates(setting))
+        shares: Vector = time / time.sum()
+        return shares
+
+    def estimate(self, x: Vector, setting: Setting, probes: Sequence[Probe] = ()) -> Estimate:
+        """Latency of the model with features ``x``.
+
+        Args:
+            x: see `edgekit.bench.features.features`.
+            setting: where and how it would run.
+            probes: runs on that device, at best with the same runtime, threads and precision.
+        """
+        middle = self.log_ms(x, setting)
+        names, shares = self.unknown(setting), self.shares(x, setting)
+        variance = spread_of(shares, shares, names)
+        basis = "extrapolated" if {"core", "core precision"} & names else "same core"
+        if probes:
+            shift, variance = self._krige(shares, setting, probes, variance)
+            middle, basis = middle + shift, "probed"
+        nearest = float(self.nearness(x).max(initial=0.0))
+        spread = math.sqrt(variance + _LEAST**2 + _MODEL**2 * (1 - nearest**2))
+        reach = self.factor(basis, setting.precision) * spread
+        scale = math.exp(middle) / float(x @ np.exp(self.log_rates(setting)))
+        rates: Vector = np.exp(self.log_rates(setting)) * scale
+        ms = math.exp(middle)
+        return Estimate(ms, ms * math.exp(-reach), ms * math.exp(reach), basis, rates, spread)
+
+    def factor(self, basis: str, precision: str) -> float:
+        """By what a spread is widened so that intervals cover what they say."""
+        kind = "int8" if precision == "int8" else "float"
+        return float(self.factors[f"{basis} {kind}"])
+
+    def _krige(
+        self, shares: Vector, setting: Setting, probes: Sequence[Probe], before: float
+    ) -> tuple[float, float]:
+        """Shift of log latency by probes, and the variance that is left."""
+        theirs = [self.shares(p.x, p.setting) for p in probes]
+        missed = np.array([math.log(p.ms) - self.log_ms(p.x, p.setting) for p in probes])
+        among = np.array(
+            [
+                [
+                    spread_of(a, b, self._shared(p.setting, q.setting))
+                    for b, q in zip(theirs, probes, strict=True)
+                ]
+                for a, p in zip(theirs, probes, strict=True)
+            ]
+        )
+        among[np.diag_indices(len(probes))] += _PROBE_NOISE**2
+        here = np.array(
+            [
+                spread_of(shares, b, self._shared(setting, q.setting))
+                for b, q in zip(theirs, probes, strict=True)
+            ]
+        )
+        weights = np.linalg.solve(among, here)
+        return float(weights @ missed), max(0.0, before - float(weights @ here))
+
+    def _shared(self, a: Setting, b: Setting) -> set[str]:
+        """Groups that both settings belong to and of which nothing is known."""
+        rows = zip(GROUPS, a.groups(), b.groups(), strict=True)
+        return {
+            name for (name, _, _), m, n in rows if m == n and m not in self.groups.get(name, {})
+        }
