@@ -86,7 +86,7 @@ def estimate(
     count = threads or device.threads
     found, _, setting, notes = estimated(subject, device, job, count, probes)
     precision, stored = precision_of(job.target, job.scheme, device)
-    shares = [float(layer_features(one, precision, stored) @ found.rates) for one in subject.layers]
+    shares = [float(layer_features(a, precision, stored) @ found.rates) for a in subject.layers]
     order = sorted(range(len(shares)), key=lambda i: -shares[i])
     return {
         "schema": SCHEMA,
@@ -99,7 +99,11 @@ def estimate(
         "threads": count,
         "precision": setting.precision,
         "falls_off": _falls_off(subject, device, job),
-        "latency_ms": {"p50": _digits(found.ms), "low": _digits(found.low), "high": _digits(found.high)},
+        "latency_ms": {
+            "p50": _digits(found.ms),
+            "low": _digits(found.low),
+            "high": _digits(found.high),
+        },
         "coverage": shipped().coverage,
         "basis": found.basis,
         "assumed": notes,

@@ -24,7 +24,7 @@ import numpy as np
 from edgekit.bench.features import PRIORS, WORK
 from edgekit.bench.setting import GROUPS, Setting
 
-__all__ = ["BASES", "Estimate", "Estimator", "Probe", "spread_of", "vector_of"]
+__all__ = ["BASES", "Estimate", "Estimator", "Probe", "covariance", "vector_of"]
 
 Vector = np.ndarray[Any, Any]
 
@@ -85,14 +85,28 @@ def vector_of(x: Vector) -> Vector:
     return np.append(2 * np.sqrt(time / total), 0.15 * math.log(total))
 
 
-def spread_of(a: Vector, b: Vector, names: set[str]) -> float:
-    """Covariance of two log latencies by the groups in ``names``; a and b are shares of features."""
-    common = sum(s * s for name, s, _ in GROUPS if name in names)
-    kinds = sum(s * s for name, _, s in GROUPS if name in names)
-    both = float(
-        (a * WORK).sum() * (b * WORK).sum() + (a * (1 - WORK)).sum() * (b * (1 - WORK)).sum()
-    )
-    return common + kinds * (both + _OWN**2 * float((a * b).sum()))
+def covariance(
+    a: Vector, members: Sequence[Sequence[str]], b: Vector, others: Sequence[Sequence[str]],
+    known: Mapping[str, Mapping[str, Any]],
+) -> Vector:  # fmt: skip
+    """Of log latencies [len(a), len(b)], by the groups that both belong to and nobody measured.
+
+    Args:
+        a, b: shares of features, one row each.
+        members, others: the groups of their settings.
+        known: members of groups of which something is known.
+    """
+    kinds = np.outer(a @ WORK, b @ WORK) + np.outer(a @ (1 - WORK), b @ (1 - WORK))
+    kinds += _OWN**2 * (a @ b.T)
+    total = np.zeros(kinds.shape)
+    for g, (name, common, each) in enumerate(GROUPS):
+        have = known.get(name, {})
+        mine = np.array([m[g] if m[g] not in have else "" for m in members])
+        theirs = np.array([m[g] for m in others])
+        both = (mine[:, None] == theirs[None]) & (mine[:, None] != "")
+        total += both * (common**2 + each**2 * kinds)
+    result: Vector = total
+    return result
 
 
 def _likenesses(setting: Setting) -> tuple[str, ...]:
@@ -173,10 +187,11 @@ class Estimator:
         """
         middle = self.log_ms(x, setting)
         names, shares = self.unknown(setting), self.shares(x, setting)
-        variance = spread_of(shares, shares, names)
         basis = "extrapolated" if {"core", "core precision"} & names else "same core"
+        here, mine = shares[None], [setting.groups()]
+        variance = float(covariance(here, mine, here, mine, self.groups)[0, 0])
         if probes:
-            shift, variance = self._krige(shares, setting, probes, variance)
+            shift, variance = self._krige(here, mine, probes, variance)
             middle, basis = middle + shift, "probed"
         nearest = float(self.nearness(x).max(initial=0.0))
         spread = math.sqrt(variance + _LEAST**2 + _MODEL**2 * (1 - nearest**2))
@@ -192,33 +207,18 @@ class Estimator:
         return float(self.factors[f"{basis} {kind}"])
 
     def _krige(
-        self, shares: Vector, setting: Setting, probes: Sequence[Probe], before: float
+        self,
+        here: Vector,
+        mine: Sequence[Sequence[str]],
+        probes: Sequence[Probe],
+        before: float,
     ) -> tuple[float, float]:
         """Shift of log latency by probes, and the variance that is left."""
-        theirs = [self.shares(p.x, p.setting) for p in probes]
+        theirs = np.array([self.shares(p.x, p.setting) for p in probes])
+        groups = [p.setting.groups() for p in probes]
         missed = np.array([math.log(p.ms) - self.log_ms(p.x, p.setting) for p in probes])
-        among = np.array(
-            [
-                [
-                    spread_of(a, b, self._shared(p.setting, q.setting))
-                    for b, q in zip(theirs, probes, strict=True)
-                ]
-                for a, p in zip(theirs, probes, strict=True)
-            ]
-        )
+        among = covariance(theirs, groups, theirs, groups, self.groups)
         among[np.diag_indices(len(probes))] += _PROBE_NOISE**2
-        here = np.array(
-            [
-                spread_of(shares, b, self._shared(setting, q.setting))
-                for b, q in zip(theirs, probes, strict=True)
-            ]
-        )
-        weights = np.linalg.solve(among, here)
-        return float(weights @ missed), max(0.0, before - float(weights @ here))
-
-    def _shared(self, a: Setting, b: Setting) -> set[str]:
-        """Groups that both settings belong to and of which nothing is known."""
-        rows = zip(GROUPS, a.groups(), b.groups(), strict=True)
-        return {
-            name for (name, _, _), m, n in rows if m == n and m not in self.groups.get(name, {})
-        }
+        to_here = covariance(here, mine, theirs, groups, self.groups)[0]
+        weights = np.linalg.solve(among, to_here)
+        return float(weights @ missed), max(0.0, before - float(weights @ to_here))

@@ -19,7 +19,7 @@ from edgekit.bench.processors import KERNELS, thread_choices
 from edgekit.bench.setting import GROUPS, Setting
 from edgekit.bench.subject import Subject
 from edgekit.device import Device, Job, plan_targets
-from edgekit.errors import UnsupportedError, UsageError
+from edgekit.errors import UnsupportedError
 
 __all__ = ["ranked", "ratio_spread"]
 
@@ -98,14 +98,26 @@ def ranked(
                 "unit": "CPU",
                 "scheme": way.job.scheme,
                 "threads": way.threads,
-                "latency_ms": {k: float(f"{v:.4g}") for k, v in (("p50", way.found.ms), ("low", way.found.low), ("high", way.found.high))},
-                "times_first": {"ratio": round(ratio, 3), "low": round(low, 3), "high": round(high, 3)},
+                "latency_ms": {
+                    "p50": _digits(way.found.ms),
+                    "low": _digits(way.found.low),
+                    "high": _digits(way.found.high),
+                },
+                "times_first": {
+                    "ratio": round(ratio, 3),
+                    "low": round(low, 3),
+                    "high": round(high, 3),
+                },
                 "basis": way.found.basis,
                 "peak_memory_mib": (memory_of(subject, way.job) or {}).get("value"),
                 "reason": _reason(way, ways, device),
             }
-        )  # fmt: skip
+        )
     return rows
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
 def _ways(
@@ -115,6 +127,7 @@ def _ways(
     reasons: set[str] = set()
     wanted = targets or [entry.target for entry in device.targets if not entry.when_named]
     for target in dict.fromkeys(wanted):
+        plan_targets([device], [target])  # an unknown one, or one that it does not run, is named
         schemes = dict.fromkeys(
             s for e in device.targets if e.target == target.partition(":")[0] for s in e.schemes
         )
@@ -124,8 +137,6 @@ def _ways(
                 for job in jobs:
                     for threads in thread_choices(device):
                         ways.append(_way(subject, device, job, threads, probes))
-            except UsageError:
-                raise
             except UnsupportedError as error:
                 reasons.add(error.message)
     return ways, reasons

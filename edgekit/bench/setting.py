@@ -89,7 +89,7 @@ CORES: Final = {
     "Zen 5": Core("vnni512", 32, 3),
     "Golden Cove": Core("vnni256", 16, 3),
 }
-"""By the name that device profiles have for it. ``AVX2 alone`` is a core with AVX-512 turned off."""
+"""By the name that device profiles have for it. ``AVX2 alone``: with AVX-512 turned off."""
 
 DESCRIPTORS: Final = (
     "clock",

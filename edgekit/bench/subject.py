@@ -67,7 +67,7 @@ def bundle_subject(path: Path) -> Subject:
         readable = [a for a in bundle.artifacts if a.target == "onnxruntime" and a.border is None]
         if not readable:
             raise UnsupportedError(
-                f"bundle {bundle.name!r} has no onnxruntime artifact, whose layers could be counted",
+                f"bundle {bundle.name!r} has no onnxruntime artifact to count layers of",
                 hint="estimate the model that it was made from",
             )
         chosen = min(readable, key=lambda a: (a.scheme != "fp32", a.id))

@@ -80,6 +80,7 @@ def command(
     """
     subdued()
     from edgekit.bench.estimate import estimate
+    from edgekit.bench.processors import precision_of, setting_of
     from edgekit.device import load, plan_targets
 
     device = load(device_id)
@@ -90,9 +91,11 @@ def command(
         return
     if subject is None:
         raise UsageError("name a model or a bundle to estimate")
+    # What can't be estimated at all is said before a model is exported.
+    setting_of(device, job.target, job.delegate, precision_of(job.target, job.scheme, device)[0], 1)
+    probes = _probes(probe_files, device, job.target)
     with progress("counting layers"):
         counted = _subject(subject, weights)
-    probes = _probes(probe_files, device, job.target)
     document = estimate(counted, device, job, threads=threads, probes=probes)
     document["plan"] = None
     if plan:

@@ -11,7 +11,7 @@ and the left-out rows are estimated. Beside each figure stands a baseline's on t
 
 Errors are of the latency, relative. The form of the features was chosen while looking at left-out
 networks of these tables; the fit's own settings were set once and are the same in every fold.
-About 15 minutes on one thread; ``--quick`` takes fewer folds.
+About 20 minutes on one thread; ``--quick`` takes fewer folds.
 """
 
 from __future__ import annotations
@@ -34,14 +34,16 @@ from estimate_rows import Row, load, scored
 from edgekit.bench.estimator import Estimator, Probe
 from edgekit.bench.facts import host_facts
 
-__all__ = ["double_held_out", "interval_factors", "judge", "main"]
+__all__ = ["double_held_out", "judge", "main"]
 
 Say = Callable[[str], None]
+_THREE = ("resnet18", "squeezenet")
 _PROBES = {
-    1: {"fp32": ("mobilenet_v2",), "fp16": ("mobilenet_v2",), "int8": ("mobilenet_v1",)},
-    3: {p: ("mobilenet_v2" if p != "int8" else "mobilenet_v1", "resnet18", "squeezenet") for p in ("fp32", "fp16", "int8")},
-}  # fmt: skip
-_SOC_FOLDS, _MODEL_FOLDS = 12, 5
+    1: {p: (name,) for p, name in baselines.PROBES.items()},
+    3: {p: (name, *_THREE) for p, name in baselines.PROBES.items()},
+}
+_SOC_FOLDS, _MODEL_FOLDS = 30, 12
+_CROSS = (8, 4)  # folds of chips and of networks, both left out
 
 
 def kind(row: Row) -> str:
@@ -78,11 +80,12 @@ def beside(
 
 
 def alone(rows: Sequence[Row], ours: Mapping[int, float]) -> dict[str, Any]:
-    return {
-        k: summary(off)
-        for k in ("float", "int8")
-        if (off := [o - math.log(rows[i].ms) for i, o in ours.items() if kind(rows[i]) == k and scored(rows[i])])
-    }  # fmt: skip
+    """Ours by themselves, float and int8 apart."""
+    off: dict[str, list[float]] = {"float": [], "int8": []}
+    for i, log_ms in ours.items():
+        if scored(rows[i]):
+            off[kind(rows[i])].append(log_ms - math.log(rows[i].ms))
+    return {k: summary(v) for k, v in off.items() if v}
 
 
 def left_out(
@@ -115,14 +118,31 @@ def probed(rows: Sequence[Row], fitted: Mapping[int, Estimator], count: int) -> 
     return out
 
 
+def measured_there(rows: Sequence[Row], fitted: Mapping[int, Estimator]) -> dict[int, float]:
+    """With all other networks that were measured in the same config, as six terms are fitted to."""
+    configs: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        configs[row.setting.groups()[-1]].append(row)
+    out: dict[int, float] = {}
+    for i, made in fitted.items():
+        row = rows[i]
+        runs = [
+            Probe(r.x, r.setting, r.ms)
+            for r in configs[row.setting.groups()[-1]]
+            if r.family != row.family
+        ]
+        out[i] = math.log(made.estimate(row.x, row.setting, runs).ms)
+    return out
+
+
 def double_held_out(rows: Sequence[Row], say: Say, quick: bool = False) -> list[dict[str, Any]]:
     """Of each row, without and with one probe: basis, kind, by how many spreads it was missed.
 
     Both its chip and its network were left out of the fit.
     """
     out: list[dict[str, Any]] = []
-    chips = folds([r.soc for r in rows], _SOC_FOLDS // (3 if quick else 1))
-    nets = folds([r.family for r in rows], _MODEL_FOLDS)
+    chips = folds([r.soc for r in rows], _CROSS[0] // (2 if quick else 1))
+    nets = folds([r.family for r in rows], _CROSS[1])
     for number, chip in enumerate(chips):
         say(f"intervals: fold {number + 1} of {len(chips)}")
         for net in nets:
@@ -150,13 +170,9 @@ def _missed(row: Row, made: Estimator, runs: Mapping[str, Row]) -> list[dict[str
     for probes in given:
         found = made.estimate(row.x, row.setting, probes)
         off = math.log(row.ms / found.ms)
-        out.append({"key": f"{found.basis} {kind(row)}", "soc": row.soc, "off": off, "spreads": off / found.spread})  # fmt: skip
+        key = f"{found.basis} {kind(row)}"
+        out.append({"key": key, "soc": row.soc, "off": off, "spreads": off / found.spread})
     return out
-
-
-def interval_factors(rows: Sequence[Row], say: Say, quick: bool = False) -> dict[str, float]:
-    """Factors that ship: by what spreads are widened so that 80 % of held-out rows lie within."""
-    return calibrated([(m["key"], m["spreads"]) for m in double_held_out(rows, say, quick)])
 
 
 def coverage(missed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -200,14 +216,12 @@ def judge(rows: Sequence[Row], folder: Path, say: Say, quick: bool = False) -> d
     third = 3 if quick else 1
     known = baselines.terms(folder)
     socs = left_out(rows, lambda r: r.soc, _SOC_FOLDS // third, say)
-    nets = left_out(
-        rows, lambda r: r.model, len({r.model for r in rows}) // (10 if quick else 2), say
-    )
-    families = left_out(rows, lambda r: r.family, len({r.family for r in rows}) // third, say)
+    nets = left_out(rows, lambda r: r.model, 2 * _MODEL_FOLDS // third, say)
+    families = left_out(rows, lambda r: r.family, _MODEL_FOLDS // third, say)
     six = baselines.six_terms(rows, known)
     return {
-        "models": beside(rows, plain(rows, nets), six),
-        "model_families": beside(rows, plain(rows, families), six),
+        "models": beside(rows, measured_there(rows, nets), six),
+        "model_families": beside(rows, measured_there(rows, families), six),
         "devices": beside(rows, plain(rows, socs), baselines.same_core(rows)),
         "devices_all": alone(rows, plain(rows, socs)),
         "devices_one_probe": beside(rows, probed(rows, socs, 1), baselines.one_probe(rows)),
@@ -296,7 +310,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = {"rows": len(new), "shipped": shipped(new)}
     else:
         result = {"rows": len(rows), **judge(rows, folder, say, args.quick)}
-        result["intervals"] = coverage(double_held_out(rows, say, args.quick))
+        missed = double_held_out(rows, say, args.quick)
+        result["intervals"] = coverage(missed)
+        result["factors"] = calibrated([(m["key"], m["spreads"]) for m in missed])
     print("\n".join(table(result)))
     if args.out is not None:
         args.out.write_text(json.dumps({"facts": host_facts(), **result}, indent=2) + "\n")

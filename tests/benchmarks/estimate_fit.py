@@ -1,6 +1,7 @@
 """Fits the estimator: rates of features by groups of settings, then what those do not see.
 
-    python tests/benchmarks/estimate_fit.py --reference DIR
+    python tests/benchmarks/estimate.py --reference DIR --out judged.json
+    python tests/benchmarks/estimate_fit.py --reference DIR --judged judged.json
 
 writes `edgekit/bench/estimator.json`, which ships. Maximum a posteriori of a mixed model in log
 latency with Student-t errors (three degrees of freedom: tables have runs that were disturbed), by
@@ -38,6 +39,7 @@ SETTINGS: Final[Settings] = {
     "rate": 0.4,  # of one feature around its prior
     "slope": 0.3,
     "iterations": 120,
+    "history": 100,
 }
 FACTORS: Final = {f"{b} {k}": 1.28 for b in shipped.BASES for k in ("float", "int8")}
 _DEGREES = 3.0
@@ -53,26 +55,35 @@ def _slopes() -> torch.Tensor:
     prior[at["clock"]] = -(0.4 + 0.6 * work)
     prior[at["lanes"]] = -(0.2 + 0.8 * work)
     prior[at["threads"]] = -(0.3 + 0.6 * work)
+    prior[at["oversubscribed"]] = 0.8  # work is shared out evenly, and little cores come last
     prior[at["beyond_8"]] = 0.5 * work
     prior[at["bandwidth"]] = -0.3 * (1 - work)
     return prior
 
 
-def fit(rows: Sequence[Row], settings: Settings = SETTINGS) -> dict[str, Any]:
-    """A document ``edgekit.estimator/1`` with uncalibrated intervals."""
+def fit(rows: Sequence[Row], settings: Settings = SETTINGS, whole: bool = False) -> dict[str, Any]:
+    """A document ``edgekit.estimator/1`` with uncalibrated intervals.
+
+    ``whole``: with what is known of each session and config, to estimate other networks there.
+    What ships has none of it.
+    """
     torch.set_num_threads(1)
     rates, slopes, groups = _mixed(rows, settings)
     data: dict[str, Any] = {
         "rates": rates,
         "slopes": slopes,
         "groups": {
-            name: members
-            for name, members in groups.items()
-            if name not in shipped._UNFITTED
+            name: members for name, members in groups.items() if name not in shipped._UNFITTED
         },
-        "likeness": {"graphs": np.zeros((0, len(FEATURES) + 1)), "cell_graph": [], "cells": [[]] * 4, "names": [[]] * 4, "alpha": []},
+        "likeness": {
+            "graphs": np.zeros((0, len(FEATURES) + 1)),
+            "cell_graph": [],
+            "cells": [[]] * 4,
+            "names": [[]] * 4,
+            "alpha": [],
+        },
         "interval": {"coverage": 0.8, "factors": FACTORS},
-    }  # fmt: skip
+    }
     whole = Estimator({**data, "groups": groups})
     residuals = [math.log(r.ms) - whole.log_ms(r.x, r.setting) for r in rows]
     data["likeness"] = _likeness(rows, residuals)
@@ -110,12 +121,17 @@ def _mixed(
     spreads = [settings["rate"], 2.0, 1.0, slope * _OWN, slope, settings["model"]]
     for _, common, each in GROUPS:
         spreads += [common, each * _OWN, each]
-    free = [torch.zeros(*shape, **double).requires_grad_(True) for shape in shapes]
+    # In units of their spreads: the optimizer then sees one scale everywhere.
+    units = [torch.zeros(*shape, **double).requires_grad_(True) for shape in shapes]
+
+    def scaled() -> list[torch.Tensor]:
+        return [unit * spread for unit, spread in zip(units, spreads, strict=True)]
 
     def effects(p: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         return prior + p[0] + p[1] + p[2] @ kinds, prior_slopes + p[3] + p[4] @ kinds
 
     def loss() -> torch.Tensor:
+        free = scaled()
         rates, slopes = effects(free)
         logs = rates + design @ slopes
         for g, ids in enumerate(index):
@@ -124,10 +140,10 @@ def _mixed(
         middle = torch.log((x * torch.exp(logs)[config]).sum(1)) + free[5][net]
         off = (y - middle) / settings["noise"]
         misfit = (_DEGREES + 1) / 2 * torch.log1p(off * off / _DEGREES).sum()
-        return misfit + sum(((p / s) ** 2).sum() for p, s in zip(free, spreads, strict=True)) / 2
+        return misfit + sum((unit**2).sum() for unit in units) / 2
 
     optimizer = torch.optim.LBFGS(
-        free, max_iter=int(settings["iterations"]), history_size=20,
+        units, max_iter=int(settings["iterations"]), history_size=int(settings["history"]),
         line_search_fn="strong_wolfe", tolerance_change=1e-6,
     )  # fmt: skip
 
@@ -138,7 +154,7 @@ def _mixed(
         return value
 
     optimizer.step(closure)
-    done = [p.detach() for p in free]
+    done = [p.detach() for p in scaled()]
     rates, slopes = effects(done)
     groups: dict[str, dict[str, Any]] = {}
     for g, ((name, _, _), found) in enumerate(zip(GROUPS, members, strict=True)):
@@ -224,15 +240,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Fits to all rows and writes the file that ships."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--reference", type=Path, default=os.environ.get("EDGEKIT_BENCH_REFERENCE"))
+    parser.add_argument(
+        "--judged", type=Path, required=True, help="what estimate.py --out wrote: for the intervals"
+    )
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args(argv)
     if args.reference is None:
         parser.error("say where the latency tables lie: --reference or EDGEKIT_BENCH_REFERENCE")
     rows = load(Path(args.reference))
-    from estimate import interval_factors
-
     data = {"schema": "edgekit.estimator/1", "features": list(FEATURES), **fit(rows)}
-    data["interval"]["factors"] = interval_factors(rows, print)
+    judged = json.loads(args.judged.read_text(encoding="utf-8"))
+    data["interval"]["factors"] = judged["factors"]
     data["sources"] = sources(Path(args.reference), rows)
     args.out.write_text(json.dumps(rounded(data), separators=(",", ":"), sort_keys=True) + "\n")
     print(f"{args.out}: {args.out.stat().st_size} bytes from {len(rows)} rows")

@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from edgekit.model import Model
 from edgekit.runtime.session import unavailable
 
 FILE = Path(product.__file__).with_name("estimate_memory.json")
-TARGETS = ("tflite", "openvino", "onnxruntime", "executorch", "torch-mobile")
+TARGETS = ("tflite", "openvino", "onnxruntime")
 SCHEMES = ("fp32", "w8a8")
 _MIB = 2**20
 _RELATIVE = 0.2
@@ -54,7 +54,6 @@ def _learnt() -> dict[str, Callable[[], Model]]:
     return {
         "mobilenet_v2": lambda: _vision("mobilenet_v2"),
         "mobilenet_v2@448": lambda: _vision("mobilenet_v2", 448),
-        "squeezenet1_1": lambda: _vision("squeezenet1_1"),
         "resnet18": lambda: _vision("resnet18"),
     }
 
@@ -73,36 +72,47 @@ def _suite() -> dict[str, Callable[[], Model]]:
 
 
 def measured(
-    models: Mapping[str, Callable[[], Model]], targets: Sequence[str]
+    models: Mapping[str, Callable[[], Model]], targets: Sequence[str], kept: Path | None
 ) -> list[dict[str, Any]]:
-    """One row per model, target and scheme that can be converted here."""
+    """One row per model, target and scheme that can be converted here.
+
+    Rows in the file ``kept`` are taken from there, new ones are added to it.
+    """
+    old = (
+        [json.loads(line) for line in kept.read_text().splitlines()]
+        if kept and kept.is_file()
+        else []
+    )
+    done = {(r["model"], r["target"], r["scheme"]): r for r in old}
     rows = []
-    device = load("host")
     for name, build in models.items():
-        model = build()
-        subject = subject_of(model)
-        feeds = {
-            s.name: t.numpy()
-            for s, t in zip(model.signature.inputs, model.example_inputs(), strict=True)
-        }
-        calib = dict(feeds)
-        for target in targets:
-            if unavailable(target) is not None:
-                continue
-            for scheme in SCHEMES:
-                (job,) = plan_targets([device], [target], [scheme])
-                try:
-                    rows.append(_row(name, model, subject, job, calib, feeds))
-                except EdgekitError as error:
-                    print(f"{name} {target} {scheme}: {error.message}", file=sys.stderr)
-                    continue
-                print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+        wanted = [(t, s) for t in targets for s in SCHEMES if unavailable(t) is None]
+        rows += [done[name, t, s] for t, s in wanted if (name, t, s) in done]
+        missing = [(t, s) for t, s in wanted if (name, t, s) not in done]
+        for row in _rows(name, build(), missing) if missing else ():
+            rows.append(row)
+            print(json.dumps(row), file=sys.stderr, flush=True)
+            if kept is not None:
+                with kept.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
     return rows
 
 
-def _row(name: str, model: Model, subject: Any, job: Any, calib: Any, feeds: Any) -> dict[str, Any]:
+def _rows(name: str, model: Model, wanted: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    subject, device = subject_of(model), load("host")
+    pairs = zip(model.signature.inputs, model.example_inputs(), strict=True)
+    feeds = {spec.name: tensor.numpy() for spec, tensor in pairs}
+    for target, scheme in wanted:
+        (job,) = plan_targets([device], [target], [scheme])
+        try:
+            yield _row(name, model, subject, job, feeds)
+        except EdgekitError as error:
+            print(f"{name} {target} {scheme}: {error.message}", file=sys.stderr)
+
+
+def _row(name: str, model: Model, subject: Any, job: Any, feeds: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="edgekit-memory-") as scratch:
-        (path,) = artifacts_of([model], job, calib, Path(scratch))
+        (path,) = artifacts_of([model], job, feeds, Path(scratch))
         request = BenchRequest(
             "one", job.target, path, model.signature, job.scheme, job.delegate, None, feeds
         )
@@ -127,17 +137,19 @@ def fitted(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         mine = [r for r in rows if r["target"] == target]
         if not mine:
             continue
-        table, peak = [], []
+        # What the process held before it loaded anything is known; the rest is shared out.
+        base = float(np.median([r["peak_mib"] - r["added_mib"] for r in mine]))
+        table, added = [], []
         for r in mine:
             integer = r["scheme"] == "w8a8"
             sizes = [r["weights_mib"], r["arena_mib"]]
             table.append([1.0, *([0, 0] if integer else sizes), *(sizes if integer else [0, 0])])
-            peak.append(r["peak_mib"])
-        weight = 1 / np.array(peak)
-        found, _ = nnls(np.array(table) * weight[:, None], np.array(peak) * weight)
-        base, fw, fa, iw, ia = (round(float(v), 3) for v in found)
+            added.append(r["added_mib"])
+        weight = 1 / np.array([r["peak_mib"] for r in mine])
+        found, _ = nnls(np.array(table) * weight[:, None], np.array(added) * weight)
+        fixed, fw, fa, iw, ia = (round(float(v), 3) for v in found)
         targets[target] = {
-            "base_mib": base,
+            "base_mib": round(base + fixed, 1),
             "float": {"weights": fw, "arena": fa},
             "int8": {"weights": iw, "arena": ia},
             "relative": _RELATIVE,
@@ -166,16 +178,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fit", action="store_true", help="set the factors that ship")
     parser.add_argument("--target", action="append", choices=TARGETS)
+    parser.add_argument("--rows", type=Path, help="a file of rows, to go on where it ended")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     targets = args.target or TARGETS
     if args.fit:
-        FILE.write_text(json.dumps(fitted(measured(_learnt(), targets)), indent=1) + "\n")
-    rows = judged(measured(_suite(), targets), json.loads(FILE.read_text()))
-    for r in rows:
-        print(
-            f"{r['model']:12} {r['target']:14} {r['scheme']:6} {r['peak_mib']:8.1f} MiB, estimate {r['estimate_mib']:8.1f} ({r['off']:+.1%})"
+        FILE.write_text(
+            json.dumps(fitted(measured(_learnt(), targets, args.rows)), indent=1) + "\n"
         )
+    rows = judged(measured(_suite(), targets, args.rows), json.loads(FILE.read_text()))
+    for r in rows:
+        what = f"{r['model']:16} {r['target']:14} {r['scheme']:6}"
+        figures = f"{r['peak_mib']:8.1f} MiB, estimate {r['estimate_mib']:8.1f} ({r['off']:+.1%})"
+        print(what + figures)
     inside = sum(abs(r["off"]) <= _RELATIVE for r in rows)
     print(f"{inside} of {len(rows)} within {_RELATIVE:.0%}")
     if args.out is not None:
