@@ -159,10 +159,16 @@ def _live(graph: Any, behind: Mapping[str, str], shapes: Shapes, constants: Iter
     """Most elements of computed tensors that live at one time."""
     skip = set(constants)
     owner = dict(behind)
+
+    def root(name: str) -> str:
+        while name in owner:
+            name = owner[name]
+        return name
+
     last: dict[str, int] = {}
     born: dict[str, int] = {i.name: -1 for i in graph.input if i.name not in skip}
     for step, node in enumerate(graph.node):
-        inputs = [owner.get(i, i) for i in node.input if i]
+        inputs = [root(i) for i in node.input if i]
         for i in inputs:
             last[i] = step
         free = node.op_type in _FREE | _FUSED
@@ -174,7 +180,7 @@ def _live(graph: Any, behind: Mapping[str, str], shapes: Shapes, constants: Iter
             else:
                 born[output] = step
     for output in graph.output:
-        last[owner.get(output.name, output.name)] = len(graph.node)
+        last[root(output.name)] = len(graph.node)
     most = 0
     for step in range(-1, len(graph.node)):
         living = (n for n, at in born.items() if at <= step <= last.get(n, at))
