@@ -31,8 +31,9 @@ Vector = np.ndarray[Any, Any]
 BASES: Final = ("measured", "probed", "same core", "extrapolated")
 """What an estimate rests on, best first."""
 
-_OWN = 0.4  # of a group's spread: what each feature has for itself
-_PROBE_NOISE = 0.08  # log latency, of what one probe says about the others
+# By the marginal likelihood of what the fit leaves over within configs (estimate_fit.py).
+_OWN = 0.8  # of a group's spread: what each feature has for itself
+_PROBE_NOISE = 0.1  # log latency, of what one probe says about the others
 _REACH = 0.1  # distance of graphs at which likeness fades
 _LIKENESS = (0.05, 0.05, 0.06, 0.06, 0.05)
 """Spreads of the Gaussian process: for all settings, then for those that share the precision, its
@@ -193,8 +194,12 @@ class Estimator:
         if probes:
             shift, variance = self._krige(here, mine, probes, variance)
             middle, basis = middle + shift, "probed"
+        own = [p.ms for p in probes if p.setting == setting and np.array_equal(p.x, x)]
+        if own:
+            middle, variance, basis = math.log(own[-1]), 0.0, "measured"
         nearest = float(self.nearness(x).max(initial=0.0))
-        spread = math.sqrt(variance + _LEAST**2 + _MODEL**2 * (1 - nearest**2))
+        model = 0.0 if own else _MODEL**2 * (1 - nearest**2)
+        spread = math.sqrt(variance + _LEAST**2 + model)
         reach = self.factor(basis, setting.precision) * spread
         scale = math.exp(middle) / float(x @ np.exp(self.log_rates(setting)))
         rates: Vector = np.exp(self.log_rates(setting)) * scale

@@ -23,7 +23,7 @@ from edgekit.errors import UnsupportedError
 
 __all__ = ["ranked", "ratio_spread"]
 
-_OWN = 0.4
+_OWN = 0.8
 _FLOOR = 0.05  # log latency, of a ratio of two runs on one device
 
 

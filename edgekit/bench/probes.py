@@ -48,8 +48,14 @@ def name_of(network: str, scheme: str) -> str:
     return f"{_PREFIX}{network}-{scheme}"
 
 
-def read_probes(path: Path, device: Device) -> list[tuple[str, Probe]]:
+def read_probes(path: Path, device: Device, own: Subject | None = None) -> list[tuple[str, Probe]]:
     """The probes in a file that `edgekit bench --json` wrote, by target.
+
+    Args:
+        path: the file.
+        device: where it was measured.
+        own: a bundle that is estimated; its artifacts, known by id and size, are measurements of
+            the model itself.
 
     Raises:
         BadData: it is no such file, or holds no probe.
@@ -69,20 +75,26 @@ def read_probes(path: Path, device: Device) -> list[tuple[str, Probe]]:
         if not isinstance(one, dict) or one.get("schema") != "edgekit.bench/1":
             raise BadData(f"{path} is not what 'edgekit bench --json' writes")
         for result in one.get("results", []):
-            probe = _probe(result, device, subjects)
+            probe = _probe(result, device, subjects, own)
             if probe is not None:
                 found.append((str(result["target"]), probe))
     if not found:
         raise BadData(
-            f"{path} measures no probe",
+            f"{path} measures no probe, and no artifact of what is estimated",
             hint="make them with 'edgekit estimate --write-probes FOLDER', measure those files",
         )
     return found
 
 
-def _probe(result: Any, device: Device, subjects: dict[str, Subject]) -> Probe | None:
+def _probe(
+    result: Any, device: Device, subjects: dict[str, Subject], own: Subject | None
+) -> Probe | None:
     artifact = str(result.get("artifact", ""))
-    if not artifact.startswith(_PREFIX) or not result.get("latency_ms"):
+    if not result.get("latency_ms"):
+        return None
+    if own is not None and own.sizes.get(artifact, -1) == result.get("bytes"):
+        return _run(result, str(result["scheme"]), device, own)
+    if not artifact.startswith(_PREFIX):
         return None
     stem = artifact.removeprefix(_PREFIX).partition(".")[0]
     network, _, scheme = stem.partition("-")
@@ -90,14 +102,19 @@ def _probe(result: Any, device: Device, subjects: dict[str, Subject]) -> Probe |
         raise BadData(
             f"{artifact!r} is no probe that is known: {', '.join(NETWORKS)}, each with a scheme"
         )
-    target = str(result["target"])
-    delegate = _delegate(target, device)
-    precision, stored = precision_of(target, scheme, device)
-    setting, _ = setting_of(device, target, delegate, precision, int(result["threads"]))
     if network not in subjects:
         subjects[network] = subject_of(probe_model(network))
-    x = features(subjects[network].layers, precision, stored)
-    return Probe(x, setting, float(result["latency_ms"]["p50"]))
+    return _run(result, scheme, device, subjects[network])
+
+
+def _run(result: Any, scheme: str, device: Device, subject: Subject) -> Probe:
+    target = str(result["target"])
+    precision, stored = precision_of(target, scheme, device)
+    delegate, threads = _delegate(target, device), int(result["threads"])
+    setting, _ = setting_of(device, target, delegate, precision, threads)
+    return Probe(
+        features(subject.layers, precision, stored), setting, float(result["latency_ms"]["p50"])
+    )
 
 
 def _delegate(target: str, device: Device) -> str:

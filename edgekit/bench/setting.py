@@ -118,8 +118,8 @@ GROUPS: Final = (
     ("core precision", 0.15, 0.12),
     ("soc", 0.2, 0.1),
     ("soc precision", 0.1, 0.08),
-    ("session", 0.1, 0.1),
-    ("config", 0.08, 0.08),
+    ("session", 0.2, 0.2),
+    ("config", 0.16, 0.16),
 )
 """Groups of settings, each with the spread of log latency that its members are expected to have:
 of all features together, and of arithmetic and memory apart."""

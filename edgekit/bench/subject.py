@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,15 @@ class Subject:
         live: most elements of tensors that live at one time.
         placement: by artifact id, what its file was seen to hold (`edgekit.targets.Placement`);
             empty for a model that was not exported.
+        sizes: by artifact id, bytes of its files.
     """
 
     name: str
     layers: tuple[Layer, ...]
     stored: int
     live: int
-    placement: Mapping[str, Mapping[str, Any]]
+    placement: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 def subject_of(model: Model) -> Subject:
@@ -50,7 +52,7 @@ def subject_of(model: Model) -> Subject:
         raise UnsupportedError(
             f"model {model.name!r} computes nothing: there is nothing to estimate"
         )
-    return Subject(model.name, layers, stored_elements(graph), live_elements(graph), {})
+    return Subject(model.name, layers, stored_elements(graph), live_elements(graph))
 
 
 def bundle_subject(path: Path) -> Subject:
@@ -77,6 +79,7 @@ def bundle_subject(path: Path) -> Subject:
             for a in bundle.artifacts
             if isinstance(a.evidence.get("placement"), Mapping)
         }
+        sizes = {a.id: a.bytes for a in bundle.artifacts}
     if not layers:
         raise UnsupportedError(f"bundle {path} computes nothing: there is nothing to estimate")
-    return Subject(bundle.name, tuple(layers), stored, live, placement)
+    return Subject(bundle.name, tuple(layers), stored, live, placement, sizes)

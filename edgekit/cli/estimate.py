@@ -32,7 +32,8 @@ __all__ = ["command"]
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="FILE",
-    help="What 'edgekit bench --json' measured of probes on the device; may be repeated.",
+    help="What 'edgekit bench --json' measured on the device, of probes or of the bundle itself; "
+    "may be repeated.",
 )
 @click.option("--plan", is_flag=True, help="Rank schemes, threads and runtimes.")
 @click.option(
@@ -93,9 +94,9 @@ def command(
         raise UsageError("name a model or a bundle to estimate")
     # What can't be estimated at all is said before a model is exported.
     setting_of(device, job.target, job.delegate, precision_of(job.target, job.scheme, device)[0], 1)
-    probes = _probes(probe_files, device, job.target)
     with progress("counting layers"):
         counted = _subject(subject, weights)
+    probes = _probes(probe_files, device, job.target, counted)
     document = estimate(counted, device, job, threads=threads, probes=probes)
     document["plan"] = None
     if plan:
@@ -115,10 +116,10 @@ def _subject(spec: str, weights: Path | None) -> Subject:
     return subject_of(load(spec, weights=weights))
 
 
-def _probes(files: Sequence[Path], device: Device, target: str) -> list[Probe]:
+def _probes(files: Sequence[Path], device: Device, target: str, subject: Subject) -> list[Probe]:
     from edgekit.bench.probes import of_target, read_probes
 
-    found = [probe for path in files for probe in read_probes(path, device)]
+    found = [probe for path in files for probe in read_probes(path, device, subject)]
     return of_target(found, target)
 
 

@@ -43,7 +43,7 @@ SETTINGS: Final[Settings] = {
 }
 FACTORS: Final = {f"{b} {k}": 1.28 for b in shipped.BASES for k in ("float", "int8")}
 _DEGREES = 3.0
-_OWN = shipped._OWN
+_OWN = 0.4  # of a group's spread: what each feature has for itself
 OUT = Path(shipped.__file__).with_name("estimator.json")
 
 

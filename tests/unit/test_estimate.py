@@ -20,11 +20,12 @@ from edgekit.bench.features import FEATURES, features, layer_features
 from edgekit.bench.graph_layers import graph_of, layers_of
 from edgekit.bench.layers import KINDS, Layer
 from edgekit.bench.planner import ranked, ratio_spread
+from edgekit.bench.probes import of_target, read_probes
 from edgekit.bench.processors import setting_of, thread_choices
 from edgekit.bench.setting import CORES, DESCRIPTORS, GROUPS
 from edgekit.bench.subject import Subject, subject_of
 from edgekit.device import Device, load, plan_targets
-from edgekit.errors import UnsupportedError, UsageError
+from edgekit.errors import BadData, UnsupportedError, UsageError
 from edgekit.model import Model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -325,6 +326,25 @@ def test_a_probe_with_other_threads_says_less(small: Subject) -> None:
     plain = document(small, device, threads=4)["latency_ms"]["p50"]  # type: ignore[index]
     moved = math.log(one / document(small, device, threads=1)["latency_ms"]["p50"])  # type: ignore[index]
     assert 0 < math.log(four / plain) < moved
+
+
+def test_the_model_itself_measured_is_no_longer_guessed(small: Subject, tmp_path: Path) -> None:
+    device = load("raspberry-pi-5")
+    own = Subject(small.name, small.layers, small.stored, small.live, {}, {"tflite-fp32": 1234})
+    result = {
+        "artifact": "tflite-fp32", "target": "tflite", "scheme": "fp32", "threads": 1,
+        "bytes": 1234, "latency_ms": {"p50": 7.5},
+    }  # fmt: skip
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps({"schema": "edgekit.bench/1", "results": [result]}))
+    probes = of_target(read_probes(path, device, own), "tflite")
+    made = document(own, device, threads=1, probes=probes)
+    assert made["basis"] == "measured"
+    assert made["latency_ms"]["p50"] == 7.5  # type: ignore[index]
+    assert document(own, device, threads=4, probes=probes)["basis"] == "probed"
+    other = Subject(small.name, small.layers, small.stored, small.live, {}, {"tflite-fp32": 99})
+    with pytest.raises(BadData, match="no artifact of what is estimated"):
+        read_probes(path, device, other)
 
 
 # -- what can't be estimated ----------------------------------------------------------------------
