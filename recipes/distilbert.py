@@ -31,7 +31,7 @@ from edgekit.compress.vocabulary import trim_vocabulary
 from edgekit.data import Samples, load
 from edgekit.data.corpus import SPLITS, Corpus, read_corpus, write_corpus
 from edgekit.data.intents import INTENT_NAMES, intents
-from edgekit.data.training import TextSet
+from edgekit.data.training import TextAugment, TextSet
 from edgekit.errors import GateFailed, MissingDependency, UnsupportedError
 from edgekit.paired import paired_difference
 from edgekit.recipe import Run, Settings, export, stage
@@ -68,6 +68,8 @@ class Student(Settings):
     """The student, as wide as its teacher.
 
     Attributes:
+        augment: how texts are changed before both see them. The teacher is then asked in every
+            epoch, and labels should count little: set ``distill.alpha`` near 1.
         every: of so many layers of the teacher the student has the first.
         layers: what the distance of its layers from the teacher's counts, beside the logits.
         train: how it is trained. Words that training texts lack mean what they meant to the
@@ -77,6 +79,7 @@ class Student(Settings):
 
     every: int = 2
     layers: float = 1.0
+    augment: TextAugment = TextAugment()
     train: TrainSettings = TrainSettings(
         epochs=5, batch=32, rate=2e-4, warm_up=0.1, clip=1.0, freeze=("*word_embeddings*",)
     )
@@ -166,12 +169,19 @@ def texts(cfg: Config, data: Path | None, run: Run) -> Path:
     return run.out
 
 
-def tokenized(corpus: Corpus, split: str, tokenizer: TextPreprocess, *, trim: bool) -> TextSet:
-    """The texts of a split. Trimmed batches are quicker; layers are compared at full length."""
+def tokenized(
+    corpus: Corpus,
+    split: str,
+    tokenizer: TextPreprocess,
+    *,
+    trim: bool = True,
+    how: TextAugment | None = None,
+) -> TextSet:
+    """The texts of a split. Trimmed batches are quicker; answers are kept at full length."""
     rows = getattr(corpus, split)
-    labels = [label for _, label in rows]
+    said, labels = [text for text, _ in rows], [label for _, label in rows]
     return TextSet(
-        [t for t, _ in rows], labels, tokenizer, classes=corpus.classes, source=split, trim=trim
+        said, labels, tokenizer, trim=trim, how=how, classes=corpus.classes, source=split
     )
 
 
@@ -201,10 +211,10 @@ def teacher(texts: Path, cfg: Config, run: Run) -> Learned:
     source = hugging_face.find_folder(cfg.teacher.source)
     module = hugging_face.load_classifier(source, corpus.classes, seed=cfg.teacher.train.seed)
     tokenizer = hugging_face.tokenizer_of(source, cfg.length)
-    dev = tokenized(corpus, "dev", tokenizer, trim=True)
+    dev = tokenized(corpus, "dev", tokenizer)
     train(
         module,
-        tokenized(corpus, "train", tokenizer, trim=True),
+        tokenized(corpus, "train", tokenizer),
         cfg.teacher.train,
         score=lambda found: top1(found, dev),
         folder=run.folder,
@@ -269,12 +279,13 @@ def taught(
     run: Run,
 ) -> Learned:
     """The student after its lessons."""
-    dev = tokenized(corpus, "dev", tokenizer, trim=True)
+    dev = tokenized(corpus, "dev", tokenizer)
+    varied = bool(own.augment.mask or own.augment.cut)
     run.note(f"on dev the teacher has {top1(big, dev):.1f} %, the student {top1(small, dev):.1f} %")
     distill(
         small,
         big,
-        tokenized(corpus, "train", tokenizer, trim=False),
+        tokenized(corpus, "train", tokenizer, trim=varied, how=own.augment),
         own.distill,
         train=own.train,
         layers=pairs,
@@ -355,7 +366,7 @@ def figures(
             continue
         module = hugging_face.load_classifier(learned.folder)
         tokenizer = hugging_face.tokenizer_of(learned.folder, cfg.length)
-        hits[name] = right(module, tokenized(corpus, "test", tokenizer, trim=True))
+        hits[name] = right(module, tokenized(corpus, "test", tokenizer))
         models[name] = {
             "parameters": sum(p.numel() for p in module.parameters()),
             "bytes": (learned.folder / "model.safetensors").stat().st_size,

@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from edgekit import Device, ExportRequest, ImagePreprocess, Model, Settings, stage
 from edgekit._torchvision import torchvision
@@ -83,7 +84,7 @@ class Prune(PruneSettings):
         recover: how the pruned network is trained after each step.
     """
 
-    target: float = 0.6
+    target: float = Field(default=0.6, gt=0, le=1)
     steps: int = 1
     by: Literal["macs", "latency"] = "macs"
     recover: TrainSettings = TRAIN.model_copy(update={"epochs": 6, "rate": 3e-3})

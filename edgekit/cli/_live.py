@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from edgekit.cli import _output
 from edgekit.cli._output import note
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from edgekit.recipe.engine import Outcome, Planned
 
 __all__ = ["View", "shown"]
+
+EVERY_S: Final = 30.0
+"""Off a terminal a stage's steps are told so often."""
 
 
 @dataclass
@@ -31,6 +34,7 @@ class _Row:
     figures: Mapping[str, float] = field(default_factory=dict)
     begun: float | None = None
     stepped: float | None = None
+    said: float = 0.0
     took: float | None = None
 
     @property
@@ -39,6 +43,13 @@ class _Row:
         if self.stepped is None or self.begun is None or not 0 < self.done < self.total:
             return None
         return (self.stepped - self.begun) / self.done * (self.total - self.done)
+
+    @property
+    def words(self) -> tuple[str, str, str]:
+        """Steps, figures, and the time that is left, as far as they are known."""
+        figures = " ".join(f"{k} {v:.4g}" for k, v in self.figures.items())
+        left = "" if self.left is None else f"{self.left:.0f} s left"
+        return f"{self.done}/{self.total}", figures, left
 
 
 class View:
@@ -55,7 +66,8 @@ class View:
     def started(self, stage: str, attempt: int) -> None:
         """A stage begins, or is tried again."""
         again = "" if attempt == 1 else f", try {attempt}"
-        self._rows[stage] = _Row("runs", again.removeprefix(", "), begun=time.monotonic())
+        now = time.monotonic()
+        self._rows[stage] = _Row("runs", again.removeprefix(", "), begun=now, said=now)
         self._say(f"{stage}: begins{again}")
 
     def told(self, stage: str, event: Mapping[str, Any]) -> None:
@@ -63,7 +75,10 @@ class View:
         row = self._rows[stage]
         if event["event"] == "step":
             row.done, row.total, row.figures = event["done"], event["total"], event["figures"]
-            row.stepped = time.monotonic()
+            row.stepped = now = time.monotonic()
+            if self.live is None and row.total and now - row.said >= EVERY_S:
+                row.said = now
+                note(" ".join(filter(None, (f"{stage}:", *row.words))))
         elif event["event"] == "note":
             self._say(f"{stage}: {event['text']}", keep=True)
         elif event["event"] == "doing":
@@ -100,9 +115,8 @@ class View:
             bar: object = ""
             if row.state == "runs" and row.total:
                 bar = ProgressBar(total=row.total, completed=row.done, width=24)
-            steps = f"{row.done}/{row.total}" if bar else row.what.partition("\n")[0][:48]
-            figures = " ".join(f"{k} {v:.4g}" for k, v in row.figures.items())
-            left = "" if row.left is None else f"{row.left:.0f} s left"
+            steps, figures, left = row.words
+            steps = steps if bar else row.what.partition("\n")[0][:48]
             cells = (row.state, bar, steps, figures, "" if took is None else f"{took:.0f} s", left)
             grid.add_row(name, *cells, style=style)  # type: ignore[arg-type]
         return grid

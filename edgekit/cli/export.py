@@ -301,7 +301,7 @@ def _export(
     if result.conversions == 0:
         note("nothing was converted anew: the store held every artifact")
     document = result.document
-    emit(document, as_json, lambda: text(document, request.out))
+    emit(document, as_json, lambda: text(document, request.destination))
     return result.exit_code
 
 

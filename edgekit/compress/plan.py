@@ -53,6 +53,8 @@ class Edge:
         quant_min: smallest stored integer.
         quant_max: largest stored integer.
         group: tensors with one group name hold one and the same scale and zero point.
+        rounded: False where a runtime's kernels keep the tensor to the range of the stored integers
+            and don't round it; so only in what such a runtime is held against (`Unrounded`).
     """
 
     edge: str
@@ -65,6 +67,13 @@ class Edge:
     quant_min: int
     quant_max: int
     group: str | None = None
+    rounded: bool = True
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The smallest and the largest value that the integers of one scale stand for."""
+        (scale,), (zero,) = self.scale, self.zero_point
+        return (self.quant_min - zero) * scale, (self.quant_max - zero) * scale
 
     def quantize(self, real: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Rounds ``real`` half to even onto what this edge stores (of `dtype`; int4 as int8)."""
@@ -97,6 +106,8 @@ class Edge:
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary, as `edgekit.plan/1` stores it."""
+        # Plans that are stored round everything, and keep to their form.
+        more: dict[str, Any] = {} if self.rounded else {"rounded": False}
         return {
             "edge": self.edge,
             "node": self.node,
@@ -108,6 +119,7 @@ class Edge:
             "quant_min": self.quant_min,
             "quant_max": self.quant_max,
             "group": self.group,
+            **more,
         }
 
     @classmethod
@@ -124,6 +136,7 @@ class Edge:
             quant_min=int(data["quant_min"]),
             quant_max=int(data["quant_max"]),
             group=data.get("group"),
+            rounded=bool(data.get("rounded", True)),
         )
 
 

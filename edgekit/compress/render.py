@@ -129,9 +129,12 @@ def _render_activation(module: fx.GraphModule, node: fx.Node, edge: Edge, form: 
     users = [u for u in node.users]
     limits = (edge.quant_min, edge.quant_max)
     with graph.inserting_after(node):
-        if form == "fake":
+        if form == "fake" and not edge.rounded:
+            last = graph.call_function(torch.clamp, (node, *edge.range))
+        elif form == "fake":
             last = graph.call_function(fake_quantize, (node, scale, zero, *limits))
         else:
+            assert edge.rounded
             args = (scale, zero, *limits, torch.int16 if edge.dtype == "int16" else torch.int8)
             first = graph.call_function(_qd.quantize_per_tensor.default, (node, *args))
             first.meta = {**node.meta}

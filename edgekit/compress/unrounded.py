@@ -27,7 +27,8 @@ class Unrounded:
 
     Attributes:
         convolutions: ordinals, in execution order, of convolutions that are added to something
-            before they are rounded. The artifact stores their scales all the same.
+            before they are rounded. The artifact stores their scales all the same, and they keep to
+            the range of the integers that these stand for.
         gates: whether the sigmoids in all SiLUs are left out: a SiLU is one operator.
         results: whether linear layers are left out whose output only floating-point operators read,
             or who receives the model's results: their kernels give float.
@@ -38,10 +39,20 @@ class Unrounded:
     results: bool = False
 
     def without(self, program: torch.export.ExportedProgram, plan: QuantPlan) -> QuantPlan:
-        """The plan without the output edges of what is left out."""
-        dropped = self._nodes(program, plan)
-        edges = tuple(e for e in plan.edges if e.kind != "activation" or e.node not in dropped)
-        return dataclasses.replace(plan, edges=edges)
+        """The plan without the roundings of what is left out.
+
+        Where the range is kept the edge stays, and is not `rounded`.
+        """
+        ranged = dataclasses.replace(self, gates=False, results=False)._nodes(program, plan)
+        dropped = self._nodes(program, plan) - ranged
+        edges = (
+            dataclasses.replace(e, rounded=False)
+            if e.kind == "activation" and e.node in ranged
+            else e
+            for e in plan.edges
+            if e.kind != "activation" or e.node not in dropped
+        )
+        return dataclasses.replace(plan, edges=tuple(edges))
 
     def not_stored(self) -> Unrounded:
         """What the artifact holds no scale of either."""

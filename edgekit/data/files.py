@@ -11,16 +11,18 @@ import os
 import stat
 import threading
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol, Self
+from typing import Final, Generic, Protocol, Self, TypeVar
 
 from edgekit.data.checks import class_indices, class_names
 from edgekit.data.samples import Role, SampleSet
 from edgekit.errors import BadData
+from edgekit.runtime._files import read_file
+from edgekit.runtime.preprocess import AudioPreprocess, ImagePreprocess
 from edgekit.signature import Signature
 
 __all__ = [
@@ -35,6 +37,8 @@ __all__ = [
     "the_input",
 ]
 
+Step = TypeVar("Step", ImagePreprocess, AudioPreprocess)
+
 TRAIN: Final = "train"
 TEST: Final = ("test", "val", "validation", "valid", "dev")
 """Names of evaluation splits; the first one present counts."""
@@ -45,17 +49,16 @@ class Kind:
     """What is looked for.
 
     Attributes:
-        name: for messages, in the plural: ``pictures``.
+        one, name: for messages, ``picture`` and ``pictures``.
         suffixes: endings of file names, in lower case.
-        read: the content of a file that lies by itself.
         limit: the largest file that is read, in bytes.
         lists: names of files that list others.
         skip: name of folders that are passed over.
     """
 
+    one: str
     name: str
     suffixes: Collection[str]
-    read: Callable[[Path], bytes]
     limit: int
     lists: tuple[str, ...] = ()
     skip: str | None = None
@@ -108,7 +111,7 @@ class _Folder:
                 yield name
 
     def read(self, name: str) -> bytes:
-        return self._kind.read(self._root / name)
+        return read_file(self._root / name, self._kind.limit, self._kind.one)
 
 
 class _Zip:
@@ -162,19 +165,33 @@ class _Handle:
         return (_Handle, (self._path,))
 
 
-class FileSamples(SampleSet):
+class FileSamples(SampleSet, Generic[Step]):
     """Files with or without a class, read when they are asked for.
 
-    ``classes`` are the names of the classes by index, where files have any.
+    Args:
+        source: the folder or zip.
+        files: all that is in it.
+        items: those that are samples.
+        input: the model's input that ``preprocess`` makes.
+        preprocess: what makes it of a file.
+        classes: names of the classes by index, where files have any.
     """
 
     def __init__(
-        self, source: str, files: Files, items: Sequence[Item], classes: tuple[str, ...]
+        self,
+        source: str,
+        files: Files,
+        items: Sequence[Item],
+        input: str,
+        preprocess: Step,
+        classes: tuple[str, ...] = (),
     ) -> None:
         super().__init__(source)
         self.classes = classes
         self._files = files
         self._items = list(items)
+        self._input = input
+        self._preprocess: Step = preprocess
 
     def __len__(self) -> int:
         return len(self._items)
@@ -366,7 +383,7 @@ def _sorted(names: Iterable[str], kind: Kind) -> tuple[list[str], list[str]]:
     """The files that are wanted, and those that list others."""
     ordered = sorted(names)
     listing = [n for n in ordered if n.rpartition("/")[2] in kind.lists]
-    return [n for n in ordered if n not in set(listing)], listing
+    return [n for n in ordered if n.rpartition("/")[2] not in kind.lists], listing
 
 
 def _refuse_hostile(member: zipfile.ZipInfo, name: str, path: Path) -> None:

@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.data.files import Files, FileSamples, Item, Kind, by_folders, open_files, the_input
+from edgekit.data.files import FileSamples, Kind, by_folders, open_files, the_input
 from edgekit.data.samples import Feeds, Role
 from edgekit.errors import BadData
-from edgekit.runtime.decode import MAX_FILE_BYTES, PICTURE_SUFFIXES, read_file
+from edgekit.runtime.decode import MAX_FILE_BYTES, PICTURE_SUFFIXES
 from edgekit.runtime.preprocess import ImagePreprocess
 from edgekit.signature import Signature
 
 __all__ = ["PICTURES", "PictureSamples", "read_pictures"]
 
-PICTURES: Final = Kind("pictures", PICTURE_SUFFIXES, read_file, MAX_FILE_BYTES)
+PICTURES: Final = Kind("picture", "pictures", PICTURE_SUFFIXES, MAX_FILE_BYTES)
 
 
-class PictureSamples(FileSamples):
+class PictureSamples(FileSamples[ImagePreprocess]):
     """Pictures with or without a class, decoded and preprocessed when they are asked for."""
-
-    def __init__(
-        self,
-        source: str,
-        files: Files,
-        items: Sequence[Item],
-        name: str,
-        preprocess: ImagePreprocess,
-        classes: tuple[str, ...] = (),
-    ) -> None:
-        super().__init__(source, files, items, classes)
-        self._input = name
-        self._preprocess = preprocess
 
     def feed(self, i: int) -> Feeds:
         """Decodes picture ``i``; see `Samples.feed`.

@@ -9,7 +9,6 @@ the model count as its class ``unknown``, where it has one. ``_background_noise_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +26,7 @@ from edgekit.data.files import (
 )
 from edgekit.data.samples import Feeds, Role
 from edgekit.errors import BadData
-from edgekit.runtime.audio import SOUND_SUFFIXES, AudioPreprocess, Wav, read_file
+from edgekit.runtime.audio import SOUND_SUFFIXES, AudioPreprocess, Wav
 from edgekit.runtime.wav import MAX_WAV_BYTES
 from edgekit.signature import Signature
 
@@ -41,25 +40,12 @@ TESTING: Final = "testing_list.txt"
 VALIDATION: Final = "validation_list.txt"
 
 SOUNDS: Final = Kind(
-    "sounds", SOUND_SUFFIXES, read_file, MAX_WAV_BYTES, lists=(TESTING, VALIDATION), skip=NOISE
+    "sound", "sounds", SOUND_SUFFIXES, MAX_WAV_BYTES, lists=(TESTING, VALIDATION), skip=NOISE
 )
 
 
-class SoundSamples(FileSamples):
+class SoundSamples(FileSamples[AudioPreprocess]):
     """Recordings with or without a class, decoded and preprocessed when they are asked for."""
-
-    def __init__(
-        self,
-        source: str,
-        files: Files,
-        items: Sequence[Item],
-        name: str,
-        preprocess: AudioPreprocess,
-        classes: tuple[str, ...] = (),
-    ) -> None:
-        super().__init__(source, files, items, classes)
-        self._input = name
-        self._preprocess = preprocess
 
     def feed(self, i: int) -> Feeds:
         """Decodes recording ``i``; see `Samples.feed`.

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 
 from edgekit.data.augment import Augment
+from edgekit.data.augment_texts import TextAugment, TextAugmenter
 from edgekit.data.checks import check_labels
 from edgekit.data.texts import read_rows, row_labels
 from edgekit.data.training_pictures import PictureSet, from_torchvision, pictures, split_by_name
@@ -32,6 +33,7 @@ __all__ = [
     "Augment",
     "PictureSet",
     "Subset",
+    "TextAugment",
     "TextSet",
     "from_torchvision",
     "pictures",
@@ -106,11 +108,13 @@ class TextSet:
         lines: the line of each text, for messages; None counts them from 1.
         trim: cut what is padding in all of a batch, which takes less time to train on. The model
             then sees shorter inputs, of a multiple of 8 tokens.
+        how: augmentation; off where it is not given.
         classes: names of the classes.
         source: where the texts come from, for people.
 
     Raises:
-        BadData: there are no texts, one is empty (names its line), or a label is no class.
+        BadData: there are no texts, one is empty (names its line), a label is no class, or the
+            vocabulary lacks what the augmentation needs.
     """
 
     def __init__(
@@ -121,6 +125,7 @@ class TextSet:
         *,
         lines: Sequence[int] | None = None,
         trim: bool = True,
+        how: TextAugment | None = None,
         classes: Sequence[str] = (),
         source: str = "memory",
     ) -> None:
@@ -136,28 +141,33 @@ class TextSet:
             name: torch.from_numpy(np.concatenate([feed[name] for feed in made]))
             for name in made[0]
         }
-        self._lengths = self._feeds[preprocess.mask_name].sum(1)
-        self._trim, self._longest = trim, preprocess.max_length
+        self._mask, self._trim = preprocess.mask_name, trim
+        how = how or TextAugment()
+        self.augmented = bool(how.mask or how.cut)
+        self._how = TextAugmenter(how, preprocess)
         self.labels = _labels(labels, len(items), source)
 
     @property
     def digest(self) -> str:
-        """sha256 of tokens and labels."""
+        """sha256 of tokens, labels and augmentation."""
         arrays = self._feeds if self.labels is None else self._feeds | {"y": self.labels}
-        return _digest(arrays, str(self._trim))
+        how = self._how.how.model_dump_json() if self.augmented else ""
+        return _digest(arrays, f"{self._trim}{how}")
 
     def __len__(self) -> int:
-        return len(self._lengths)
+        return len(self._feeds[self._mask])
 
     def batch(
         self, rows: torch.Tensor, generator: torch.Generator | None
     ) -> dict[str, torch.Tensor]:
-        """See `edgekit.compress.train.TrainSet`; texts are not augmented."""
-        length = self._longest
+        """See `edgekit.compress.train.TrainSet`."""
+        inputs = {name: value[rows] for name, value in self._feeds.items()}
+        if generator is not None and self.augmented:
+            inputs = self._how(inputs, generator)
         if self._trim and len(rows):
-            longest = int(self._lengths[rows].max())
-            length = min(length, -(-longest // _TRIM) * _TRIM)
-        inputs = {name: value[rows, :length] for name, value in self._feeds.items()}
+            longest = int(inputs[self._mask].sum(1).max())
+            length = -(-longest // _TRIM) * _TRIM
+            inputs = {name: value[:, :length] for name, value in inputs.items()}
         return inputs | _about(rows, self.labels)
 
 
@@ -196,6 +206,7 @@ def texts(
     *,
     classes: Sequence[str] = (),
     trim: bool = True,
+    how: TextAugment | None = None,
 ) -> TextSet:
     """The texts and labels of a ``.tsv``, ``.csv`` or ``.jsonl``; see `edgekit.data.texts`.
 
@@ -204,7 +215,7 @@ def texts(
         preprocess: the tokenizer.
         classes: names of the classes in order; without them the file's names are numbered in
             alphabetical order, and numbers are taken as they are.
-        trim: see `TextSet`.
+        trim, how: see `TextSet`.
 
     Raises:
         BadData: the file cannot be read or is malformed, a text is empty, or a label is no class;
@@ -225,6 +236,7 @@ def texts(
         preprocess,
         lines=[row.line for row in rows],
         trim=trim,
+        how=how,
         classes=names,
         source=str(path),
     )

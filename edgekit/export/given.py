@@ -85,7 +85,7 @@ def given_plans(request: ExportRequest, schemes: Sequence[str]) -> dict[str, Giv
     """
     found: dict[str, GivenPlan] = {}
     for place in request.plans:
-        plan = _read(place)
+        plan = _read(Path(place) if isinstance(place, str) else place)
         if request.engine is not None:
             raise UsageError(
                 f"{plan.what} is edgekit's, and engine {request.engine!r} makes its own",

@@ -245,7 +245,7 @@ def _judge(
     computed = left_out.without(program, plan)
     facts, feeds = reference.facts()[name], load_arrays(feeds_file)
     against = "plan"
-    if len(computed.edges) < len(plan.edges):
+    if computed != plan:
         against = f"plan, without the rounding of {left_out.words(program, plan)}"
     elif plan != made:
         against = "plan, with the runtime's own scales of inputs that it quantizes as it runs"

@@ -53,9 +53,10 @@ def quantize_model(
     start = time.perf_counter()
     store, listener = store or Store(), request.listener
     scheme = _scheme(request)
-    if request.out is None:
+    out = request.destination
+    if out is None:
         raise UsageError("nothing says where the plan goes", hint="give -o FOLDER")
-    _check(request.out)
+    _check(out)
     if request.plans:
         raise UsageError("a plan is made here, and one was given", hint="give it to the export")
     if request.calib is None and (sensitivity or request.max_drop is not None):
@@ -68,13 +69,13 @@ def quantize_model(
     if sensitivity and calib is not None:
         planned = accuracy.measured(model, planned, scheme, calib, store, listener)
     figures = _figures(model, planned, scheme, evaluation, store, request)
-    _write(planned, scheme, request.out)
+    _write(planned, scheme, out)
     plan = accuracy.load_plan(planned, scheme)
     return {
         "schema": SCHEMA,
         "model": model.name,
         "scheme": scheme,
-        "folder": str(request.out),
+        "folder": str(out),
         "plan": {
             "digest": plan.digest(),
             "program_digest": plan.program_digest,

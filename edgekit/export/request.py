@@ -91,7 +91,7 @@ class ExportRequest:
     ios: tuple[str, ...] = ()
     calib: str | Path | Samples | None = None
     evaluation: str | Path | Samples | None = None
-    out: Path | None = None
+    out: str | Path | None = None
     name: str | None = None
     version: str = "1"
     max_drop: float | None = None
@@ -102,7 +102,7 @@ class ExportRequest:
     waive: tuple[str, ...] = ()
     engine: str | None = None
     without: tuple[str, ...] = ()
-    plans: tuple[Path | Quantized, ...] = ()
+    plans: tuple[str | Path | Quantized, ...] = ()
     keep_going: bool = False
     bench: bool = True
     clients: tuple[str, ...] = LANGUAGES
@@ -112,3 +112,8 @@ class ExportRequest:
     bench_runs: int = 200
     bench_seconds: float = 3.0
     listener: Listener = field(default_factory=Silent, repr=False)
+
+    @property
+    def destination(self) -> Path | None:
+        """``out`` as a path."""
+        return None if self.out is None else Path(self.out)

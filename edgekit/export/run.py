@@ -103,10 +103,10 @@ def export_bundle(
             f"io {NHWC_IO!r}: mean or std differs from channel to channel; MediaPipe Tasks can't "
             "normalize so, and takes this model with io 'uint8'"
         )
-    if request.out is not None:
-        check_destination(request.out)
+    if request.destination is not None:
+        check_destination(request.destination)
     try:
-        with _lock(store, request.out):
+        with _lock(store, request.destination):
             return _export(model, request, jobs, profiles, store, start)
     except BaseException:
         worker.stop()
@@ -215,8 +215,9 @@ def _export(
     conversions = sum(w.startswith("convert") for w in store.misses)
     packable = [r for r in rows if r.status == "ok" and r.artifact is not None]
     bundle = None
-    if request.out is not None and packable and (not failed or request.keep_going):
-        bundle = pack_result(request, packable, sides, evaluation, calib, held, request.out, source)
+    out = request.destination
+    if out is not None and packable and (not failed or request.keep_going):
+        bundle = pack_result(request, packable, sides, evaluation, calib, held, out, source)
     score = reference_score(model, reference, evaluation)
     wall = time.perf_counter() - start
     document = build(model, request, rows, gates, bundle, score, wall)

@@ -19,10 +19,11 @@ from edgekit.runtime._fields import (
     require_one_of,
     tuple_of,
 )
+from edgekit.runtime._files import read_file
 from edgekit.runtime.logmel import clip, log_mel, mel_filters
 from edgekit.runtime.wav import MAX_CHANNELS, MAX_RATE, MAX_WAV_BYTES, BadWav, Wav, read_wav
 
-__all__ = ["SOUND_SUFFIXES", "AudioPreprocess", "Wav", "read_file"]
+__all__ = ["SOUND_SUFFIXES", "AudioPreprocess", "Wav"]
 
 SOUND_SUFFIXES: Final = frozenset({".wav"})
 """File name endings that data sets are searched for, in lower case."""
@@ -188,7 +189,7 @@ class AudioPreprocess:
         if isinstance(source, bytes):
             name, content = "recording", source
         else:
-            name, content = str(source), read_file(Path(source))
+            name, content = str(source), read_file(Path(source), MAX_WAV_BYTES, "sound")
         try:
             return read_wav(content)
         except BadWav as error:
@@ -274,19 +275,3 @@ def _checked(sound: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if sound.dtype.kind == "f" and not np.isfinite(sound).all():
         raise BadData("the recording holds NaN or infinity")
     return sound
-
-
-def read_file(path: Path) -> bytes:
-    """At most `MAX_WAV_BYTES` + 1 bytes of a regular file.
-
-    Raises:
-        BadData: there is no such file, or it cannot be read.
-    """
-    try:
-        # A pipe or a device would block or never end.
-        if not path.is_file():
-            raise BadData(f"there is no sound file {path}")
-        with path.open("rb") as file:
-            return file.read(MAX_WAV_BYTES + 1)
-    except OSError as error:
-        raise BadData(f"cannot read {path}: {error.strerror or error}") from error

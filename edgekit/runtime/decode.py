@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import BadData, MissingDependency
+from edgekit.runtime._files import read_file
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["MAX_FILE_BYTES", "MAX_PIXELS", "PICTURE_SUFFIXES", "decode", "parse_npy", "read_file"]
+__all__ = ["MAX_FILE_BYTES", "MAX_PIXELS", "PICTURE_SUFFIXES", "decode", "parse_npy"]
 
 MAX_FILE_BYTES: Final = 256 * 2**20
 """The largest picture file that is read, in bytes."""
@@ -57,28 +58,12 @@ def decode(source: str | Path | bytes, *, exif: bool = True) -> npt.NDArray[np.u
     if isinstance(source, bytes):
         name, content = "picture", source
     else:
-        name, content = str(source), read_file(Path(source))
+        name, content = str(source), read_file(Path(source), MAX_FILE_BYTES, "picture")
     if len(content) > MAX_FILE_BYTES:
         raise BadData(f"{name} is larger than {MAX_FILE_BYTES} bytes")
     if content.startswith(_NPY_MAGIC):
         return _from_npy(content, name)
     return _from_pillow(content, name, exif)
-
-
-def read_file(path: Path) -> bytes:
-    """At most `MAX_FILE_BYTES` + 1 bytes of a regular file.
-
-    Raises:
-        BadData: there is no such file, or it cannot be read.
-    """
-    try:
-        # A pipe or a device would block or never end.
-        if not path.is_file():
-            raise BadData(f"there is no picture file {path}")
-        with path.open("rb") as file:
-            return file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise BadData(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def parse_npy(content: bytes, name: str) -> npt.NDArray[Any]:

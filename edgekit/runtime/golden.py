@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from edgekit.errors import BadData
 from edgekit.metrics import passes, sqnr_db
+from edgekit.runtime._golden_sources import close, made_anew, packed, unpacked
 from edgekit.runtime.golden_sounds import from_sounds, sound_input
 from edgekit.runtime.preprocess import AudioPreprocess, ImagePreprocess
 from edgekit.runtime.session import Array, Session
@@ -114,10 +115,7 @@ def unpack_golden(data: bytes) -> tuple[dict[str, Array], dict[str, Array]]:
 
 def pack_pictures(pictures: Mapping[int, Array]) -> bytes:
     """The ``.npz`` of the pictures behind golden inputs: uint8 ``[H, W, C]`` by sample."""
-    sink = io.BytesIO()
-    arrays = {f"picture.{i}": pictures[i] for i in sorted(pictures)}
-    np.savez_compressed(sink, allow_pickle=False, **arrays)
-    return sink.getvalue()
+    return packed({f"picture.{i}": pictures[i] for i in sorted(pictures)})
 
 
 def unpack_pictures(data: bytes) -> dict[int, Array]:
@@ -126,11 +124,11 @@ def unpack_pictures(data: bytes) -> dict[int, Array]:
     Raises:
         BadData: it is no such file.
     """
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            return {int(name.removeprefix("picture.")): file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise BadData(f"the golden pictures cannot be read: {error}") from error
+
+    def read(file: Mapping[str, Array]) -> dict[int, Array]:
+        return {int(name.removeprefix("picture.")): file[name] for name in file}
+
+    return unpacked(data, "picture", read)
 
 
 def from_pictures(
@@ -153,21 +151,11 @@ def from_pictures(
     Raises:
         BadData: there are more pictures than samples, or one is no picture.
     """
-    stored = feeds[input.name]
-    rows, misread = np.array(stored), []
-    for i, picture in sorted(pictures.items()):
-        if not 0 <= i < len(rows):
-            raise BadData(f"there is a golden picture {i}, and {len(rows)} golden inputs")
-        pixels = input.dtype == "uint8"
-        rows[i] = (preprocess.pixels(picture) if pixels else preprocess.apply(picture))[0]
-        near = np.array_equal if pixels else _close
-        if not near(rows[i], stored[i]):
-            misread.append(i)
-    return {**feeds, input.name: rows}, tuple(misread)
-
-
-def _close(a: Array, b: Array) -> bool:
-    return bool(np.allclose(a, b, rtol=1e-5, atol=1e-6))
+    make: Callable[[Array], Array] = preprocess.apply
+    near: Callable[[Array, Array], bool] = close
+    if input.dtype == "uint8":
+        make, near = preprocess.pixels, np.array_equal
+    return made_anew(feeds, input.name, pictures, "picture", make, near)
 
 
 def _count(arrays: Mapping[str, Array]) -> int:
@@ -226,8 +214,10 @@ def check_golden(
         got = np.concatenate([part[spec.name] for part in parts])
         sqnr[spec.name], worst[spec.name], fine = _compare(spec, outputs[spec.name], got, limit)
         passed = passed and fine
-    counts = len(pictures or ()), len(sounds or ())
-    return GoldenCheck(passed, limit, sqnr, worst, n, counts[0], misread, counts[1])
+    return GoldenCheck(
+        passed, limit, sqnr, worst, n, pictures=len(pictures or ()), misread=misread,
+        sounds=len(sounds or ()),
+    )  # fmt: skip
 
 
 def picture_input(signature: Signature, preprocess: ImagePreprocess) -> TensorSpec:

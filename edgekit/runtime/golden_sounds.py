@@ -6,15 +6,14 @@ An ``.npz`` with ``sound.<sample>``, ``[n, channels]`` as decoded, and ``rate.<s
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import BadData
+from edgekit.runtime._golden_sources import made_anew, packed, unpacked
 from edgekit.runtime.audio import AudioPreprocess
 from edgekit.runtime.wav import Wav
 from edgekit.signature import Signature, TensorSpec
@@ -23,10 +22,6 @@ __all__ = ["from_sounds", "pack_sounds", "sound_input", "unpack_sounds"]
 
 Array = npt.NDArray[Any]
 
-# A transform's last bits differ from one build of numpy to another.
-_RTOL: Final = 1e-5
-_ATOL: Final = 1e-6
-
 
 def pack_sounds(sounds: Mapping[int, Wav]) -> bytes:
     """The ``.npz`` of the recordings behind golden inputs, by sample."""
@@ -34,9 +29,7 @@ def pack_sounds(sounds: Mapping[int, Wav]) -> bytes:
     for i in sorted(sounds):
         arrays[f"sound.{i}"] = sounds[i].samples
         arrays[f"rate.{i}"] = np.array(sounds[i].rate, np.int64)
-    sink = io.BytesIO()
-    np.savez_compressed(sink, allow_pickle=False, **arrays)
-    return sink.getvalue()
+    return packed(arrays)
 
 
 def unpack_sounds(data: bytes) -> dict[int, Wav]:
@@ -45,12 +38,12 @@ def unpack_sounds(data: bytes) -> dict[int, Wav]:
     Raises:
         BadData: it is no such file.
     """
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            numbers = [n.removeprefix("sound.") for n in file.files if n.startswith("sound.")]
-            return {int(n): Wav(file[f"sound.{n}"], int(file[f"rate.{n}"])) for n in numbers}
-    except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise BadData(f"the golden sounds cannot be read: {error}") from error
+
+    def read(file: Mapping[str, Array]) -> dict[int, Wav]:
+        numbers = [n.removeprefix("sound.") for n in file if n.startswith("sound.")]
+        return {int(n): Wav(file[f"sound.{n}"], int(file[f"rate.{n}"])) for n in numbers}
+
+    return unpacked(data, "sound", read)
 
 
 def sound_input(signature: Signature, preprocess: AudioPreprocess) -> TensorSpec:
@@ -86,12 +79,8 @@ def from_sounds(
     Raises:
         BadData: there are more sounds than samples, or one is no recording.
     """
-    stored = feeds[input.name]
-    rows, misread = np.array(stored), []
-    for i, sound in sorted(sounds.items()):
-        if not 0 <= i < len(rows):
-            raise BadData(f"there is a golden sound {i}, and {len(rows)} golden inputs")
-        rows[i] = preprocess.apply(sound.samples, sound.rate)[0]
-        if not np.allclose(rows[i], stored[i], rtol=_RTOL, atol=_ATOL):
-            misread.append(i)
-    return {**feeds, input.name: rows}, tuple(misread)
+
+    def make(sound: Wav) -> Array:
+        return preprocess.apply(sound.samples, sound.rate)
+
+    return made_anew(feeds, input.name, sounds, "sound", make)

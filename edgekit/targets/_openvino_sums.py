@@ -1,11 +1,11 @@
 """Which quantizations OpenVINO's CPU plug-in leaves out when it adds a residual.
 
 Where a convolution's output goes into an addition alone, the plug-in may fuse the two: the addition
-then takes the convolution's accumulator as it is, and the ``FakeQuantize`` between them is listed
-in the fused node but not applied (observed with 2026.4.1, by comparing each element with both
-readings of the graph). That is a little more accurate than the plan and not the plan, so the
-reference for such an artifact must leave the same roundings out. Which additions are fused depends
-on zero points, order and processor: the compiled graph is asked.
+then takes the convolution's accumulator, kept to the range of the ``FakeQuantize`` between them and
+not rounded (observed with 2026.4.1, by comparing each element, of inputs that exceed the range too,
+with all three readings of the graph). That is a little more accurate than the plan and not the
+plan, so the reference for such an artifact must leave the same roundings out. Which additions are
+fused depends on zero points, order and processor: the compiled graph is asked.
 """
 
 from __future__ import annotations

@@ -38,17 +38,21 @@ SETTINGS: Final[Mapping[str, Any]] = {
     "teacher.train.epochs": 3,
     "teacher.train.rate": 1e-4,
     "teacher.train.amp": "bf16",
-    "student.train.epochs": 5,
-    "student.train.rate": 1e-4,
+    "student.augment.mask": 0.1,
+    "student.augment.cut": 0.5,
+    "student.train.epochs": 10,
+    "student.train.rate": 2e-4,
     "student.train.amp": "bf16",
-    "student.distill.cache_dtype": "float16",
+    "student.distill.alpha": 1.0,
     "narrow.width": 256,
     "narrow.heads": 8,
     "narrow.inner": 768,
-    "narrow.train.epochs": 10,
-    "narrow.train.rate": 3e-4,
+    "narrow.augment.mask": 0.1,
+    "narrow.augment.cut": 0.5,
+    "narrow.train.epochs": 16,
+    "narrow.train.rate": 4e-4,
     "narrow.train.amp": "bf16",
-    "narrow.distill.cache_dtype": "float16",
+    "narrow.distill.alpha": 1.0,
     "export.targets": json.dumps(RUNTIMES),
     "export.max_drop": 0.5,
     "export.bench": "false",
@@ -56,8 +60,9 @@ SETTINGS: Final[Mapping[str, Any]] = {
 """What differs from the recipe's own settings; chosen on dev."""
 
 
-def seed(data: Path, folder: Path, number: int) -> Mapping[str, Any]:
+def seed(data: Path, folder: Path, number: int, length: str) -> Mapping[str, Any]:
     """The figures of one seed; what of it is done in ``folder`` is not done again."""
+    assert length == "full"
     folder.mkdir(parents=True, exist_ok=True)
     run = folder / "run"
     recipe = _run(data, run, number)

@@ -54,7 +54,7 @@ def test_a_seed_that_is_done_is_not_run_again(
 ) -> None:
     asked: list[int] = []
 
-    def seed(data: Path, folder: Path, number: int) -> Mapping[str, Any]:
+    def seed(data: Path, folder: Path, number: int, length: str) -> Mapping[str, Any]:
         asked.append(number)
         return {"seed": number, "bars": {"speed": 2.0 + number}}
 
@@ -68,6 +68,39 @@ def test_a_seed_that_is_done_is_not_run_again(
     assert asked == [0, 1]
     [bar] = json.loads(out.read_text())["parts"]["sst2"]["bars"]
     assert bar["seeds"] == [2.0, 3.0] and bar["held"] is True
+
+
+def test_a_short_training_holds_no_bar(
+    recipes: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked: list[str] = []
+
+    def seed(data: Path, folder: Path, number: int, length: str) -> Mapping[str, Any]:
+        asked.append(length)
+        return {"seed": number, "bars": {"speed": 9.0}}
+
+    part = recipes.Part((recipes.Bar("speed", "speed", 2.5),), seed, ("full", "short"))
+    monkeypatch.setattr(recipes, "PARTS", {"cifar": part})
+    command = ["--cifar", str(tmp_path), "--work", str(tmp_path / "w"), "--seeds", "1"]
+    out = ["--out", str(tmp_path / "out.json")]
+    assert recipes.main([*command, *out, "--length", "short"]) == 1
+    assert "| 9.00 | - | not judged |" in capsys.readouterr().out
+    assert recipes.main([*command, *out]) == 0
+    assert asked == ["short", "full"]
+
+
+@pytest.mark.parametrize("length", ["full", "short"])
+def test_the_settings_for_pictures_are_settings_of_the_recipe(recipes: Any, length: str) -> None:
+    steps = importlib.import_module("recipe_cifar")
+    given = {**steps.COMMON, **steps.LENGTHS[length], "prune.by": "latency", "prune.target": 1}
+    settings = with_overrides(
+        load_recipe(steps.RECIPE).defaults(), {k: str(v) for k, v in given.items()}
+    )
+    assert settings.quantize.targets == steps.RUNTIMES  # type: ignore[attr-defined]
+    assert settings.augment.crop == 4 and settings.augment.rotate == 0  # type: ignore[attr-defined]
 
 
 def test_the_settings_are_settings_of_the_recipe(recipes: Any) -> None:

@@ -708,7 +708,10 @@ def test_twenty_kills_at_random_moments(place: Place) -> None:
 
 def test_interrupted_no_process_is_left(place: Place) -> None:
     place.write(SLOWLY.replace("steps: int = 12", "steps: int = 4000"))
+    # Where the tests run in a shell's background, SIGINT is ignored, and their children inherit it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = start(place, "out")
+    signal.signal(signal.SIGINT, before)
     limit = time.monotonic() + 60
     work = place.root / "store-out" / "recipes" / "work"
     while not list(work.glob("*/folder/state.json")) and time.monotonic() < limit:
@@ -755,6 +758,28 @@ def test_the_table_goes_on_while_nothing_is_told(monkeypatch: pytest.MonkeyPatch
     assert "2/4 loss 0.25 17 s" in shown()
     view.ended("train", Outcome("ok", wall_s=17.0))
     assert "train ok" in shown() and "after waits" in shown()
+
+
+def test_off_a_terminal_a_long_stage_says_now_and_then_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgekit.cli import _live
+
+    now = 100.0
+    monkeypatch.setattr(_live.time, "monotonic", lambda: now)
+    view = _live.View()
+    view.planned([Planned("train", "run", "never run", "")])
+    view.started("train", 1)
+    for step in range(1, 9):
+        now += 10
+        view.told(
+            "train", {"event": "step", "done": step, "total": 8, "figures": {"loss": 1 / step}}
+        )
+    assert capsys.readouterr().err.splitlines() == [
+        "train: begins",
+        "train: 3/8 loss 0.3333 50 s left",
+        "train: 6/8 loss 0.1667 20 s left",
+    ]
 
 
 # -- the command line -----------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from edgekit.data.training import (
     ArraySet,
     PictureSet,
     Subset,
+    TextAugment,
     TextSet,
     from_torchvision,
     pictures,
@@ -331,6 +332,72 @@ def test_texts_are_what_the_device_makes_of_them_and_trimmed() -> None:
     assert int(long["attention_mask"].sum()) == 4 + 14
     assert short["y"].tolist() == [1, 1] and short["row"].tolist() == [0, 2]
     assert made.digest != whole.digest != TextSet(items, [1, 1, 1], WORDS, trim=False).digest
+
+
+PIECES = TextPreprocess(
+    vocab=("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", "##x", "##y"),
+    max_length=20,
+    types_name="token_type_ids",
+)
+
+
+def said(row: torch.Tensor, mask: torch.Tensor) -> list[str]:
+    """The words of one text, whose frame and padding are as they should be."""
+    count = int(mask.sum())
+    assert mask.tolist() == [1] * count + [0] * (len(mask) - count)
+    pieces = [PIECES.vocab[i] for i in row.tolist()]
+    assert pieces[0] == "[CLS]" and pieces[count - 1] == "[SEP]"
+    assert set(pieces[count:]) <= {"[PAD]"}
+    return " ".join(pieces[1 : count - 1]).replace(" ##", "").split()
+
+
+def test_texts_are_cut_to_any_run_of_their_words() -> None:
+    text = "a bx cxy d e fy g h"
+    data = TextSet([text] * 500, None, PIECES, how=TextAugment(cut=0.8, shortest=2))
+    rows, generator = torch.arange(500), torch.Generator().manual_seed(1)
+    batch = data.batch(rows, generator)
+    assert data.augmented and batch["token_type_ids"].sum() == 0
+    words = text.split()
+    runs = [words[i:j] for i in range(9) for j in range(i + 2, 9)]
+    found = [said(*pair) for pair in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+    assert all(run in found for run in runs) and all(run in runs for run in found)
+    # A fifth is left as it was; a run of all eight is one of seven lengths.
+    assert 0.25 < np.mean([run == words for run in found]) < 0.38
+    assert batch["input_ids"].dtype == torch.int64
+    short = data.batch(torch.tensor([0]), torch.Generator().manual_seed(3))
+    assert short["input_ids"].shape[1] in (8, 16)
+    plain = data.batch(rows, None)["input_ids"]
+    assert torch.equal(
+        plain, TextSet([text] * 500, None, PIECES).batch(rows, generator)["input_ids"]
+    )
+
+
+def test_whole_words_are_masked() -> None:
+    data = TextSet(["a bxy c"] * 1000, None, PIECES, how=TextAugment(mask=0.3))
+    batch = data.batch(torch.arange(1000), torch.Generator().manual_seed(1))
+    ids = batch["input_ids"]
+    mask = PIECES.vocab.index("[MASK]")
+    assert torch.equal(
+        batch["attention_mask"], data.batch(torch.arange(1000), None)["attention_mask"]
+    )
+    hidden = ids == mask
+    assert not hidden[:, 0].any() and not hidden[:, 6:].any()
+    assert torch.equal(hidden[:, 2], hidden[:, 3]) and torch.equal(hidden[:, 3], hidden[:, 4])
+    for place in (1, 2, 5):
+        assert 0.25 < hidden[:, place].float().mean() < 0.35
+    both = (hidden[:, 1] & hidden[:, 5]).float().mean()
+    assert 0.06 < both < 0.13
+
+
+def test_an_augmentation_of_texts_shows_in_the_digest_and_needs_a_mask() -> None:
+    digests = {
+        TextSet(["a b"], [0], PIECES, how=how).digest
+        for how in (None, TextAugment(cut=0.5), TextAugment(cut=0.5, shortest=2))
+    }
+    assert len(digests) == 3
+    assert TextSet(["a b"], [0], PIECES, how=TextAugment()).digest in digests
+    with pytest.raises(BadData, match=r"no \[MASK\]"):
+        TextSet(["good"], [0], WORDS, how=TextAugment(mask=0.1))
 
 
 def test_texts_of_a_file(tmp_path: Path) -> None:
