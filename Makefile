@@ -20,13 +20,14 @@ DEMO := -s teacher.train.epochs=6 -s student.train.epochs=10 -s prune.recover.ep
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install lint demo check test test-full qemu compiler browser bench soak clean $(BENCHES) $(SOAKS) $(EXPORT_TIME)
+.PHONY: help install lint demo check test test-full test-arm64 qemu compiler browser bench soak clean $(BENCHES) $(SOAKS) $(EXPORT_TIME)
 
 help:
 	@echo "make demo        export a model for every target: a bundle and a report in out/demo"
 	@echo "make check       lint, types, layers and unit tests (minutes)"
 	@echo "make test        all of that and every test not marked slow; what CI runs"
 	@echo "make test-full   every test"
+	@echo "make test-arm64  the runtimes on an emulated ARM64 Debian; makes the machine as root"
 	@echo "make bench       tests/benchmarks/bench_*.py and export_time.py, each writing"
 	@echo "                 out/bench/NAME.json"
 	@echo "make soak        tests/benchmarks/soak_*.py, each writing out/soak/NAME.json"
@@ -59,6 +60,20 @@ test: lint
 
 test-full: lint qemu compiler browser
 	$(BIN)/pytest
+
+# A machine of another architecture, in out/arm64: Debian's kernel and programs, and the wheels for
+# ARM. It is made once, by root, from a Debian mirror and the package index.
+ARM64 := out/arm64
+ARM64_MACHINE := $(ARM64)/initramfs
+
+$(ARM64_MACHINE): tests/arm64/image.sh constraints.txt $(INSTALLED)
+	@for tool in qemu-system-aarch64 mmdebstrap cpio ssh-keygen; do command -v $$tool >/dev/null || \
+	  { echo "make test-arm64 needs $$tool: apt-get install -y qemu-system-arm mmdebstrap cpio" \
+	    "openssh-client" >&2; exit 1; }; done
+	PYTHON=$(BIN)/python sh $< $(ARM64)
+
+test-arm64: $(ARM64_MACHINE)
+	EDGEKIT_ARM64=$(ARM64) $(BIN)/pytest tests/arm64
 
 # Tests of x86 processors that this machine is not.
 qemu:

@@ -11,86 +11,88 @@ Tried on one file under two names, 30 times on a busy 2-core machine: pairing th
 process each called it faster or slower than itself 15 times; the rounds never did.
 
 A comparison pairs the block medians of the same round (`edgekit.paired.paired_ratio`). Percentiles
-are nearest-rank (`edgekit.metrics.percentile`) over all timed calls of all rounds; p90 is left out
-below 10 of them, p99 below 100, where either would be the maximum under another name.
+are nearest-rank (`edgekit.metrics.percentile`) over all timed calls of all rounds.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import secrets
-import sys
+import math
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 
-import edgekit
-from edgekit import cores, errors
-from edgekit.bench.facts import host_facts, load_average
-from edgekit.bench.process import run_bounded
-from edgekit.errors import BadData, EdgekitError, UsageError, WorkerCrashed
-from edgekit.metrics import percentile
-from edgekit.paired import MIN_RATIO_PAIRS, paired_ratio
-from edgekit.runtime.session import Array
+from edgekit.bench import document, layer_times, sustained
+from edgekit.bench.asking import COMMAND, Files, LocalWorker, Worker
+from edgekit.bench.request import BenchRequest, parts, random_feeds
+from edgekit.errors import UnsupportedError, UsageError
 from edgekit.signature import Signature, TensorSpec
 
-__all__ = ["SCHEMA", "BenchRequest", "bench", "random_feeds", "stated_signature"]
+__all__ = ["SCHEMA", "BenchRequest", "Settings", "bench", "random_feeds", "stated_signature"]
 
 SCHEMA = "edgekit.bench/1"
 ROUNDS = 10
-WORKER = (sys.executable, "-m", "edgekit.bench.worker")
 
-_MIB = 2**20
-_WARMUP_RUNS = 200
+_WARMUP_RUNS = 2_000  # a quarter of a second in which clocks come up, of short calls too
 _LOAD_SECONDS = 120.0  # for importing, loading and the first call of one block
-_DRIFT = 1.10  # later rounds slower than earlier ones by this factor: heat, or other load
-_CPU_SHARE = 0.95  # CPU time over wall time under which others' load is in the latencies
-_SPREAD = 0.15  # median absolute deviation over median above which a result is called noisy
+_LOOK_SECONDS = 0.5
+_MOST_CALLS = 1 << 40  # as many as there are in the time
 
 
 @dataclass(frozen=True)
-class BenchRequest:
-    """One artifact to measure.
+class Settings:
+    """How to measure.
 
     Attributes:
-        artifact: its id, unique among the requests.
-        target: whose runtime executes it.
-        path: its main file.
-        signature: the model's inputs and outputs.
-        scheme: its scheme, None if unknown (a bare file).
-        delegate: its delegate, None if unknown.
-        bytes: its size, None if unknown.
-        feeds: one array per input; `random_feeds` if None.
+        threads: CPU threads for each call.
+        runs: timed calls per artifact over all rounds, at most.
+        max_seconds: timed seconds per artifact over all rounds, at most; every round makes at
+            least one timed call.
+        rounds: fresh processes per artifact; under `edgekit.paired.MIN_RATIO_PAIRS` nothing can
+            be compared, and comparisons say so.
+        cpus: CPUs to stay on: their numbers, ``big`` or ``little``; None: all.
+        max_temperature_c: a round begins at or below it; None: 10 degrees under the point where the
+            kernel starts to throttle, where it states one.
+        cool_down_s: seconds to wait for that, over all rounds; 0: never wait, only say.
+        sustained_s: seconds of calls back to back afterwards, per artifact; 0: none.
+        profile: whether the layers are timed too, in a pass of its own.
     """
 
-    artifact: str
-    target: str
-    path: Path
-    signature: Signature
-    scheme: str | None = None
-    delegate: str | None = None
-    bytes: int | None = None
-    feeds: Mapping[str, Array] | None = None
+    threads: int = 1
+    runs: int = 200
+    max_seconds: float = 10.0
+    rounds: int = ROUNDS
+    cpus: tuple[int, ...] | str | None = None
+    max_temperature_c: float | None = None
+    cool_down_s: float = 0.0
+    sustained_s: float = 0.0
+    profile: bool = False
 
+    def __post_init__(self) -> None:
+        for name, least in (("threads", 1), ("runs", 1), ("rounds", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} is {getattr(self, name)}; at least {least} is needed")
+        if not 0 < self.max_seconds < math.inf:
+            raise UsageError(f"max_seconds is {self.max_seconds}; it must be over 0")
+        for name in ("cool_down_s", "sustained_s"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.max_temperature_c is not None and not 0 < self.max_temperature_c < 150:
+            raise UsageError(
+                f"max_temperature_c is {self.max_temperature_c}; it must lie in 0 to 150 degrees"
+            )
+        if isinstance(self.cpus, str) and self.cpus not in ("big", "little"):
+            raise UsageError(f"cpus is {self.cpus!r}; allowed are numbers, 'big' and 'little'")
 
-@dataclass
-class _Blocks:
-    """What the rounds gave for one artifact, round by round."""
-
-    request: BenchRequest
-    answers: list[dict[str, Any]] = field(default_factory=list)
-
-    def medians(self) -> list[float]:
-        return [median(answer["samples_ms"]) for answer in self.answers]
-
-    def all(self, key: str) -> list[Any]:
-        return [answer[key] for answer in self.answers]
+    def to_json(self) -> dict[str, Any]:
+        """As the document keeps them."""
+        kept = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return kept | {"cpus": list(self.cpus) if isinstance(self.cpus, tuple) else self.cpus}
 
 
 def bench(
@@ -101,27 +103,26 @@ def bench(
     max_seconds: float = 10.0,
     rounds: int = ROUNDS,
     compare: Sequence[tuple[str, str]] | None = None,
-    worker: Sequence[str] = WORKER,
+    force: bool = False,
+    worker: Worker | Sequence[str] = COMMAND,
     timeout: float | None = None,
     progress: Callable[[int], None] = lambda _: None,
+    **more: Any,
 ) -> dict[str, Any]:
-    """Measures artifacts on this machine.
+    """Measures artifacts.
 
     Args:
         requests: what to measure.
-        threads: CPU threads for each call.
-        runs: timed calls per artifact over all rounds, at most.
-        max_seconds: timed seconds per artifact over all rounds, at most; every round makes at
-            least one timed call.
-        rounds: fresh processes per artifact; under `edgekit.paired.MIN_RATIO_PAIRS` nothing can
-            be compared, and comparisons say so.
+        threads, runs, max_seconds, rounds: see `Settings`.
         compare: pairs of ids (a, b) to compare; by default each target's ``fp32`` artifact with
             each other artifact of that target that takes the same, and each artifact that takes the
             model's tensors with that of its scheme that takes pixels.
-        worker: the command that measures one request.
+        force: compare what was measured under unlike conditions, too.
+        worker: where; a command stands for a process of it on this machine.
         timeout: seconds for one block; by default 120 for loading, plus ten times its share of
             ``max_seconds``.
-        progress: called with 1 after each block.
+        progress: called with 1 after each block; with a long run and a profile counted as one each.
+        more: other fields of `Settings`.
 
     Returns:
         A document ``edgekit.bench/1``. ``ratio`` of a comparison is b's latency over a's; the
@@ -132,41 +133,147 @@ def bench(
         WorkerCrashed: a runtime died, did not finish, or did not answer its request.
         EdgekitError: what the worker found wrong, as the same error.
     """
-    _check(requests, threads, runs, max_seconds, rounds)
-    share = {
-        "threads": threads,
-        "max_seconds": max_seconds / rounds,
-        "warmup_runs": _WARMUP_RUNS,
-        "warmup_seconds": min(0.25, max_seconds / rounds),
-    }
-    limit = timeout if timeout is not None else _LOAD_SECONDS + 10 * max_seconds / rounds
-    facts = host_facts()
-    blocks = [_Blocks(request) for request in requests]
+    how = Settings(threads=threads, runs=runs, max_seconds=max_seconds, rounds=rounds, **more)
+    _check(requests)
+    place = LocalWorker(worker) if isinstance(worker, Sequence) else worker
+    begun, started = time.time(), datetime.now(UTC).isoformat(timespec="seconds")
+    facts = place.facts()
+    if isinstance(facts.get("clock"), int | float):
+        # The device's clock times nothing here; how wrong it is belongs to the facts all the same.
+        facts["clock_skew_s"] = round(facts["clock"] - begun, 3)
+    blocks = [document.Rounds(request) for request in requests]
     with tempfile.TemporaryDirectory(prefix="edgekit-bench-") as folder:
         feeds = [_write_feeds(Path(folder), i, r) for i, r in enumerate(requests)]
-        for number in range(rounds):
+        run = _Run(place, how, timeout, progress)
+        for number in range(how.rounds):
             turn = list(zip(blocks, feeds, strict=True))
             for block, path in turn if number % 2 == 0 else reversed(turn):
-                # The remainder goes to the first rounds, so that all add up to ``runs``.
-                calls = max(1, runs // rounds + (number < runs % rounds))
-                question = _question(block.request, path, {**share, "runs": calls})
-                what = f"artifact {block.request.artifact!r} on {block.request.target}"
-                block.answers.append(_ask(question, Path(folder), what, worker, limit, threads))
-                progress(1)
-    facts["load_average_after"] = load_average()
+                block.add(run.block(block.request, path, number))
+        facts["load_average_after"] = (blocks[-1].answers[-1].get("after") or {}).get(
+            "load_average"
+        )
+        results = [document.result(block, how.threads, facts) for block in blocks]
+        for entry, block, path in zip(results, blocks, feeds, strict=True):
+            run.extras(entry, block.request, path, facts.get("usable_cores"))
     pairs = _default_pairs(requests) if compare is None else compare
     by_id = {block.request.artifact: block for block in blocks}
+    found = {entry["artifact"]: entry for entry in results}
     return {
         "schema": SCHEMA,
-        "where": "local",
+        "where": place.where,
+        "started": started,
+        "settings": how.to_json(),
         "facts": facts,
-        "results": [_result(block, threads, facts) for block in blocks],
-        "comparisons": [_comparison(by_id, a, b) for a, b in pairs],
+        "results": results,
+        "comparisons": [document.comparison(by_id, found, a, b, force=force) for a, b in pairs],
     }
+
+
+class _Run:
+    """Asks for blocks, and keeps how long is left to cool down."""
+
+    def __init__(
+        self,
+        place: Worker,
+        how: Settings,
+        timeout: float | None,
+        progress: Callable[[int], None],
+    ) -> None:
+        self._place, self._how, self._progress = place, how, progress
+        share = how.max_seconds / how.rounds
+        self._limit = timeout if timeout is not None else _LOAD_SECONDS + 10 * share
+        self._left = how.cool_down_s
+        self._common = {
+            "threads": how.threads,
+            "cpus": list(how.cpus) if isinstance(how.cpus, tuple) else how.cpus,
+            "look_seconds": _LOOK_SECONDS,
+            "warmup_runs": _WARMUP_RUNS,
+            "warmup_seconds": min(0.25, share),
+            "max_seconds": share,
+        }
+
+    def block(self, request: BenchRequest, feeds: Path, number: int) -> dict[str, Any]:
+        """One round of one artifact."""
+        how = self._how
+        # The remainder goes to the first rounds, so that all add up to ``runs``.
+        calls = max(1, how.runs // how.rounds + (number < how.runs % how.rounds))
+        return self._ask(request, feeds, {"op": "bench", "runs": calls})
+
+    def extras(
+        self, entry: dict[str, Any], request: BenchRequest, feeds: Path, cores: int | None
+    ) -> None:
+        """The long run and the profile, into the artifact's entry, as far as they are wanted."""
+        seconds = self._how.sustained_s
+        if seconds:
+            every = max(_LOOK_SECONDS, seconds / 60)
+            asked = {"op": "bench", "runs": _MOST_CALLS, "max_seconds": seconds}
+            answer = self._ask(request, feeds, {**asked, "look_seconds": every}, extra=2 * seconds)
+            document.Rounds(request).add(answer)  # checks it
+            entry["sustained"] = sustained.summary(answer, cores)
+        if self._how.profile:
+            try:
+                answer = self._ask(
+                    request, feeds, {"op": "profile", "runs": 50, "max_seconds": 5.0}
+                )
+                entry["profile"] = layer_times.summary(answer, request.target, request.path)
+            except UnsupportedError as error:
+                entry["notes"].append(f"no profile: {error.message}")
+            if request.target == "coreml":
+                entry["notes"] += self._units(request, feeds)
+
+    def _units(self, request: BenchRequest, feeds: Path) -> list[str]:
+        """What a profile of Core ML can tell: on which units the operations would run."""
+        try:
+            found = self._ask(request, feeds, {"op": "placement"})["placement"]
+        except UnsupportedError as error:
+            return [f"no placement: {error.message}"]
+        units = [
+            f"{name} {unit['ops']} operations, {unit['work']:.0%} of the work"
+            for name, unit in sorted(found["units"].items())
+        ]
+        notes = [f"placement with all units allowed: {'; '.join(units)}"]
+        if found["first_off"] is not None:
+            notes.append(f"the first operation off the Neural Engine is {found['first_off']}")
+        return [*notes, "measured on the CPU alone"]
+
+    def _ask(
+        self, request: BenchRequest, feeds: Path, more: Mapping[str, Any], extra: float = 0.0
+    ) -> dict[str, Any]:
+        question = {
+            "target": request.target,
+            "signature": request.signature.to_json(),
+            **self._common,
+            "thermal": {"limit_c": self._how.max_temperature_c, "budget_s": self._left},
+            **more,
+        }
+        begun = time.monotonic()
+        answer = self._place.ask(
+            question,
+            _files(request, feeds),
+            what=f"artifact {request.artifact!r} on {request.target}",
+            timeout=self._limit + self._left + extra,
+            threads=self._how.threads,
+        )
+        # A device's clock may be wrong: more than passed here can't have passed there.
+        answer = {**answer, "asked_s": round(time.monotonic() - begun, 3)}
+        waited = (answer.get("gate") or {}).get("waited_s")
+        self._left = max(0.0, self._left - (waited if isinstance(waited, int | float) else 0.0))
+        self._progress(1)
+        return answer
+
+
+def _files(request: BenchRequest, feeds: Path) -> Files:
+    beside = [part for part in parts(request.target, request.path) if part != request.path]
+    # A package is one folder, which holds all of its files.
+    return {"path": [request.path, *([] if request.path.is_dir() else beside)], "feeds": [feeds]}
 
 
 def stated_signature(
-    target: str, path: Path, *, worker: Sequence[str] = WORKER, timeout: float = _LOAD_SECONDS
+    target: str,
+    path: Path,
+    *,
+    worker: Worker | Sequence[str] = COMMAND,
+    timeout: float = _LOAD_SECONDS,
 ) -> Signature:
     """The signature that a bare artifact states itself, read in a process of its own.
 
@@ -174,43 +281,23 @@ def stated_signature(
         WorkerCrashed: the runtime died over the file.
         EdgekitError: as `edgekit.runtime.session.read_signature`.
     """
-    question = {"op": "signature", "target": target, "path": str(path.absolute())}
-    with tempfile.TemporaryDirectory(prefix="edgekit-bench-") as folder:
-        what = f"artifact {path.name!r} on {target}"
-        answer = _ask(question, Path(folder), what, worker, timeout, 1)
+    place = LocalWorker(worker) if isinstance(worker, Sequence) else worker
+    beside = [part for part in parts(target, path) if part != path and not path.is_dir()]
+    answer = place.ask(
+        {"op": "signature", "target": target},
+        {"path": [path, *beside]},
+        what=f"artifact {path.name!r} on {target}",
+        timeout=timeout,
+    )
     return Signature.from_json(answer["signature"])
 
 
-def random_feeds(signature: Signature, *, seed: int = 0) -> dict[str, Array]:
-    """Inputs that fit a signature: standard normal floats, integers in 0..high (1 if unknown)."""
-    rng = np.random.default_rng(seed)
-    feeds: dict[str, Array] = {}
-    for spec in signature.inputs:
-        dtype = np.dtype(spec.dtype)
-        if dtype.kind == "f":
-            feeds[spec.name] = rng.standard_normal(spec.shape).astype(dtype)
-        elif dtype.itemsize == 1 and dtype.kind in "iu" and spec.high is None:
-            limits = np.iinfo(dtype)  # a quantized picture rather than a flag
-            feeds[spec.name] = rng.integers(limits.min, limits.max, spec.shape, dtype, True)
-        else:
-            high = 1 if spec.high is None else spec.high
-            feeds[spec.name] = rng.integers(0, high, spec.shape, endpoint=True).astype(dtype)
-    return feeds
-
-
-def _check(
-    requests: Sequence[BenchRequest], threads: int, runs: int, seconds: float, rounds: int
-) -> None:
+def _check(requests: Sequence[BenchRequest]) -> None:
     if not requests:
         raise UsageError("there is no artifact to measure")
     ids = [request.artifact for request in requests]
     if len(set(ids)) != len(ids):
         raise UsageError(f"artifact ids are not unique: {', '.join(sorted(ids))}")
-    for name, value in (("threads", threads), ("runs", runs), ("rounds", rounds)):
-        if value < 1:
-            raise UsageError(f"{name} is {value}; at least 1 is needed")
-    if not 0 < seconds < float("inf"):
-        raise UsageError(f"max_seconds is {seconds}; it must be over 0")
 
 
 def _write_feeds(folder: Path, index: int, request: BenchRequest) -> Path:
@@ -219,66 +306,6 @@ def _write_feeds(folder: Path, index: int, request: BenchRequest) -> Path:
     path = folder / f"feeds-{index}.npz"
     np.savez(path, allow_pickle=False, **feeds)
     return path
-
-
-def _question(request: BenchRequest, feeds: Path, share: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "op": "bench",
-        "target": request.target,
-        "path": str(request.path.absolute()),
-        "signature": request.signature.to_json(),
-        "feeds": str(feeds),
-        **share,
-    }
-
-
-def _ask(
-    question: Mapping[str, Any],
-    folder: Path,
-    what: str,
-    worker: Sequence[str],
-    timeout: float,
-    threads: int,
-) -> dict[str, Any]:
-    """Runs one worker; the nonce proves that the answer belongs to this question."""
-    nonce = secrets.token_hex(16)
-    path = folder / "request.json"
-    path.write_text(json.dumps({**question, "nonce": nonce}), encoding="utf-8")
-    env = _environment(threads)
-    done = run_bounded([*worker, str(path)], timeout=timeout, what=what, env=env)
-    if done.code != 0:
-        raise WorkerCrashed(
-            f"{what}: the worker {done.death()}",
-            hint="the file may be damaged, or this version of the runtime may have a fault",
-        )
-    try:
-        answer = json.loads(done.stdout)
-    except (ValueError, RecursionError) as error:
-        raise WorkerCrashed(f"{what}: the worker's answer is not JSON") from error
-    if not isinstance(answer, dict) or answer.get("nonce") != nonce:
-        raise WorkerCrashed(f"{what}: the worker's answer does not carry its request's nonce")
-    if "error" in answer:
-        raise _as_error(answer["error"], what)
-    return answer
-
-
-def _environment(threads: int) -> dict[str, str]:
-    """This process's environment, with edgekit importable and numpy's own threads bounded."""
-    env = dict(os.environ)
-    cores.as_it_comes(env)
-    root = str(Path(edgekit.__file__).resolve().parents[1])
-    env["PYTHONPATH"] = os.pathsep.join(p for p in (root, env.get("PYTHONPATH")) if p)
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        env[name] = str(threads)
-    return env
-
-
-def _as_error(error: Mapping[str, Any], what: str) -> EdgekitError:
-    kind = getattr(errors, str(error.get("kind")), None)
-    message = f"{what}: {error.get('message')}"
-    if isinstance(kind, type) and issubclass(kind, EdgekitError):
-        return kind(message, hint=str(error.get("hint") or ""))
-    return WorkerCrashed(message)
 
 
 def _default_pairs(requests: Sequence[BenchRequest]) -> list[tuple[str, str]]:
@@ -309,82 +336,3 @@ def _is_border(own: TensorSpec, taken: TensorSpec) -> bool:
     pixels = (own.dtype, taken.dtype) == ("float32", "uint8")
     last = own.dtype == taken.dtype == "float32" and taken.layout == "NHWC" != own.layout
     return pixels or last
-
-
-def _result(block: _Blocks, threads: int, facts: Mapping[str, Any]) -> dict[str, Any]:
-    request = block.request
-    samples = [sample for answer in block.answers for sample in answer["samples_ms"]]
-    n = len(samples)
-    middle = percentile(samples, 50)
-    spread = percentile([abs(sample - middle) for sample in samples], 50)
-    return {
-        "artifact": request.artifact,
-        "target": request.target,
-        "scheme": request.scheme,
-        "delegate": request.delegate,
-        "threads": threads,
-        "load_ms": median(block.all("load_ms")),
-        "first_ms": median(block.all("first_ms")),
-        "latency_ms": {
-            "p50": middle,
-            "p90": percentile(samples, 90) if n >= 10 else None,
-            "p99": percentile(samples, 99) if n >= 100 else None,
-            "mad": spread,
-            "n": n,
-        },
-        "samples_ms": samples,
-        "peak_memory_mib": max(block.all("peak_bytes")) / _MIB,
-        "added_memory_mib": median(block.all("added_bytes")) / _MIB,
-        "bytes": request.bytes,
-        "notes": _notes(block, samples, middle, spread, facts),
-    }
-
-
-def _notes(
-    block: _Blocks,
-    samples: Sequence[float],
-    middle: float,
-    spread: float,
-    facts: Mapping[str, Any],
-) -> list[str]:
-    """What a reader must know before trusting the numbers; the samples stay as they are."""
-    notes = [f"runtime: {block.answers[-1]['runtime_version']}"]
-    cores, load = facts["usable_cores"], facts["load_average"]
-    if load is not None and load > 0.5 * cores:
-        notes.append(f"busy: load average {load} on {cores} cores before the run")
-    if spread > _SPREAD * middle:
-        notes.append(f"noisy: median absolute deviation {spread / middle:.0%} of the median")
-    medians = block.medians()
-    third = len(medians) // 3
-    if third and median(medians[-third:]) > _DRIFT * median(medians[:third]):
-        slower = median(medians[-third:]) / median(medians[:third])
-        notes.append(f"slowed: the last rounds took {slower:.2f} times the first (heat or load)")
-    share = median(block.all("cpu_share"))
-    if share < _CPU_SHARE:
-        notes.append(f"waiting: the calls had a core for only {share:.0%} of their time")
-    if len(samples) < 10 * len(block.answers):
-        notes.append(f"few samples: {len(samples)} calls in {len(block.answers)} rounds")
-    if not all(block.all("memory_reset")):
-        notes.append("memory: the kernel did not reset the high-water mark; added may be low")
-    return notes
-
-
-def _comparison(blocks: Mapping[str, _Blocks], a: str, b: str) -> dict[str, Any]:
-    missing = [name for name in (a, b) if name not in blocks]
-    if missing:
-        raise UsageError(f"cannot compare {missing[0]!r}: it is not among the measured artifacts")
-    base, other = blocks[a].medians(), blocks[b].medians()
-    entry: dict[str, Any] = {"a": a, "b": b, "metric": "latency_p50"}
-    if len(base) < MIN_RATIO_PAIRS:
-        return {**entry, "ratio": None, "ci95": None, "verdict": "no difference shown"}
-    try:
-        found = paired_ratio(base, other)
-    except BadData as error:
-        raise WorkerCrashed(f"{a!r} and {b!r} cannot be compared: {error.message}") from error
-    words = {"better": "faster", "worse": "slower"}
-    return {
-        **entry,
-        "ratio": found.ratio,
-        "ci95": [found.low, found.high],
-        "verdict": words.get(found.verdict, found.verdict),
-    }

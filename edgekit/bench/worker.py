@@ -1,12 +1,23 @@
 """The process that loads one artifact and measures it: ``python -m edgekit.bench.worker FILE``.
 
-``FILE`` holds a request (JSON); one JSON document with the request's nonce goes to stdout. The
-worker imports numpy and the runtime, nothing more, since it measures its own memory. A crash of
-the runtime is this process's death and nobody else's.
+It runs on the device, where numpy and the runtime's wheel are all there is beside Python: shipped
+as one file (`edgekit.bench.archive`), ``python3 worker.pyz FILE``. ``FILE`` holds a request (JSON);
+one line of JSON with the request's nonce goes to stdout. A crash of the runtime is this process's
+death and nobody else's. It imports numpy and the runtime, nothing more, since it measures its own
+memory.
 
-Request: ``nonce``, ``op`` (``bench`` or ``signature``), ``target``, ``path``; for ``bench`` also
-``signature``, ``threads``, ``feeds`` (an ``.npz``), ``warmup_runs``, ``warmup_seconds``, ``runs``,
-``max_seconds``.
+A request has ``nonce`` and ``op``:
+
+* ``bench``: ``target``, ``path``, ``signature``, ``feeds`` (an ``.npz``), ``threads``,
+  ``warmup_runs``, ``warmup_seconds``, ``runs``, ``max_seconds``; optional ``cpus`` (see
+  `_affinity`), ``look_seconds`` (from one look at the machine to the next), ``thermal``
+  (``limit_c``, ``budget_s``).
+* ``profile``: as ``bench``; times each layer instead (`edgekit.bench._profile`).
+* ``placement``: ``target`` (``coreml``), ``path``; on which units its operations would run.
+* ``signature``: ``target``, ``path``; what the artifact states itself.
+* ``facts``: what machine this is.
+
+Paths are relative to the folder of the request. ``root`` says where ``proc`` and ``sys`` are read.
 """
 
 from __future__ import annotations
@@ -22,74 +33,46 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.errors import EdgekitError
-from edgekit.runtime.session import Array, Session, open_session, preload, read_signature
+from edgekit.bench import _memory, _state, _thermal, _timing
+from edgekit.errors import BadData, EdgekitError
+from edgekit.runtime.session import Array, bare_call, open_session, preload, read_signature
 from edgekit.signature import Signature
 
-_KIB = 1024
+PeakMemory = _memory.PeakMemory
+_LOOK_SECONDS = 0.5
+_WHOLE = 10, 0.25  # calls and seconds, at most, of whole calls
 
 
-def memory() -> dict[str, int]:
-    """``VmHWM``, ``VmRSS`` and ``VmSwap`` of this process in bytes (proc(5), status)."""
-    wanted = {"VmHWM": 0, "VmRSS": 0, "VmSwap": 0}
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        key, _, rest = line.partition(":")
-        if key in wanted:
-            wanted[key] = int(rest.split()[0]) * _KIB
-    return wanted
-
-
-class PeakMemory:
-    """Follows the largest memory the process held, in RAM and in swap, since it was created.
-
-    The kernel's high-water mark counts RAM alone, so samples of RAM plus swap stand beside it.
-    """
-
-    def __init__(self) -> None:
-        before = memory()
-        self.start = before["VmRSS"] + before["VmSwap"]
-        self.process_peak = max(before["VmHWM"], self.start)
-        self.reset = _reset_high_water_mark()
-        self.peak = self.start
-
-    def sample(self) -> None:
-        """Looks now; the high-water mark covers what happened since the last look."""
-        now = memory()
-        mark = now["VmHWM"] if self.reset else now["VmRSS"]
-        self.peak = max(self.peak, mark, now["VmRSS"] + now["VmSwap"])
-        self.process_peak = max(self.process_peak, self.peak, now["VmHWM"])
-
-
-def _reset_high_water_mark() -> bool:
-    """Sets VmHWM back to VmRSS (proc(5)), so that importing's peak doesn't hide the model's."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        return False
-    return True
-
-
-def bench(request: Mapping[str, Any]) -> dict[str, Any]:
+def bench(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Loads and runs the artifact as the request says; all times in ms, all sizes in bytes.
 
     Returns:
-        ``load_ms`` (opening the session, runtime already imported), ``first_ms`` (first call),
-        ``samples_ms`` (every timed call), ``peak_bytes`` (the process's), ``added_bytes`` (peak
-        over what the process held once the runtime was imported), ``runtime_version``,
-        ``cpu_share`` (CPU time of all threads over wall time of the timed calls: under 1 where
-        the calls had to wait for a core), ``memory_reset``.
+        ``load_ms`` (opening the session, runtime already imported), ``first_ms`` (first whole
+        call), ``warmup_ms`` (every call between that and the timed ones), ``samples_ms`` (every
+        timed call: `edgekit.runtime.session.bare_call`, as the runtimes' own benchmarks time it),
+        ``kept_every`` (calls that each of these stands for; over 1 where there were very many),
+        ``whole_ms`` (some calls of `Session.run`, which checks, converts and copies what goes in
+        and out), ``peak_bytes`` (the process's), ``added_bytes`` (peak over what the process held
+        once the runtime was imported), ``pss_bytes``, ``reported``
+        (`edgekit.bench._memory.reported`), ``runtime_version``, ``cpu_share`` (CPU time of all
+        threads over wall time of the timed calls: under 1 where the calls had to wait for a core),
+        ``memory_reset``, ``affinity``, ``gate`` (`edgekit.bench._thermal.cool_down`), ``before``
+        and ``after`` (`edgekit.bench._state.look`), ``looks`` (`edgekit.bench._timing.Series`),
+        ``energy``, ``clocks``, ``timed_s``.
     """
-    signature = Signature.from_json(request["signature"])
-    with np.load(request["feeds"], allow_pickle=False) as file:
-        feeds = {name: file[name] for name in file.files}
+    from edgekit.bench._energy import EnergyMeter
+
+    root = Path(request.get("root", "/"))
+    cpus = _affinity(request.get("cpus"), root)
+    gate = _gate(request.get("thermal"), root)
+    signature, feeds = _inputs(request, folder)
     preload(request["target"])
     gc.collect()
     peak = PeakMemory()
 
     start = time.perf_counter_ns()
-    session = open_session(
-        request["target"], Path(request["path"]), signature, threads=request["threads"]
-    )
+    path = folder / request["path"]
+    session = open_session(request["target"], path, signature, threads=request["threads"])
     load_ms = _since(start)
     peak.sample()
     start = time.perf_counter_ns()
@@ -97,52 +80,148 @@ def bench(request: Mapping[str, Any]) -> dict[str, Any]:
     first_ms = _since(start)
     peak.sample()
 
+    before = _state.look(root)
     gc.disable()  # a collection between two calls would be counted as one of them
-    _repeat(session, feeds, request["warmup_runs"], request["warmup_seconds"])
-    cpu, wall = time.process_time(), time.perf_counter()
-    samples = _repeat(session, feeds, request["runs"], request["max_seconds"])
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    call = bare_call(session, feeds)
+    warmup = _timing.repeat(call, request["warmup_runs"], request["warmup_seconds"])
+    clocks, meter = _timing.Clocks(), EnergyMeter(root)
+    every = request.get("look_seconds", _LOOK_SECONDS)
+    limits = {"runs": request["runs"], "seconds": request["max_seconds"]}
+    keep = _keep(request, sorted(warmup)[len(warmup) // 2])
+    timed = _timing.series(call, every=every, keep=keep, root=root, **limits)
+    energy, told = meter.stop(), clocks.stop()
+    whole = _timing.repeat(lambda: session.run(feeds), *_WHOLE)
     peak.sample()
     return {
         "load_ms": load_ms,
         "first_ms": first_ms,
-        "samples_ms": samples,
+        "warmup_ms": [ns / 1e6 for ns in warmup],
+        "samples_ms": [ns / 1e6 for ns in timed.samples],
+        "kept_every": timed.every,
+        "whole_ms": [ns / 1e6 for ns in whole],
         "peak_bytes": peak.process_peak,
         "added_bytes": peak.peak - peak.start,
+        "pss_bytes": _memory.pss(),
+        "reported": _memory.reported(request["target"], path),
         "runtime_version": session.runtime_version,
-        "cpu_share": cpu / wall,
+        "cpu_share": timed.cpu_seconds / timed.wall_seconds,
         "memory_reset": peak.reset,
+        "affinity": cpus,
+        "gate": gate,
+        "before": before,
+        "looks": timed.looks,
+        "after": _state.look(root),
+        "energy": energy,
+        "clocks": told,
+        "timed_s": timed.seconds,
     }
+
+
+def _keep(request: Mapping[str, Any], call_ns: int) -> int:
+    """Of how many calls one is kept, so that a long run of short calls leaves room."""
+    calls = min(request["runs"], 1e9 * request["max_seconds"] / max(1, call_ns))
+    return max(1, -(-int(calls) // _timing.ROOM))
+
+
+def _inputs(request: Mapping[str, Any], folder: Path) -> tuple[Signature, dict[str, Array]]:
+    with np.load(folder / request["feeds"], allow_pickle=False) as file:
+        return Signature.from_json(request["signature"]), {n: file[n] for n in file.files}
+
+
+def _affinity(wanted: Any, root: Path) -> list[int]:
+    """Keeps this process, and so the threads the runtime will start, on some CPUs.
+
+    Args:
+        wanted: their numbers; ``big`` or ``little`` for the fastest or the slowest kind; None for
+            all that it may use.
+        root: where the kinds are read.
+
+    Returns:
+        The CPUs it may run on now.
+
+    Raises:
+        BadData: there are none such, or this system has no say in it.
+    """
+    have = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if wanted is None:
+        return have
+    if isinstance(wanted, str):
+        from edgekit.bench._machine import clusters
+
+        kinds = clusters(root)
+        if not kinds:
+            raise BadData(f"cpus {wanted!r}: the system does not tell which CPUs are {wanted}")
+        wanted = kinds[0 if wanted == "big" else -1]["cpus"]
+    try:
+        os.sched_setaffinity(0, wanted)
+    except (AttributeError, OSError, ValueError) as error:
+        raise BadData(
+            f"cpus {wanted}: this process can't be kept on them: {error}",
+            hint="this process may use " + (", ".join(map(str, have)) or "what the system says"),
+        ) from error
+    return sorted(os.sched_getaffinity(0))
+
+
+def _gate(thermal: Mapping[str, Any] | None, root: Path) -> dict[str, Any]:
+    """Lets the chip cool as the request says; without a say, only looks."""
+    wanted = thermal or {}
+    limit = wanted.get("limit_c")
+    limit = _thermal.limit_c(root) if limit is None else limit
+    return _thermal.cool_down(root, limit=limit, budget=wanted.get("budget_s", 0.0))
 
 
 def _since(start_ns: int) -> float:
     return (time.perf_counter_ns() - start_ns) / 1e6
 
 
-def _repeat(session: Session, feeds: Mapping[str, Array], runs: int, seconds: float) -> list[float]:
-    """Times calls until ``runs`` are made or ``seconds`` have passed, at least one; in ms."""
-    samples: list[float] = []
-    clock = time.perf_counter_ns
-    end = clock() + int(seconds * 1e9)
-    while len(samples) < runs:
-        start = clock()
-        session.run(feeds)
-        stop = clock()
-        samples.append((stop - start) / 1e6)
-        if stop >= end:
-            break
-    return samples
+def _profile(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    from edgekit.bench._profile import profile
+
+    root = Path(request.get("root", "/"))
+    cpus = _affinity(request.get("cpus"), root)
+    gate = _gate(request.get("thermal"), root)
+    signature, feeds = _inputs(request, folder)
+    found = profile(request, folder / request["path"], signature, feeds, folder)
+    return {**found, "affinity": cpus, "gate": gate}
 
 
-def answer(request: Mapping[str, Any]) -> dict[str, Any]:
+def _signature(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    stated = read_signature(request["target"], folder / request["path"])
+    return {"signature": stated.to_json()}
+
+
+def _facts(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    from edgekit.bench._machine import machine_facts
+
+    root = Path(request.get("root", "/"))
+    return {"facts": {**machine_facts(root), "state": _state.look(root)}}
+
+
+def _placement(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    from edgekit.bench._placement_coreml import placement
+
+    if request["target"] != "coreml":
+        raise BadData(f"{request['target']} makes no plan of where it runs; coreml does")
+    return {"placement": placement(folder / request["path"])}
+
+
+_OPS = {
+    "bench": bench,
+    "profile": _profile,
+    "placement": _placement,
+    "signature": _signature,
+    "facts": _facts,
+}
+
+
+def answer(request: Mapping[str, Any], folder: Path = Path()) -> dict[str, Any]:
     """Does what the request asks; an error on purpose becomes part of the answer."""
     result: dict[str, Any]
     try:
-        if request["op"] == "signature":
-            stated = read_signature(request["target"], Path(request["path"]))
-            result = {"signature": stated.to_json()}
-        else:
-            result = bench(request)
+        op = _OPS.get(request["op"])
+        if op is None:
+            raise BadData(f"op {request['op']!r} is none of {', '.join(_OPS)}")
+        result = op(request, folder)
     except EdgekitError as error:
         kind = type(error).__name__
         result = {"error": {"kind": kind, "message": error.message, "hint": error.hint}}
@@ -151,11 +230,12 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def main(argv: list[str]) -> int:
     """Reads the request, answers on stdout; what the runtime itself prints goes to stderr."""
-    request = json.loads(Path(argv[0]).read_bytes())
+    path = Path(argv[0])
+    request = json.loads(path.read_bytes())
     out = os.dup(1)
     os.dup2(2, 1)
     with os.fdopen(out, "w", encoding="utf-8") as sink:
-        sink.write(json.dumps(answer(request), allow_nan=False) + "\n")
+        sink.write(json.dumps(answer(request, path.parent), allow_nan=False) + "\n")
     return 0
 
 

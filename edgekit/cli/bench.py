@@ -1,19 +1,60 @@
-"""`edgekit bench`: latency, load time and memory of artifacts on this machine."""
+"""`edgekit bench`: latency, load time and memory of artifacts, on this machine or a device."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from edgekit.cli._output import emit, json_option, progress, table, verbosity_options
+from edgekit.cli import _bench_kept, _bench_lab
+from edgekit.cli._output import emit, json_option, progress, verbosity_options
 
 __all__ = ["command"]
 
 
-@click.command()
-@click.argument("subject", metavar="BUNDLE_OR_ARTIFACT", type=click.Path(path_type=Path))
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+class Seconds(click.ParamType):  # type: ignore[type-arg]
+    """A length of time: ``90``, ``90s``, ``10m``, ``1.5h``; in seconds."""
+
+    name = "TIME"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|)", str(value).strip())
+        if found is None:
+            self.fail(f"{value!r} is no time; write 90s, 10m or 1h", param, ctx)
+        return float(found[1]) * _UNITS[found[2]]
+
+
+class Cpus(click.ParamType):  # type: ignore[type-arg]
+    """CPUs: ``big``, ``little``, or numbers such as ``4-7`` and ``0,2``."""
+
+    name = "CPUS"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | tuple[int, ...]:
+        if value in ("big", "little") or isinstance(value, tuple):
+            return value  # type: ignore[no-any-return]
+        numbers: set[int] = set()
+        for part in str(value).split(","):
+            found = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part.strip())
+            if found is None or int(found[2] or found[1]) < int(found[1]):
+                self.fail(f"{value!r} names no CPUs; write big, little, 4-7 or 0,2", param, ctx)
+            numbers |= set(range(int(found[1]), int(found[2] or found[1]) + 1))
+        return tuple(sorted(numbers))
+
+
+@click.command(cls=_bench_kept.Verb)
+@click.argument(
+    "subject", metavar="[BUNDLE_OR_ARTIFACT]", type=click.Path(path_type=Path), required=False
+)
 @click.option(
     "--artifact",
     "ids",
@@ -45,111 +86,128 @@ __all__ = ["command"]
     show_default=True,
     help="Fresh processes per artifact, taken in turn; under 6 nothing is compared.",
 )
+@click.option(
+    "--cpus",
+    type=Cpus(),
+    default=None,
+    help="Stay on these CPUs: big or little (the fastest or the slowest kind), 4-7, 0,2.",
+)
+@click.option(
+    "--sustained",
+    type=Seconds(),
+    default=0.0,
+    metavar="TIME",
+    help="Then call each artifact back to back for so long (10m): what a hot chip gives.",
+)
+@click.option(
+    "--profile",
+    is_flag=True,
+    help="Time the layers too, by the runtime's own profiler, in a pass of its own.",
+)
+@click.option(
+    "--max-temperature",
+    type=click.FloatRange(0, 150),
+    default=None,
+    metavar="C",
+    help="Begin a round at or below this; by default 10 degrees under the point of throttling.",
+)
+@click.option(
+    "--cool-down",
+    type=Seconds(),
+    default=60.0,
+    show_default="60s",
+    metavar="TIME",
+    help="Wait for that, all rounds together, at most so long; then measure, and say so.",
+)
+@click.option(
+    "--force", is_flag=True, help="Compare what was measured under unlike conditions, too."
+)
+@_bench_lab.lab_options
 @json_option
 @verbosity_options
 def command(
-    subject: Path,
+    subject: Path | None,
     ids: tuple[str, ...],
     threads: int,
     runs: int,
     max_seconds: float,
     rounds: int,
+    cpus: str | tuple[int, ...] | None,
+    sustained: float,
+    profile: bool,
+    max_temperature: float | None,
+    cool_down: float,
+    force: bool,
     as_json: bool,
-) -> None:
+    **lab: Any,
+) -> int:
     """Measure latency, load time and memory of artifacts.
 
     Each block of calls runs in a fresh process, and the artifacts take turns, so that a quantized
     one may be compared with the float one of its runtime; the ratio comes with a 95 % interval.
+    A figure of too few calls, or of a clock that can't be right, is told in a note, not in the
+    table. A hot chip is let cool down first.
+
+    With --on the same is measured on a device that ssh or adb reaches, by a worker that is one file
+    and needs Python 3.11, numpy and the runtime's wheel there, or by the program that --tool names.
+    Nothing is left behind. --matrix measures many artifacts on many devices and keeps the results,
+    which 'edgekit bench history' lists and 'edgekit bench compare A B' holds against each other.
 
     \b
-    Exit codes: 0 measured, 3 a runtime is missing, 5 a runtime crashed or does not exist for this
-    system, 6 a bundle is not what its manifest says.
+    Exit codes: 0 measured, 1 a budget of the --device is broken, 3 a runtime or a program is
+    missing, 4 a device did not answer, 5 a runtime crashed or does not exist for this system, 6 a
+    bundle is not what its manifest says, or a host key has changed, 9 another job has the device.
 
     \b
     edgekit bench mobilenet.zip --threads 4
     edgekit bench mobilenet.zip --artifact tflite-fp32 --artifact tflite-w8a8 --json
     edgekit bench model.onnx --runs 1000
+    edgekit bench model.tflite --profile --cpus big --sustained 10m
+    edgekit bench mobilenet.zip --on ssh://pi@bench-3 --device raspberry-pi-5
+    edgekit bench model.tflite --on adb://29071FDH2004UX --tool benchmark_model=./benchmark_model
+    edgekit bench --matrix matrix.toml
     """
-    from contextlib import ExitStack
-
-    from edgekit.bench import measure, subjects
-    from edgekit.errors import UsageError
-    from edgekit.runtime.bundle import Bundle
-
-    with ExitStack() as stack:
-        bare = subject.suffix.lower() in subjects.SUFFIXES
-        if bare and not (subject / "manifest.json").is_file():
-            if ids:
-                raise UsageError(f"--artifact chooses from a bundle; {subject} is one artifact")
-            requests = [subjects.file_request(subject)]
-        else:
-            requests = subjects.bundle_requests(stack.enter_context(Bundle.open(subject)), ids)
-        advance = stack.enter_context(
-            progress(f"measuring {len(requests)} artifacts", len(requests) * rounds)
+    settings = {
+        "threads": threads,
+        "runs": runs,
+        "max_seconds": max_seconds,
+        "rounds": rounds,
+        "cpus": cpus,
+        "sustained_s": sustained,
+        "profile": profile,
+        "max_temperature_c": max_temperature,
+        "cool_down_s": cool_down,
+    }
+    ctx = click.get_current_context()
+    if lab["matrix"] is not None:
+        return _bench_lab.run_matrix(ctx, lab, as_json)
+    if subject is None:
+        raise click.MissingParameter(
+            ctx=ctx, param_type="argument", param_hint="BUNDLE_OR_ARTIFACT"
         )
-        document = measure.bench(
-            requests,
-            threads=threads,
-            runs=runs,
-            max_seconds=max_seconds,
-            rounds=rounds,
-            progress=advance,
-        )
-    emit(document, as_json, lambda: _text(document))
+    if _bench_lab.elsewhere(lab):
+        measured = _bench_lab.measured_on(ctx, subject, ids, settings, lab, force=force)
+    else:
+        measured = _measured_here(subject, ids, settings, force=force)
+    from edgekit.cli._bench_text import text
+
+    gates = measured.get("gates", [])
+    emit(measured, as_json, lambda: "\n".join([text(measured), *_bench_lab.gates_text(gates)]))
+    return int(any(gate["passed"] is False for gate in gates))
 
 
-def _text(document: dict[str, Any]) -> str:
-    facts = document["facts"]
-    headers = [
-        "artifact",
-        "p50 ms",
-        "p90 ms",
-        "p99 ms",
-        "n",
-        "load ms",
-        "first ms",
-        "peak MiB",
-        "added MiB",
-        "KiB",
-    ]
-    rows = [_row(result) for result in document["results"]]
-    lines = [
-        f"{facts['cpu'] or 'unknown processor'}, {facts['usable_cores']} cores, "
-        f"load {facts['load_average']}; {document['results'][0]['threads']} threads",
-        "",
-        table(headers, rows),
-    ]
-    if document["comparisons"]:
-        lines += ["", *(_sentence(entry) for entry in document["comparisons"])]
-    notes = [f"{r['artifact']}: {note}" for r in document["results"] for note in r["notes"]]
-    return "\n".join([*lines, "", *notes])
+command.others = _bench_kept.OTHERS
 
 
-def _row(result: dict[str, Any]) -> list[object]:
-    latency = result["latency_ms"]
-    size = result["bytes"]
-    return [
-        result["artifact"],
-        *(_digits(latency[key]) for key in ("p50", "p90", "p99")),
-        latency["n"],
-        _digits(result["load_ms"]),
-        _digits(result["first_ms"]),
-        _digits(result["peak_memory_mib"]),
-        _digits(result["added_memory_mib"]),
-        None if size is None else round(size / 1024),
-    ]
+def _measured_here(
+    subject: Path, ids: tuple[str, ...], settings: Mapping[str, Any], *, force: bool
+) -> dict[str, Any]:
+    """Measures on this machine, in processes of it."""
+    from edgekit.bench import measure
+    from edgekit.bench.subjects import open_requests
 
-
-def _digits(value: float | None) -> float | None:
-    """Three significant digits; whole numbers above 100."""
-    return None if value is None else float(f"{value:.3g}") if value < 100 else round(value)
-
-
-def _sentence(entry: dict[str, Any]) -> str:
-    if entry["ratio"] is None:
-        return f"{entry['b']} against {entry['a']}: too few rounds to compare"
-    low, high = entry["ci95"]
-    return (
-        f"{entry['b']} against {entry['a']}: {entry['verdict']}, "
-        f"{entry['ratio']:.3f} times its latency (95 % interval {low:.3f} to {high:.3f})"
-    )
+    with open_requests(subject, ids, None) as requests:
+        extras = bool(settings["sustained_s"]) + settings["profile"]
+        steps = len(requests) * (settings["rounds"] + extras)
+        with progress(f"measuring {len(requests)} artifacts", steps) as advance:
+            return measure.bench(requests, **settings, force=force, progress=advance)

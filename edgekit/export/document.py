@@ -151,7 +151,8 @@ class Row:
         if self.twin is None:
             return None
         beside = _result(self.bench, self.twin.id)
-        p50 = None if beside is None else beside["latency_ms"]["p50"]
+        figures = None if beside is None else beside["latency_ms"]
+        p50 = None if figures is None else figures["p50"]
         return {"latency_p50_ms": p50, "bytes": self.twin.bytes}
 
 
@@ -302,7 +303,7 @@ def _version(runtime: str) -> str:
 
 
 def _latency(result: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if result is None:
+    if result is None or result["latency_ms"] is None:
         return None
     figures = result["latency_ms"]
     return {

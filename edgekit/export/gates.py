@@ -198,9 +198,10 @@ def _delegate(row: Row) -> dict[str, Any]:
 def _budgets(row: Row, context: Context) -> Iterator[dict[str, Any]]:
     """Budgets of the devices that an artifact is for; what is measured, on this machine only."""
     measured = row.measured()
+    latency = None if measured is None else measured["latency_ms"]
     figures = {
         "max_bytes": None if row.artifact is None else row.artifact.bytes,
-        "latency_p90_ms": None if measured is None else measured["latency_ms"]["p90"],
+        "latency_p90_ms": None if latency is None else latency["p90"],
         "peak_memory_mib": None if measured is None else measured["peak_memory_mib"],
         "max_drop_points": row.drop,
     }

@@ -118,7 +118,7 @@ def _packed(row: Row, side: Side) -> PackedArtifact:
             "placement": None if row.placement is None else dict(row.placement),
             "bench": None
             if bench is None
-            else {k: v for k, v in bench.items() if k != "samples_ms"},
+            else {k: v for k, v in bench.items() if k not in ("samples_ms", "rounds")},
             # Beside float in the same rounds: what two bundles can be compared by.
             "speed": speed,
             "accuracy": accuracy,

@@ -9,10 +9,11 @@ artifact is a directory.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
+import pkgutil
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +29,7 @@ __all__ = [
     "Array",
     "Port",
     "Session",
+    "bare_call",
     "open_session",
     "preload",
     "read_signature",
@@ -77,8 +79,12 @@ class Session(Protocol):
 
 def session_targets() -> tuple[str, ...]:
     """The ids of all targets that have a session here, sorted (found by file name)."""
-    files = Path(__file__).parent.glob("session_*.py")
-    return tuple(sorted(f.stem.removeprefix("session_").replace("_", "-") for f in files))
+    import edgekit.runtime as package
+
+    # Not a look into the folder: bench's worker is one zip file, and this is read out of it.
+    modules = (module.name for module in pkgutil.iter_modules(package.__path__))
+    names = (name.removeprefix("session_") for name in modules if name.startswith("session_"))
+    return tuple(sorted(name.replace("_", "-") for name in names))
 
 
 def open_session(target: str, path: Path, signature: Signature, *, threads: int = 1) -> Session:
@@ -112,6 +118,21 @@ def read_signature(target: str, path: Path) -> Signature:
     """
     module = _session_module(target)
     return cast(Signature, module.read_signature(_existing(path, module)))
+
+
+def bare_call(session: Session, feeds: Mapping[str, Array]) -> Callable[[], object]:
+    """One inference and nothing else: what the runtimes' own benchmarks time.
+
+    The inputs are put in place now, in the artifact's types. A session offers it as ``prepare``;
+    of one that doesn't, a call of the result is `Session.run`.
+
+    Raises:
+        BadData, UsageError: as `Session.run`.
+    """
+    prepare = getattr(session, "prepare", None)
+    if prepare is None:
+        return lambda: session.run(feeds)
+    return cast("Callable[[], object]", prepare(feeds))
 
 
 def preload(target: str) -> None:
@@ -180,10 +201,33 @@ def require(module: str, distribution: str) -> Any:
 
 def version_of(distribution: str) -> str:
     """``distribution version``, as `Session.runtime_version` states it."""
-    try:
-        return f"{distribution} {importlib.metadata.version(distribution)}"
-    except importlib.metadata.PackageNotFoundError:
-        return f"{distribution} (version unknown)"
+    version = installed_version(distribution)
+    return f"{distribution} {version or '(version unknown)'}"
+
+
+def installed_version(distribution: str) -> str | None:
+    """The version of an installed distribution; None where it is not installed.
+
+    It stands in the name of the folder ``NAME-VERSION.dist-info``. `importlib.metadata` knows
+    more, and takes 4 MiB, which would be counted as memory of the process that runs a model.
+    """
+    wanted = _normal(distribution)
+    for entry in sys.path:
+        try:
+            found = [path.name for path in Path(entry).iterdir()]
+        except OSError:  # a zip, or nothing
+            continue
+        for name in found:
+            stem, _, ending = name.rpartition(".")
+            project, _, version = stem.partition("-")
+            # Debian's own packages still say .egg-info, and the Python behind the version.
+            if ending in ("dist-info", "egg-info") and version and _normal(project) == wanted:
+                return version.partition("-")[0]
+    return None
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 @dataclass(frozen=True)

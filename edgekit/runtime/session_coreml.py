@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +69,7 @@ class CoreMLSession:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `edgekit.runtime.session.Session.run`."""
-        if self._model is None:
-            raise closed(self._what)
-        self.signature.check_inputs(feeds, what=self._what)
-        encoded = {port.key: self._fed(port, feeds[port.spec.name]) for port in self._inputs}
+        encoded = self._encoded(feeds)
         try:
             values = self._model.predict(encoded)
         except Exception as error:
@@ -83,6 +80,17 @@ class CoreMLSession:
             )
             for port in self._outputs
         }
+
+    def prepare(self, feeds: Mapping[str, Array]) -> Callable[[], object]:
+        """See `edgekit.runtime.session.bare_call`."""
+        encoded, predict = self._encoded(feeds), self._model.predict
+        return lambda: predict(encoded)
+
+    def _encoded(self, feeds: Mapping[str, Array]) -> dict[str, Any]:
+        if self._model is None:
+            raise closed(self._what)
+        self.signature.check_inputs(feeds, what=self._what)
+        return {port.key: self._fed(port, feeds[port.spec.name]) for port in self._inputs}
 
     def _fed(self, port: Port, value: Array) -> Any:
         if port.key not in self._images:

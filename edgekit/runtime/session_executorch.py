@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,9 @@ class ExecutorchSession:
 
     target = TARGET
 
-    def __init__(self, path: Path, signature: Signature, threads: int) -> None:
+    def __init__(
+        self, path: Path, signature: Signature, threads: int, *, trace: bool = False
+    ) -> None:
         self.signature = signature
         self.threads = threads
         self.runtime_version = version_of("executorch")
@@ -67,19 +69,14 @@ class ExecutorchSession:
         with _quiet():
             binding._unsafe_reset_threadpool(threads)
         # The program has to outlive its method.
-        self._program, self._method = _load(path)
+        self._program, self._method = _load(path, trace=trace)
         inputs, outputs = _border(self._method.metadata)
         self._inputs = _ports(signature.inputs, inputs, self._what)
         self._outputs = _ports(signature.outputs, outputs, self._what)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `edgekit.runtime.session.Session.run`."""
-        if self._method is None:
-            raise closed(self._what)
-        import torch
-
-        self.signature.check_inputs(feeds, what=self._what)
-        encoded = [torch.from_numpy(p.encode(feeds[p.spec.name])) for p in self._inputs]
+        encoded = self._encoded(feeds)
         try:
             values = self._method.execute(encoded)
         except RuntimeError as error:
@@ -88,6 +85,25 @@ class ExecutorchSession:
             port.spec.name: port.decode(values[port.key].numpy().copy(), what=self._what)
             for port in self._outputs
         }
+
+    def prepare(self, feeds: Mapping[str, Array]) -> Callable[[], object]:
+        """See `edgekit.runtime.session.bare_call`."""
+        encoded, execute = self._encoded(feeds), self._method.execute
+        return lambda: execute(encoded)
+
+    def _encoded(self, feeds: Mapping[str, Array]) -> list[Any]:
+        if self._method is None:
+            raise closed(self._what)
+        import torch
+
+        self.signature.check_inputs(feeds, what=self._what)
+        return [torch.from_numpy(p.encode(feeds[p.spec.name])) for p in self._inputs]
+
+    def write_trace(self, dump: Path, debug: Path) -> None:
+        """Writes the ETDump of all calls so far, if opened with ``trace``; else nothing."""
+        if self._program is None:
+            raise closed(self._what)
+        self._program.write_etdump_result_to_file(str(dump), str(debug))
 
     def close(self) -> None:
         """See `edgekit.runtime.session.Session.close`."""
@@ -99,12 +115,12 @@ def _runtime() -> Any:
         return require("executorch.extension.pybindings.portable_lib", "executorch")
 
 
-def _load(path: Path) -> tuple[Any, Any]:
+def _load(path: Path, *, trace: bool = False) -> tuple[Any, Any]:
     _check_identifier(path)
     with _quiet():
         runtime = require("executorch.runtime", "executorch").Runtime.get()
         try:
-            program = runtime.load_program(path)
+            program = runtime.load_program(path, **({"enable_etdump": True} if trace else {}))
             if _METHOD not in program.method_names:
                 raise BadData(f"{TARGET} {path.name} has no method {_METHOD!r}")
             return program, program.load_method(_METHOD)

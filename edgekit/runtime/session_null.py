@@ -41,6 +41,13 @@ class NullSession:
                 f"the first layer takes {self._layers[0][0].shape[0]}"
             )
 
+    @property
+    def layers(self) -> list[tuple[Array, Array]]:
+        """Weight and bias of each layer."""
+        if self._layers is None:
+            raise closed(self._what)
+        return self._layers
+
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `edgekit.runtime.session.Session.run`."""
         if self._layers is None:

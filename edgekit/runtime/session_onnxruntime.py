@@ -12,8 +12,9 @@ contradicts as it turns them to uint8 (1.32, on x86). Such a session says so in 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from edgekit.signature import Signature, TensorSpec
 TARGET = "onnxruntime"
 
 _PROPAGATION = "QDQPropagationTransformer"
+_PROFILE = "profile"  # no setting of the runtime's: where its profile goes
 
 _DTYPES = {
     "tensor(float)": np.float32,
@@ -54,12 +56,14 @@ class OnnxRuntimeSession:
 
     target = TARGET
 
-    def __init__(self, path: Path, signature: Signature, threads: int) -> None:
+    def __init__(
+        self, path: Path, signature: Signature, threads: int, *, profile: str = ""
+    ) -> None:
         self.signature = signature
         self.threads = threads
         self._what = f"{TARGET} {path.name}"
         self._session: Any
-        self._session, without = _load(path, threads)
+        self._session, without = _load(path, threads, {_PROFILE: profile} if profile else {})
         self.runtime_version = version_of("onnxruntime") + without
         self._inputs = _ports(signature.inputs, self._session.get_inputs(), self._what)
         self._outputs = _ports(signature.outputs, self._session.get_outputs(), self._what)
@@ -67,10 +71,7 @@ class OnnxRuntimeSession:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `edgekit.runtime.session.Session.run`."""
-        if self._session is None:
-            raise closed(self._what)
-        self.signature.check_inputs(feeds, what=self._what)
-        encoded = {port.key: port.encode(feeds[port.spec.name]) for port in self._inputs}
+        encoded = self._encoded(feeds)
         try:
             values = self._session.run(self._output_names, encoded)
         except Exception as error:  # see _load
@@ -80,21 +81,44 @@ class OnnxRuntimeSession:
             for port, value in zip(self._outputs, values, strict=True)
         }
 
+    def prepare(self, feeds: Mapping[str, Array]) -> Callable[[], object]:
+        """See `edgekit.runtime.session.bare_call`."""
+        encoded, run, names = self._encoded(feeds), self._session.run, self._output_names
+        return lambda: run(names, encoded)
+
+    def _encoded(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        if self._session is None:
+            raise closed(self._what)
+        self.signature.check_inputs(feeds, what=self._what)
+        return {port.key: port.encode(feeds[port.spec.name]) for port in self._inputs}
+
+    def end_profiling(self) -> str:
+        """Ends the profile that was begun by ``profile``, a path to which its end is added.
+
+        Returns:
+            The path of the file that was written.
+        """
+        if self._session is None:
+            raise closed(self._what)
+        return str(self._session.end_profiling())
+
     def close(self) -> None:
         """See `edgekit.runtime.session.Session.close`."""
         self._session = None
 
 
-def _load(path: Path, threads: int) -> tuple[Any, str]:
+def _load(
+    path: Path, threads: int, more: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Any, str]:
     """The session, and what it does without, for its version."""
     ort = require("onnxruntime", "onnxruntime")
     # Only without VNNI: with it the runtime would take slower kernels for the same answers.
     if lacks_vnni():
         try:
-            return _loaded(ort, path, threads, {"session.x64quantprecision": "1"})
+            return _loaded(ort, path, threads, {"session.x64quantprecision": "1", **more})
         except Exception:  # see below
             # It can't where two weights share a zero point; none of edgekit's artifacts does that.
-            found = _plain(ort, path, threads)
+            found = _plain(ort, path, threads, more)
             warnings.warn(
                 f"{path.name}: ONNX Runtime refuses to run this file by its exact kernels, and "
                 "int8 sums may saturate on this processor, which has no VNNI",
@@ -102,12 +126,12 @@ def _load(path: Path, threads: int) -> tuple[Any, str]:
                 stacklevel=2,
             )
             return found
-    return _plain(ort, path, threads)
+    return _plain(ort, path, threads, more)
 
 
-def _plain(ort: Any, path: Path, threads: int) -> tuple[Any, str]:
+def _plain(ort: Any, path: Path, threads: int, more: Mapping[str, str]) -> tuple[Any, str]:
     try:
-        return _loaded(ort, path, threads, {})
+        return _loaded(ort, path, threads, more)
     except Exception as error:  # ONNX Runtime's own exception types share no public base class
         raise _refusal(path, error) from error
 
@@ -139,6 +163,9 @@ def _session(ort: Any, path: Path, threads: int, settings: Mapping[str, str]) ->
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3  # errors only: warnings are about nodes it leaves unfused
     for name, value in settings.items():
+        if name == _PROFILE:
+            options.enable_profiling, options.profile_file_prefix = True, value
+            continue
         options.add_session_config_entry(name, value)
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -33,7 +33,13 @@ class OpenVinoSession:
 
     target = TARGET
 
-    def __init__(self, path: Path, signature: Signature, threads: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        signature: Signature,
+        threads: int,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.signature = signature
         self.threads = threads
         self.runtime_version = version_of("openvino")
@@ -41,7 +47,7 @@ class OpenVinoSession:
         core, model = _read(path)
         try:
             self._fix_shapes(model)
-            compiled = core.compile_model(model, "CPU", _settings(threads))
+            compiled = core.compile_model(model, "CPU", _settings(threads) | dict(settings or {}))
         except RuntimeError as error:
             raise UnsupportedError(f"{self._what} does not compile: {_first(error)}") from error
         self._inputs = _ports(signature.inputs, compiled.inputs, self._what)
@@ -76,6 +82,24 @@ class OpenVinoSession:
             port.spec.name: port.decode(np.asarray(values[port.key]), what=self._what)
             for port in self._outputs
         }
+
+    def prepare(self, feeds: Mapping[str, Array]) -> Callable[[], object]:
+        """See `edgekit.runtime.session.bare_call`."""
+        if self._request is None:
+            raise closed(self._what)
+        self.signature.check_inputs(feeds, what=self._what)
+        tensor = require("openvino", "openvino").Tensor
+        for port in self._inputs:
+            # A copy: the request reads it later, when the caller may have changed his.
+            value = np.array(port.encode(feeds[port.spec.name]), order="C")
+            self._request.set_input_tensor(port.key, tensor(value, shared_memory=True))
+        return cast("Callable[[], object]", self._request.infer)
+
+    def profiling_info(self) -> list[Any]:
+        """What each layer of the last call took, if compiled with the setting ``PERF_COUNT``."""
+        if self._request is None:
+            raise closed(self._what)
+        return list(self._request.profiling_info)
 
     def close(self) -> None:
         """See `edgekit.runtime.session.Session.close`."""

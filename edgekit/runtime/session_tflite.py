@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -56,11 +56,7 @@ class TfliteSession:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `edgekit.runtime.session.Session.run`."""
-        if self._interpreter is None:
-            raise closed(self._what)
-        self.signature.check_inputs(feeds, what=self._what)
-        for port in self._inputs:
-            self._interpreter.set_tensor(port.key, port.encode(feeds[port.spec.name]))
+        self.prepare(feeds)
         try:
             self._interpreter.invoke()
         except (RuntimeError, ValueError) as error:
@@ -70,6 +66,28 @@ class TfliteSession:
             port.spec.name: port.decode(self._interpreter.get_tensor(port.key), what=self._what)
             for port in self._outputs
         }
+
+    def prepare(self, feeds: Mapping[str, Array]) -> Callable[[], object]:
+        """See `edgekit.runtime.session.bare_call`."""
+        if self._interpreter is None:
+            raise closed(self._what)
+        for index, value in self.encoded(feeds).items():
+            self._interpreter.set_tensor(index, value)
+        return cast("Callable[[], object]", self._interpreter.invoke)
+
+    def encoded(self, feeds: Mapping[str, Array]) -> dict[int, Array]:
+        """Inputs as the file takes them, by the tensors' indexes in its main subgraph.
+
+        Raises:
+            BadData: a feed does not fit the signature.
+        """
+        self.signature.check_inputs(feeds, what=self._what)
+        return {port.key: port.encode(feeds[port.spec.name]) for port in self._inputs}
+
+    def tensor_name(self, index: int) -> str:
+        """The name in the file of one of its inputs."""
+        details = self._interpreter.get_input_details()
+        return next(str(d["name"]) for d in details if d["index"] == index)
 
     def close(self) -> None:
         """See `edgekit.runtime.session.Session.close`."""

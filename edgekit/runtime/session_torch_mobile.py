@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,7 @@ class TorchMobileSession:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `edgekit.runtime.session.Session.run`."""
-        if self._module is None:
-            raise closed(self._what)
-        self.signature.check_inputs(feeds, what=self._what)
-        encoded = [port.encode(feeds[port.spec.name]) for port in self._inputs]
+        encoded = self._encoded(feeds)
         try:
             values = self._call(encoded)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -76,13 +73,29 @@ class TorchMobileSession:
         """See `edgekit.runtime.session.Session.close`."""
         self._module = None
 
-    def _call(self, arrays: Sequence[Array]) -> list[Array]:
-        torch = self._torch
+    def prepare(self, feeds: Mapping[str, Array]) -> Callable[[], object]:
+        """See `edgekit.runtime.session.bare_call`."""
+        tensors = self._tensors(self._encoded(feeds))
+        return lambda: self._answer(tensors)
+
+    def _encoded(self, feeds: Mapping[str, Array]) -> list[Array]:
+        if self._module is None:
+            raise closed(self._what)
+        self.signature.check_inputs(feeds, what=self._what)
+        return [port.encode(feeds[port.spec.name]) for port in self._inputs]
+
+    def _tensors(self, arrays: Sequence[Array]) -> list[Any]:
         ordered = sorted(zip(self._inputs, arrays, strict=True), key=lambda pair: pair[0].key)
         # torch shares an array's memory, and warns of one that may not be written.
-        tensors = [torch.from_numpy(a if a.flags.writeable else a.copy()) for _, a in ordered]
-        with _settings(torch, self.threads), torch.no_grad():
-            answer = self._module(*tensors)
+        share = self._torch.from_numpy
+        return [share(a if a.flags.writeable else a.copy()) for _, a in ordered]
+
+    def _answer(self, tensors: Sequence[Any]) -> Any:
+        with _settings(self._torch, self.threads), self._torch.no_grad():
+            return self._module(*tensors)
+
+    def _call(self, arrays: Sequence[Array]) -> list[Array]:
+        answer = self._answer(self._tensors(arrays))
         values = answer if isinstance(answer, tuple | list) else [answer]
         # A result may be an input or a constant of the model, which are not the caller's.
         return [np.array(value.numpy(), order="C") for value in values]

@@ -24,7 +24,9 @@ STEMS = sorted(schemas.DOCUMENTS.values())
 # Objects whose keys are someone else's to choose: facts of a machine, counts by operator, the
 # settings of a run. Everything else is closed.
 OPEN = {
-    "bench": {"facts"},
+    "bench": {"facts", "rounds", "reported_memory"},
+    "bench_history": {"settings"},
+    "bench_matrix": {"settings"},
     "doctor": {"facts", "extras"},
     "device": {"sources"},
     "export": {"counts"},
@@ -106,6 +108,27 @@ def examples() -> dict[str, dict[str, Any]]:
         "gain_kept_db": None, "metric_alone": 96.9, "metric_kept": 98.0, "macs": 100,
         "macs_share": 0.25, "bytes": 300, "border_elements": 64,
     }  # fmt: skip
+    latency = {"p50": 4.1, "p90": 4.4, "p99": None, "mad": 0.1, "n": 20}
+    conditions = {
+        "thermal": "throttled",
+        "busy": False,
+        "throttling": ["core_throttle_count rose"],
+        "waited_s": 12.5,
+        "temperature_c": {"first": 40.0, "highest": 80.0, "last": 80.0},
+        "frequency_mhz": None,
+        "load_average": None,
+        "running": 2,
+        "cpu_share": 0.99,
+        "slowed": 1.2,
+        "affinity": [4, 5],
+        "governors": ["schedutil"],
+        "battery": {
+            "percent": 80.0,
+            "status": ["discharging"],
+            "power_save": None,
+            "screen_on": True,
+        },
+    }
     sensitivity = {
         "n": 32, "sqnr_db": 18.0, "metric": "agreement", "metric_quantized": 93.8,
         "metric_float": 100.0, "layers": [row],
@@ -116,6 +139,10 @@ def examples() -> dict[str, dict[str, Any]]:
         "units": ["stem (conv2d)"], "of": 60, "layers": 2, "macs_share": 0.02, "bytes": 900,
         "evaluations": 7,
     }  # fmt: skip
+    few = {"artifact": "a", "p50_ms": 4.0, "p90_ms": None, "peak_memory_mib": 9.5,
+           "insufficient": ["few: 2 calls"]}  # fmt: skip
+    budget = {"artifact": "a", "name": "max-bytes@raspberry-pi-5", "limit": 10, "value": 11,
+              "passed": False, "detail": None}  # fmt: skip
     return {
         "export": {
             "schema": "edgekit.export/1", "model": "torchvision:mobilenet_v2", "bundle": "out",
@@ -138,15 +165,39 @@ def examples() -> dict[str, dict[str, Any]]:
         },
         "bench": {
             "schema": "edgekit.bench/1", "where": "local", "facts": {"cpu": "x"},
+            "device": "raspberry-pi-5", "gates": [budget],
+            "started": "2026-11-26T10:00:00+00:00",
+            "settings": {"threads": 1, "runs": 20, "max_seconds": 1.0, "rounds": 1, "cpus": "big",
+                         "max_temperature_c": None, "cool_down_s": 60.0, "sustained_s": 600.0,
+                         "profile": True},
             "results": [{
                 "artifact": "a.tflite", "target": "tflite", "scheme": "w8a8",
-                "delegate": "xnnpack", "threads": 1, "load_ms": 3.0, "first_ms": 5.0,
-                "latency_ms": {"p50": 4.1, "p90": 4.4, "p99": None, "mad": 0.1, "n": 20},
-                "samples_ms": [4.1, 4.2], "peak_memory_mib": 40.0, "added_memory_mib": 9.0,
-                "bytes": 1200, "notes": [],
+                "delegate": "xnnpack", "threads": 1, "runtime": "ai-edge-litert 2.3.0",
+                "load_ms": 3.0, "first_ms": 5.0, "latency_ms": latency,
+                "samples_ms": [4.1, 4.2], "whole_ms": 4.3, "insufficient": ["few: 2 calls"],
+                "steady": {"method": "PELT", "states": {"flat": 1}, "unsteady_rounds": 0},
+                "peak_memory_mib": 40.0, "added_memory_mib": 9.0, "pss_memory_mib": None,
+                "reported_memory": None,
+                "energy": {"joules_per_call": 0.01, "source": "rapl", "reason": None},
+                "bytes": 1200, "conditions": conditions, "rounds": [{"n": 2}],
+                "sustained": {
+                    "seconds": 600.0, "samples_ms": [4.0, 6.0], "window_s": 60.0,
+                    "kept_every": 3, "energy": None,
+                    "series": [{"at_s": 5.0, "p50": 4.0, "p90": None, "n": 9,
+                                "temperature_c": 61.0, "frequency_mhz": 1800}],
+                    "first": latency, "last": latency, "ratio": 1.4, "conditions": conditions,
+                },
+                "profile": {
+                    "how": "LiteRT's profiler", "resolution_us": 1.0, "runtime_version": "x",
+                    "plain_ms": 4.0, "profiled_ms": 4.2, "inside_ms": None, "sum_ms": 4.1,
+                    "calls": 50, "covered": 0.98, "overhead": 1.05, "notes": [],
+                    "layers": [{"name": "0: Conv", "layer": "net.0", "kind": "Conv",
+                                "kernel": None, "ms": 4.1, "share": 1.0}],
+                },
+                "notes": [],
             }],
             "comparisons": [{"a": "x", "b": "y", "metric": "latency", "ratio": 0.9,
-                             "ci95": [0.8, 0.95], "verdict": "faster"}],
+                             "ci95": [0.8, 0.95], "verdict": "faster", "unlike": []}],
         },
         "estimate": {
             "schema": "edgekit.estimate/1", "estimate": True, "model": "m", "device": "pixel-8",
@@ -292,6 +343,32 @@ def examples() -> dict[str, dict[str, Any]]:
                 {"what": "accuracy", "old": 90.0, "new": 85.0, "verdict": "worse",
                  "ci95": [-7.9, -2.1], "detail": "x"}]}],
             "regressed": ["tflite-w8: accuracy"], "removed": [], "contract": [],
+        },
+        "bench_matrix": {
+            "schema": "edgekit.bench-matrix/1", "session": 1, "store": "bench.sqlite",
+            "complete": False,
+            "cells": [{
+                "subject": "a.zip", "url": "ssh://pi", "device": "raspberry-pi-5", "settings": {},
+                "status": "failed", "reason": "gone", "exit_code": 4, "attempts": 2,
+                "resumed": False, "measurement": 3, "results": [few],
+            }],
+            "gates": [{"cell": 0, **budget}],
+        },
+        "bench_history": {
+            "schema": "edgekit.bench-history/1", "store": "bench.sqlite",
+            "measurements": [{
+                "id": 3, "session": None, "created": "2026-11-26T10:00:00+00:00",
+                "url": "adb://X", "device": None, "subject": "a.zip", "settings": {},
+                "status": "ok", "reason": None, "attempts": 1, "results": [few],
+            }],
+        },
+        "bench_compare": {
+            "schema": "edgekit.bench-compare/1", "a": "12", "b": "new.json",
+            "comparisons": [{
+                "a": "tflite-fp32", "b": "tflite-w8a8", "metric": "latency_p50", "paired": True,
+                "rounds": [10, 10], "p50_ms": [8.0, 4.0], "ratio": 0.5, "ci95": [0.4, 0.6],
+                "verdict": "faster", "unlike": ["cpu: x against y"], "changed": ["kernel: 1, 2"],
+            }],
         },
         "policy": {"schema": "edgekit.policy/1", "temperature": 1.2, "min_confidence": 0.6,
                    "otherwise": "cloud", "timeout_ms": 500},
