@@ -30,8 +30,9 @@ class Phone:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.url = f"adb://PHONE1{folder}/storage"
-        (folder / "storage").mkdir()
+        self.storage = folder / "it's $(touch pwned) ;`touch pwned`"
+        self.url = f"adb://PHONE1{self.storage}"
+        self.storage.mkdir()
 
     def calls(self) -> list[list[str]]:
         """The argument list of every call so far."""
@@ -75,7 +76,7 @@ def test_run_01_the_device_reads_every_word_as_it_is(
     assert all(call[:2] == ["-s", "PHONE1"] for call in calls)
     # One word per call to the shell, so that adb itself joins nothing.
     assert {len(call) for call in calls if call[2] == "shell"} == {4}
-    assert list((tmp_path / "storage").iterdir()) == []
+    assert list(phone.storage.iterdir()) == []
     assert not list(tmp_path.rglob("pwned"))
 
 
@@ -118,7 +119,7 @@ def test_run_05_a_link_that_breaks_in_a_run_gives_no_result_and_frees_the_lease(
     phone.repaired()
     with open_runner(phone.url) as runner:
         assert runner.run(["echo", "1"], timeout=10).stdout == b"1\n"
-    assert list((phone.folder / "storage").iterdir()) == []  # the first one's is gone too
+    assert list(phone.storage.iterdir()) == []  # the first one's is gone too
 
 
 def test_run_04_a_hang_ends_at_the_deadline(phone: Phone) -> None:

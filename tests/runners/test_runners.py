@@ -180,6 +180,23 @@ def test_run_04_without_us_the_device_ends_a_hang_itself(tmp_path: Path, gone: A
     assert gone(int(done.stdout))
 
 
+def test_run_08_a_reused_process_number_is_left_alone(tmp_path: Path, gone: Any) -> None:
+    workspace = tmp_path / "edgekit-abcdef"
+    workspace.mkdir()
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as innocent:
+        stat_line = Path(f"/proc/{innocent.pid}/stat").read_text()
+        start = int(stat_line.rpartition(")")[2].split()[19])
+        job = workspace / ".edgekit-job-1"
+        command = ["sh", "-c", scripts.KILL, "sh", str(workspace)]
+        for wrong in (start - 1, ""):
+            job.write_text(f"{innocent.pid} {wrong}\n")
+            subprocess.run(command, check=True)
+            assert not job.exists() and innocent.poll() is None
+        job.write_text(f"{innocent.pid} {start}\n")
+        subprocess.run(command, check=True)
+        assert gone(innocent.pid)
+
+
 def test_run_06_only_a_whole_answer_counts(runner: ShellRunner, tmp_path: Path) -> None:
     with pytest.raises(BadData, match="there is no such file"):
         runner.pull("absent", tmp_path / "back")
@@ -303,8 +320,10 @@ def test_what_a_killed_holder_left_is_deleted_by_the_next(url: str) -> None:
     done = subprocess.run(command, capture_output=True, timeout=60, check=False)
     workspace = Path(done.stdout.decode().strip())
     assert done.returncode == -signal.SIGKILL and workspace.is_dir()
-    with open_runner(url):
+    # On one machine under another name is another device, whose workspace is none of ours.
+    with open_runner("fake:neighbour") as neighbour, open_runner(url):
         assert not workspace.exists()
+        assert Path(neighbour.workspace).is_dir()
 
 
 def test_facts_are_the_devices(runner: ShellRunner) -> None:
