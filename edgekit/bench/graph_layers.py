@@ -30,14 +30,16 @@ def _names(text: str) -> frozenset[str]:
 
 # Operators by what they cost, under their names in torch's namespace aten.
 _FREE: Final = _names("""
-    view reshape flatten squeeze unsqueeze alias clone contiguous detach expand _to_copy to
-    lift_fresh_copy sym_size _assert_tensor_metadata unbind chunk split split_with_sizes
+    view reshape flatten squeeze unsqueeze alias clone contiguous detach expand to_copy to
+    lift_fresh_copy lift_fresh sym_size assert_tensor_metadata unbind chunk split
+    split_with_sizes
 """)
 _MOVES: Final = _names("""
     permute transpose t slice select cat stack constant_pad_nd pixel_shuffle pixel_unshuffle
     roll flip repeat index_select gather embedding narrow pad copy slice_scatter index
     channel_shuffle scatter as_strided tile where full zeros ones arange full_like zeros_like
-    ones_like
+    ones_like new_ones new_zeros new_full empty_like scalar_tensor fill triu tril index_put
+    scatter_add index_add repeat_interleave unfold
 """)
 _ELEMENTWISE: Final = _names("""
     add sub mul div relu relu6 hardtanh clamp clamp_min clamp_max sigmoid tanh gelu silu
@@ -45,17 +47,17 @@ _ELEMENTWISE: Final = _names("""
     erf sin cos floor ceil round reciprocal eq ne lt le gt ge logical_and logical_or logical_not
     bitwise_and bitwise_or bitwise_not masked_fill softplus mish square sign rsub floor_divide
     remainder fmod log1p expm1 celu selu log_sigmoid upsample_nearest2d upsample_bilinear2d
-    upsample_bicubic2d
+    upsample_bicubic2d and or xor isinf isnan
 """)
 _POOLS: Final = _names("""
     max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d max_pool1d avg_pool1d
     adaptive_avg_pool1d mean sum amax amin max min argmax argmin cumsum any all prod std var
-    max_pool2d_with_indices topk sort
+    var_mean std_mean max_pool2d_with_indices topk sort
 """)
 _NORMS: Final = _names("""
-    softmax _softmax log_softmax _log_softmax layer_norm native_layer_norm group_norm
-    native_group_norm batch_norm _native_batch_norm_legit_no_training instance_norm
-    linalg_vector_norm rms_norm _safe_softmax
+    softmax log_softmax layer_norm native_layer_norm group_norm
+    native_group_norm batch_norm native_batch_norm_legit_no_training instance_norm
+    linalg_vector_norm rms_norm safe_softmax
 """)
 _PRODUCTS: Final = _names("""
     matmul bmm mm addmm baddbmm
@@ -149,7 +151,7 @@ def _title(node: fx.Node) -> str:
 
 def _operator(node: fx.Node) -> str:
     name = getattr(node.target, "__name__", str(node.target))
-    return name.partition(".")[0].removesuffix("_")
+    return name.partition(".")[0].strip("_")
 
 
 def _tensor(node: fx.Node) -> bool:

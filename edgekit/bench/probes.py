@@ -1,7 +1,7 @@
 """Probe runs: small known networks, measured on a device that a team has, that move its estimates.
 
-`edgekit estimate --write-probes` makes the artifacts, `edgekit bench` measures them there, and
-`edgekit estimate --probe` takes what that wrote.
+`edgekit bench --probe` makes and measures them, on the device with ``--on``; `edgekit estimate
+--probe` takes what that wrote. `edgekit estimate --write-probes` makes the files alone.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def read_probes(path: Path, device: Device, own: Subject | None = None) -> list[
     if not found:
         raise BadData(
             f"{path} measures no probe, and no artifact of what is estimated",
-            hint="make them with 'edgekit estimate --write-probes FOLDER', measure those files",
+            hint="measure them: edgekit bench --probe TARGET-SCHEME --on URL --json",
         )
     return found
 

@@ -75,8 +75,7 @@ def command(
     \b
     edgekit estimate torchvision:mobilenet_v2 --device pixel-8 --target tflite
     edgekit estimate mobilenet.zip --device raspberry-pi-5 --plan
-    edgekit estimate --device raspberry-pi-5 --target tflite --write-probes probes/
-    edgekit bench probes/probe-mobilenet-w8a8.tflite --threads 4 --json > probe.json
+    edgekit bench --probe tflite-w8a8 --threads 4 --on ssh://pi@bench-3 --json > probe.json
     edgekit estimate mobilenet.zip --device raspberry-pi-5 --target tflite --probe probe.json
     """
     subdued()

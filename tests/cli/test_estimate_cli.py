@@ -116,3 +116,37 @@ def test_what_can_not_be_estimated_says_why(
 def test_a_model_must_be_named() -> None:
     code, _, err = called("--device", "pixel-8")
     assert code == 2 and "name a model" in err
+
+
+def test_probes_are_asked_for_by_target_and_scheme() -> None:
+    for args, text in (
+        (("--probe", "tflite"), "no target and scheme"),
+        (("model.tflite", "--probe", "tflite-w8a8"), "of its own"),
+    ):
+        err = io.StringIO()
+        with contextlib.redirect_stderr(err):
+            assert main(["bench", *args]) == 2
+        assert text in err.getvalue()
+
+
+@pytest.mark.slow
+@pytest.mark.runtime
+def test_probes_measured_here_bring_the_estimate_to_what_is_measured(
+    model: str, tmp_path: Path
+) -> None:
+    """The whole way: probes made, measured in their runtime, and taken by an estimate."""
+    out = io.StringIO()
+    quick = ("--rounds", "2", "--max-seconds", "1", "--json")
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+        assert main(["bench", "--probe", "tflite-fp32", *quick]) == 0
+    path = tmp_path / "probe.json"
+    path.write_text(out.getvalue())
+    measured = json.loads(out.getvalue())
+    schemas.validate(measured)
+    names = [result["artifact"] for result in measured["results"]]
+    assert names == [f"probe-{n}-fp32.tflite" for n in ("mobilenet", "resnet", "squeezenet")]
+    where = ("--device", "host", "--target", "tflite", "--scheme", "fp32", "--threads", "1")
+    made = document("torchvision:mobilenet_v2", *where, "--probe", str(path))
+    truth = measured["results"][0]["latency_ms"]["p50"]
+    assert made["basis"] in ("probed", "measured")
+    assert made["latency_ms"]["p50"] == pytest.approx(truth, rel=0.2)
