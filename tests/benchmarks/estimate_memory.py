@@ -52,9 +52,9 @@ def _vision(name: str, side: int = 224) -> Model:
 def _learnt() -> dict[str, Callable[[], Model]]:
     """Networks that the factors are set by."""
     return {
-        "mobilenet_v2": lambda: _vision("mobilenet_v2"),
+        "mobilenet_v2@224": lambda: _vision("mobilenet_v2"),
         "mobilenet_v2@448": lambda: _vision("mobilenet_v2", 448),
-        "resnet18": lambda: _vision("resnet18"),
+        "resnet18@224": lambda: _vision("resnet18"),
     }
 
 
