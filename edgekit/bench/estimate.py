@@ -57,7 +57,7 @@ def estimated(
     Raises:
         UnsupportedError: nothing was measured that says how fast that is.
     """
-    precision, stored = precision_of(job.target, job.scheme, device)
+    precision, stored = precision_of(job.scheme)
     setting, notes = setting_of(device, job.target, job.delegate, precision, threads)
     x = features(subject.layers, precision, stored)
     return shipped().estimate(x, setting, probes), x, setting, notes
@@ -85,7 +85,7 @@ def estimate(
     """
     count = threads or device.threads
     found, _, setting, notes = estimated(subject, device, job, count, probes)
-    precision, stored = precision_of(job.target, job.scheme, device)
+    precision, stored = precision_of(job.scheme)
     shares = [float(layer_features(a, precision, stored) @ found.rates) for a in subject.layers]
     order = sorted(range(len(shares)), key=lambda i: -shares[i])
     return {

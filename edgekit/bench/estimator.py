@@ -41,6 +41,8 @@ family, its core, and its core and number of threads."""
 _LEAST = 0.07  # log latency: two runs of one thing on one device
 _MODEL = 0.16  # log latency: how far a graph unlike all others is missed
 _UNFITTED = ("session", "config")
+# Without these, nothing alike was measured: that core, and those kernels on cores of its kind.
+_NEEDED = frozenset({"core", "core precision", "version family"})
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ class Estimator:
         """
         middle = self.log_ms(x, setting)
         names, shares = self.unknown(setting), self.shares(x, setting)
-        basis = "extrapolated" if {"core", "core precision"} & names else "same core"
+        basis = "extrapolated" if _NEEDED & names else "same core"
         here, mine = shares[None], [setting.groups()]
         variance = float(covariance(here, mine, here, mine, self.groups)[0, 0])
         if probes:

@@ -162,7 +162,6 @@ def _against(best: _Way, way: _Way) -> tuple[float, float, float]:
 _WHY: Final = {
     "int8": "int8 kernels",
     "fp32": "single-precision kernels",
-    "fp16": "half-precision kernels",
 }
 
 

@@ -109,7 +109,7 @@ def _probe(
 
 def _run(result: Any, scheme: str, device: Device, subject: Subject) -> Probe:
     target = str(result["target"])
-    precision, stored = precision_of(target, scheme, device)
+    precision, stored = precision_of(scheme)
     delegate, threads = _delegate(target, device), int(result["threads"])
     setting, _ = setting_of(device, target, delegate, precision, threads)
     return Probe(

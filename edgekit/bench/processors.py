@@ -46,7 +46,7 @@ COMPUTES: Final = {
 """By scheme, what kernels compute in and the bytes of a stored weight. Artifacts of half precision
 store it and compute in single, as those of w8 and w4 do."""
 
-_HALF: Final = frozenset({"openvino"})  # computes in half precision where the processor can
+_X86_ALONE: Final = frozenset({"openvino"})
 _BANDWIDTH = 17.0  # GB/s, where a profile has none: that of many phones of the middle
 _GHZ = 2.0
 _BIG_BANDWIDTH = 60.0
@@ -59,7 +59,7 @@ _OTHER_NAMES: Final = {
 }
 
 
-def precision_of(target: str, scheme: str, device: Device) -> tuple[str, float]:
+def precision_of(scheme: str) -> tuple[str, float]:
     """What kernels compute in, and bytes of a stored weight.
 
     Raises:
@@ -70,9 +70,7 @@ def precision_of(target: str, scheme: str, device: Device) -> tuple[str, float]:
             f"no published latency says how fast scheme {scheme!r} is",
             hint=f"estimates are made for {', '.join(COMPUTES)}; measure others on the device",
         )
-    precision, stored = COMPUTES[scheme]
-    half = target in _HALF and bool(device.isa.fp16) and device.isa.arch == "arm64"
-    return ("fp16" if precision == "fp32" and half else precision), stored
+    return COMPUTES[scheme]
 
 
 def setting_of(
@@ -91,6 +89,12 @@ def setting_of(
             hint="estimates are made for "
             + ", ".join(f"{t} ({d})" for t, d in KERNELS)
             + "; measure others with edgekit bench",
+        )
+    if target in _X86_ALONE and device.isa.arch != "x86_64":
+        raise UnsupportedError(
+            f"a latency of {target} on {device.id} can't be estimated: its kernels for Arm are "
+            "others than those for x86, and only these were measured",
+            hint="measure it with edgekit bench, or estimate another target",
         )
     cluster = device.cpu.clusters[0]
     name, kind = _core(cluster, device.isa)

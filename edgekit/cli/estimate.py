@@ -92,7 +92,7 @@ def command(
     if subject is None:
         raise UsageError("name a model or a bundle to estimate")
     # What can't be estimated at all is said before a model is exported.
-    setting_of(device, job.target, job.delegate, precision_of(job.target, job.scheme, device)[0], 1)
+    setting_of(device, job.target, job.delegate, precision_of(job.scheme)[0], 1)
     with progress("counting layers"):
         counted = _subject(subject, weights)
     probes = _probes(probe_files, device, job.target, counted)

@@ -53,7 +53,7 @@ def test_text_says_first_what_falls_off(model: str) -> None:
     assert code == 0
     first, *_ = out.splitlines()
     assert first.startswith("not on Mali-G715 (gpu)")
-    assert "estimate for" in out and "80 % interval" in out and "basis: same core" in out
+    assert "estimate for" in out and "80 % interval" in out and "basis: extrapolated" in out
     assert "peak memory" in out
 
 
