@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,14 @@ from edgekit.signature import Signature, TensorSpec
 silence()  # some tests import OpenVINO themselves
 
 BundleWriter = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Leases and results of tests are theirs, not the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEKIT_STATE", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 def _npz(arrays: Mapping[str, np.ndarray[Any, Any]]) -> bytes:

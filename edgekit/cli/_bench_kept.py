@@ -13,7 +13,7 @@ from edgekit.cli._output import emit, json_option, table, verbosity_options
 if TYPE_CHECKING:
     from edgekit.bench.store import Measurement
 
-__all__ = ["OTHERS", "STORE", "Verb", "figures"]
+__all__ = ["OTHERS", "STORE", "Verb", "figures", "plain_url"]
 
 STORE = click.option(
     "--store",
@@ -41,6 +41,11 @@ class Verb(click.Command):
             name = f"{info_name} {args[0]}"
             return self.others[args[0]].make_context(name, args[1:], parent, **extra)
         return super().make_context(info_name, args, parent, **extra)
+
+
+def plain_url(url: str) -> str:
+    """A device's URL without its options, as tables show it."""
+    return url.partition("?")[0]
 
 
 def figures(result: Mapping[str, Any]) -> list[object]:
@@ -93,7 +98,12 @@ def history(
 def _history_text(document: Mapping[str, Any]) -> str:
     rows: list[list[object]] = []
     for m in document["measurements"]:
-        where = [m["id"], m["created"], m["device"] or m["url"], m["settings"].get("threads")]
+        where = [
+            m["id"],
+            m["created"],
+            m["device"] or plain_url(m["url"]),
+            m["settings"].get("threads"),
+        ]
         rows += [[*where, *figures(result)] for result in m["results"]]
         if m["status"] != "ok":
             name = Path(m["subject"]).name

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from edgekit.cli._bench_kept import STORE, figures
+from edgekit.cli._bench_kept import figures, plain_url
 from edgekit.cli._output import emit, note, progress, table
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from edgekit.bench.vendor import Tool
     from edgekit.device import Device
 
-__all__ = ["elsewhere", "gates_text", "lab_options", "measured_on", "run_matrix"]
+__all__ = ["alone_here", "elsewhere", "gates_text", "lab_options", "measured_on", "run_matrix"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -62,7 +63,13 @@ def lab_options(function: F) -> F:
             click.option(
                 "--again", is_flag=True, help="Begin a matrix anew, not where its last run ended."
             ),
-            STORE,
+            click.option(
+                "--store",
+                type=click.Path(path_type=Path, dir_okay=False),
+                metavar="FILE",
+                help="Keep the result in this SQLite file; those of a matrix are kept in "
+                "bench.sqlite in the state folder without it.",
+            ),
         )
     ):
         function = option(function)
@@ -85,6 +92,22 @@ def _tools(given: Sequence[str]) -> list[Tool]:
 def elsewhere(lab: Mapping[str, Any]) -> bool:
     """Whether the options ask for a runner, be it that of this machine."""
     return any(lab[name] for name in ("url", "profile_name", "tools", "store"))
+
+
+@contextlib.contextmanager
+def alone_here(wait: float) -> Iterator[None]:
+    """Has this machine for oneself, as any other device; where that can't be kept, says so."""
+    from edgekit.bench.leases import lease
+    from edgekit.bench.runners import device_identity
+    from edgekit.errors import StorageError
+
+    with contextlib.ExitStack() as stack:
+        here = lease(device_identity("local:"), what="this machine", wait=wait, waiting=note)
+        try:
+            stack.enter_context(here)
+        except StorageError as error:
+            note(f"another measurement may run beside this one: {error.message}", verbose=True)
+        yield
 
 
 def measured_on(
@@ -210,7 +233,11 @@ def run_matrix(ctx: click.Context, lab: Mapping[str, Any], as_json: bool) -> int
 def _matrix_text(document: Mapping[str, Any]) -> str:
     rows: list[list[object]] = []
     for cell in document["cells"]:
-        where = [cell["measurement"], cell["device"] or cell["url"], cell["settings"]["threads"]]
+        where = [
+            cell["measurement"],
+            cell["device"] or plain_url(cell["url"]),
+            cell["settings"]["threads"],
+        ]
         for result in cell["results"]:
             rows.append([*where, *figures(result)])
         if cell["status"] != "ok":

@@ -16,7 +16,11 @@ def text(document: dict[str, Any]) -> str:
     facts = document["facts"]
     headers = ["artifact", "p50 ms", "p90 ms", "p99 ms", "n", "load ms", "first ms"]
     headers += ["peak MiB", "added MiB", "KiB"]
-    where = "" if document["where"] == "local" else f"{document['where'].rstrip(':')}: "
+    where = (
+        ""
+        if document["where"] == "local"
+        else f"{document['where'].partition('?')[0].rstrip(':')}: "
+    )
     lines = [
         f"{where}{facts['cpu'] or 'unknown processor'}, "
         f"{facts['usable_cores'] or facts['cores']} cores, "

@@ -198,7 +198,8 @@ def command(
     def measure(path: Path) -> dict[str, Any]:
         if _bench_lab.elsewhere(lab):
             return _bench_lab.measured_on(ctx, path, ids, settings, lab, force=force)
-        return _measured_here(path, ids, settings, force=force)
+        with _bench_lab.alone_here(lab["wait"]):
+            return _measured_here(path, ids, settings, force=force)
 
     if subject is not None:
         measured = measure(subject)

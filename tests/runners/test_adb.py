@@ -122,6 +122,7 @@ def test_run_05_a_link_that_breaks_in_a_run_gives_no_result_and_frees_the_lease(
     assert list(phone.storage.iterdir()) == []  # the first one's is gone too
 
 
+@pytest.mark.slow
 def test_run_04_a_hang_ends_at_the_deadline(phone: Phone) -> None:
     with open_runner(phone.url) as runner:
         phone.breaks("hang")

@@ -21,6 +21,7 @@ from edgekit.bench.devices import budget_gates, check_profile
 from edgekit.bench.lab import Outcome, run_matrix
 from edgekit.bench.matrix import read_matrix, settings_for
 from edgekit.bench.store import Store
+from edgekit.bench.vendor import Tool
 from edgekit.cli.main import main
 from edgekit.errors import BadData, DeviceUnreachable, UsageError, WorkerCrashed
 from edgekit.schemas import validate
@@ -54,6 +55,17 @@ def test_a_matrix_is_every_artifact_on_every_device_at_every_setting(tmp_path: P
     assert read_matrix(tmp_path / "matrix.toml").digest == matrix.digest
     np.savez(tmp_path / "a.npz", w0=np.zeros((4, 3), "f"), b0=np.zeros(3, "f"))
     assert read_matrix(tmp_path / "matrix.toml").digest != matrix.digest  # it is another artifact
+
+
+def test_a_device_may_have_programs_of_its_own(tmp_path: Path) -> None:
+    path = write(tmp_path, "adb://X", settings="[[settings]]")
+    (tmp_path / "tool").write_bytes(b"program")
+    tools = '[devices.tools.benchmark_model]\npath = "tool"\nargs = ["--use_gpu=true"]'
+    path.write_text(path.read_text().replace("[[settings]]", f"{tools}\n[[settings]]"))
+    (cell,) = read_matrix(path).cells
+    assert cell.tools == (Tool("benchmark_model", tmp_path / "tool", ("--use_gpu=true",)),)
+    (tmp_path / "tool").write_bytes(b"another")
+    assert read_matrix(path).cells[0].key != cell.key
 
 
 def test_the_profile_says_what_the_settings_leave_out() -> None:
@@ -140,6 +152,18 @@ def test_run_08_devices_work_together_each_by_itself_and_this_machine_last(
     assert frozenset({"fake:a", "fake:b"}) in bench.together
     assert [url for url, _ in bench.calls[4:]] == ["local:", "local:"]
     assert all("local:" not in both or len(both) == 1 for both in bench.together)
+
+
+def test_run_08_one_device_under_two_names_does_one_thing_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "client").write_text("Host a b\n HostName 192.0.2.1\n")
+    urls = [f"ssh://{name}?config={tmp_path / 'client'}" for name in ("a", "b", "c")]
+    bench = Bench()
+    monkeypatch.setattr(lab, "bench_on", bench)
+    run_matrix(read_matrix(write(tmp_path, *urls)), Store(tmp_path / "s.sqlite"))
+    assert len(bench.calls) == 3 and not any({urls[0], urls[1]} <= both for both in bench.together)
+    assert any(urls[2] in both and len(both) == 2 for both in bench.together)
 
 
 def test_run_05_a_broken_link_is_tried_anew_as_a_whole_and_marked(

@@ -131,11 +131,22 @@ def test_run_05_a_broken_link_is_exit_4_with_no_figure(
 
 
 def test_run_08_a_device_in_use_is_exit_9(
-    capsys: pytest.CaptureFixture[str], artifact: Path
+    capsys: pytest.CaptureFixture[str],
+    artifact: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with open_runner("fake:a"):
         code, _, err = run_main(capsys, str(artifact), "--on", "fake:a", "--wait", "0")
     assert code == 9 and "in use by process" in err
+    few = ("--rounds", "1", "--runs", "1")
+    with open_runner("local:"):  # as is this machine, with or without a URL
+        code, _, err = run_main(capsys, str(artifact), *few, "--wait", "0")
+    assert code == 9 and "this machine is in use by process" in err
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EDGEKIT_STATE", str(tmp_path / "file"))
+    code, _, err = run_main(capsys, str(artifact), *few, "-v")
+    assert code == 0 and "another measurement may run beside this one" in err
 
 
 @pytest.mark.parametrize(
@@ -191,7 +202,8 @@ def test_run_05_a_bare_file_asks_the_device_for_its_signature(
 ) -> None:
     url = sshd.url(query=f"&python={sys.executable}")
     code, out, _ = run_main(capsys, str(artifact), "--on", url, "--runs", "2", "--rounds", "1")
-    assert code == 0 and "pwned" in out and url in out
+    assert code == 0 and out.startswith("ssh://bench-1: ") and "it's $(touch pwned).npz" in out
+    assert not (Path.home() / "pwned").exists()
     sshd_gone = f"ssh://127.0.0.1:1?config={sshd.config}"
     with pytest.raises(DeviceUnreachable), open_runner(sshd_gone):
         pass

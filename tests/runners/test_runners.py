@@ -213,7 +213,7 @@ def test_run_06_only_a_whole_answer_counts(runner: ShellRunner, tmp_path: Path) 
         ("unplug@open", DeviceUnreachable, "link broke"),
         pytest.param("hang@open", DeviceUnreachable, "timeout:open", marks=pytest.mark.slow),
         pytest.param("hang@push", DeviceUnreachable, "timeout:push", marks=pytest.mark.slow),
-        ("hang@run", WorkerCrashed, "timeout:run"),
+        pytest.param("hang@run", WorkerCrashed, "timeout:run", marks=pytest.mark.slow),
         pytest.param("hang@pull", DeviceUnreachable, "timeout:pull", marks=pytest.mark.slow),
         ("unplug@run", DeviceUnreachable, "link broke"),
         ("unplug@pull", DeviceUnreachable, "link broke"),
@@ -354,10 +354,8 @@ SYSTEMS = {
 }
 
 
-@pytest.mark.parametrize(
-    "system",
-    ["dash", *(pytest.param(s, marks=pytest.mark.slow) for s in SYSTEMS if s != "dash")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("system", SYSTEMS)
 def test_the_scripts_run_on_every_common_system(
     system: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: Any
 ) -> None:

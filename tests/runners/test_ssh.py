@@ -112,6 +112,26 @@ def test_hosts_that_are_not_there_are_unreachable(sshd: Any, tmp_path: Path) -> 
         pass
 
 
+@pytest.mark.slow
+def test_run_05_a_connection_that_is_cut_gives_no_result_and_its_program_is_ended(
+    sshd: Any, gone: Any
+) -> None:
+    # The program ends the server's process of its own connection, as a lost link would.
+    cut = """
+        echo $$ >pid; echo 0.1 ms; parent=$PPID
+        until ps -o comm= -p $parent | grep -q sshd; do parent=$(ps -o ppid= -p $parent); done
+        kill -9 $parent; exec sleep 600
+    """
+    with open_runner(sshd.url()) as runner:
+        with pytest.raises(DeviceUnreachable, match="the link broke"):
+            runner.run(["sh", "-c", cut], timeout=60)
+        assert gone(int((Path(runner.workspace) / "pid").read_text()))
+        workspace = Path(runner.workspace)
+    assert not workspace.exists()
+    with open_runner(sshd.url()):
+        pass  # the lease is free
+
+
 def test_one_device_under_two_names_has_one_identity(sshd: Any) -> None:
     first, second = (SshLink(parse(sshd.url(host))) for host in ("bench-1", "bench-2"))
     plain = SshLink(parse(f"ssh://x@127.0.0.1:{sshd.port}?config={sshd.config}"))

