@@ -71,7 +71,12 @@ def changed(server: Any, tmp_path: Path, known: str, *lines: str) -> str:
 
 
 def test_run_02_an_unknown_or_changed_host_key_is_refused(sshd: Any, tmp_path: Path) -> None:
-    for settings in ((), ("StrictHostKeyChecking no",), ("StrictHostKeyChecking off",)):
+    for settings in (
+        (),
+        ("StrictHostKeyChecking no",),
+        ("StrictHostKeyChecking off",),
+        ("StrictHostKeyChecking accept-new",),
+    ):
         url = changed(sshd, tmp_path, "", *settings)
         with pytest.raises(DeviceUnreachable, match="host key is not known"), open_runner(url):
             pass

@@ -40,7 +40,7 @@ _OPTIONS = {
     "EscapeChar": "none",
     "LogLevel": "ERROR",
 }
-_LAX = ("no", "off", "false")
+_LAX = ("no", "off", "false", "accept-new")
 _ASK_TIMEOUT = 20.0
 
 
