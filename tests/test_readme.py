@@ -1,9 +1,9 @@
 """Runs the README: every Python block and every command in it, in order, in a directory of its own.
 
-A block ``python file=NAME`` is written to that file, a ``run`` one is executed. Commands that start
-with ``edgekit`` are run for real, through the installed entry point, and must end with exit code 0
-or with the one that a comment (``# exits with 7``) tells. What ``make`` and ``pip`` lines name must
-exist. The tables are held to the code.
+A block ``python file=NAME`` (or ``toml``) is written to that file, a ``run`` one is executed.
+Commands that start with ``edgekit`` are run for real, through the installed entry point, and must
+end with exit code 0 or with the one that a comment (``# exits with 7``) tells. What ``make`` and
+``pip`` lines name must exist. The tables are held to the code.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def commands(body: str) -> list[tuple[list[str], int]]:
 
 
 def test_every_block_is_of_a_kind_that_is_run() -> None:
-    assert {language for language, _, _ in BLOCKS} == {"python", "sh", "text"}
+    assert {language for language, _, _ in BLOCKS} == {"python", "sh", "text", "toml"}
     assert all(re.fullmatch(r"( file=\S+)?( run)?", info) for _, info, _ in BLOCKS)
-    assert not [info for language, info, _ in BLOCKS if language == "python" and not info]
+    assert not [info for language, info, _ in BLOCKS if language in ("python", "toml") and not info]
 
 
 def test_make_and_pip_lines_name_what_there_is() -> None:
@@ -139,11 +139,10 @@ def test_the_readme_does_what_it_says(tmp_path: Path) -> None:
     assert entry_point is not None
     ran = []
     for language, info, body in BLOCKS:
-        if language == "python":
-            if name := re.search(r"file=(\S+)", info):
-                (tmp_path / name[1]).write_text(body, encoding="utf-8")
-            if "run" in info.split():
-                run([sys.executable, "-c", body], 0, tmp_path, environment)
+        if name := re.search(r"file=(\S+)", info):
+            (tmp_path / name[1]).write_text(body, encoding="utf-8")
+        if language == "python" and "run" in info.split():
+            run([sys.executable, "-c", body], 0, tmp_path, environment)
         if language != "sh":
             continue
         for words, code in commands(body):

@@ -103,6 +103,11 @@ class Cpus(click.ParamType):  # type: ignore[type-arg]
     help="Wait for that, all rounds together, at most so long; then measure, and say so.",
 )
 @click.option(
+    "--probe",
+    metavar="TARGET-SCHEME",
+    help="Measure the three networks by which 'edgekit estimate --probe' knows a device.",
+)
+@click.option(
     "--force", is_flag=True, help="Compare what was measured under unlike conditions, too."
 )
 @_bench_lab.lab_options
@@ -120,6 +125,7 @@ def command(
     profile: bool,
     max_temperature: float | None,
     cool_down: float,
+    probe: str | None,
     force: bool,
     as_json: bool,
     **lab: Any,
@@ -148,6 +154,7 @@ def command(
     edgekit bench model.tflite --profile --cpus big --sustained 10m
     edgekit bench mobilenet.zip --on ssh://pi@bench-3 --device raspberry-pi-5
     edgekit bench model.tflite --on adb://29071FDH2004UX --tool benchmark_model=./benchmark_model
+    edgekit bench --probe tflite-w8a8 --on ssh://pi@bench-3 --device raspberry-pi-5 --json
     edgekit bench --matrix matrix.toml
 
     \b
@@ -179,15 +186,25 @@ def command(
         return _bench_lab.run_matrix(ctx, lab, as_json)
     if lab["again"]:
         raise click.UsageError("--again begins a --matrix anew, and none is given", ctx)
-    if subject is None:
+    if probe is not None and (subject is not None or ids):
+        raise click.UsageError("--probe measures networks of its own; name no artifact beside it")
+    if probe is None and subject is None:
         raise click.MissingParameter(
             ctx=ctx, param_type="argument", param_hint="BUNDLE_OR_ARTIFACT"
         )
-    if _bench_lab.elsewhere(lab):
-        measured = _bench_lab.measured_on(ctx, subject, ids, settings, lab, force=force)
-    else:
+
+    def measure(path: Path) -> dict[str, Any]:
+        if _bench_lab.elsewhere(lab):
+            return _bench_lab.measured_on(ctx, path, ids, settings, lab, force=force)
         with _bench_lab.alone_here(lab["wait"]):
-            measured = _measured_here(subject, ids, settings, force=force)
+            return _measured_here(path, ids, settings, force=force)
+
+    if subject is not None:
+        measured = measure(subject)
+    else:
+        from edgekit.cli._bench_probe import probed
+
+        measured = probed(str(probe), lab["profile_name"], measure)
     from edgekit.cli._bench_text import text
 
     gates = measured.get("gates", [])

@@ -36,6 +36,10 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "Run a bundle's artifacts in their runtimes against the plan.",
     ),
     "bench": ("edgekit.cli.bench:command", "Measure latency, load time and memory of artifacts."),
+    "estimate": (
+        "edgekit.cli.estimate:command",
+        "Estimate latency and memory on a device that is not here; rank schemes and threads.",
+    ),
     "report": (
         "edgekit.cli.report:command",
         "Make one page of HTML about a run, an export or a bundle.",

@@ -15,6 +15,7 @@ import copy
 import hashlib
 import io
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -75,7 +76,9 @@ def canonical(program: torch.export.ExportedProgram) -> torch.export.ExportedPro
     _rewrite.drop_identities(module)
     module.graph.eliminate_dead_code()
     module.recompile()
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # torch's own decompositions use what torch calls deprecated.
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
         functional = torch.export.export(module, args, strict=False).run_decompositions({})
         clean = graph_module(functional)
         _rewrite.drop_identities(clean)

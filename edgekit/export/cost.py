@@ -9,25 +9,18 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from edgekit import cores
-from edgekit.artifact import Store
 from edgekit.bench.measure import BenchRequest, bench
-from edgekit.compress.plan import plan_name
-from edgekit.data import ArraySamples
 from edgekit.device import load, plan_targets
 from edgekit.errors import BadData, MissingDependency, UsageError
-from edgekit.export.planning import make_plan
-from edgekit.export.request import Silent
+from edgekit.export.converted import artifacts_of
 from edgekit.model import Model
-from edgekit.names import METHODS
 from edgekit.paired import MIN_RATIO_PAIRS
 from edgekit.runtime.session import unavailable
-from edgekit.targets import find, worker
 
 __all__ = ["Latency", "Macs", "Parameters"]
 
@@ -145,7 +138,8 @@ class Latency:
             # Copies, as a module may be in training, and anywhere.
             own = [deepcopy(module).cpu().eval() for module in modules]
             models = [Model.from_module(m, self._examples, name="cost") for m in own]
-            paths = self._convert(models, Path(scratch))
+            calib = {name: tensor.numpy() for name, tensor in self._calib.items()}
+            paths = artifacts_of(models, self._job, calib, Path(scratch))
             sample = {name: tensor.numpy() for name, tensor in self._examples.items()}
             requests = [
                 BenchRequest(
@@ -174,44 +168,3 @@ class Latency:
             raise BadData("a call took 0 ms or less: this machine's clock can't be pruned by")
         first = float(figures["p50"])
         return [first, *(first * float(c["ratio"]) for c in document["comparisons"])]
-
-    def _convert(self, models: Sequence[Model], folder: Path) -> list[Path]:
-        """Main files of the artifacts, all made by one worker process."""
-        job, tasks = self._job, []
-        store = Store(folder / "store")
-        name = plan_name(job.through, job.scheme, job.variant)
-        # Other variants are another rendering of the scheme's own plan.
-        variants = [job.variant] if job.variant is not None and name != job.scheme else []
-        for number, model in enumerate(models):
-            calib = ArraySamples(
-                {name: tensor.numpy() for name, tensor in self._calib.items()},
-                None,
-                signature=model.signature,
-                preprocess=None,
-                source="calibration for latency",
-            )
-            planned = make_plan(
-                model,
-                calib,
-                [job.scheme],
-                store,
-                Silent(),
-                without=tuple(METHODS),
-                variants=variants,
-            )
-            out = folder / str(number)
-            out.mkdir()
-            task: dict[str, Any] = {
-                "op": "convert",
-                "program": str(planned.program(name)),
-                "plan": str(planned.plan(name)),
-                "variant": job.variant,
-                "signature": model.signature.to_json(),
-                "out": str(out / f"model{find(job.through).suffix}"),
-            }
-            tasks.append(task)
-        results = worker.run(job.through, tasks)
-        for result in results:
-            if "error" in result:
-                raise result["error"]
-        return [Path(result["files"][0]) for result in results]
