@@ -25,6 +25,7 @@ __all__ = [
     "gates_text",
     "lab_options",
     "measured_on",
+    "place",
     "run_matrix",
 ]
 
@@ -135,6 +136,17 @@ def alone_here(wait: float) -> Iterator[None]:
         yield
 
 
+def place(lab: Mapping[str, Any]) -> tuple[str, Device | None, list[Tool]]:
+    """Where to measure: the device's URL, its profile, and programs for it.
+
+    What is wrong with these is found here, before anything is begun or repeated on a screen.
+    """
+    from edgekit.bench.runners import parse
+
+    url = parse("local:" if lab["url"] is None else lab["url"]).text
+    return url, _profile(lab["profile_name"]), _tools(lab["tools"])
+
+
 def measured_on(
     ctx: click.Context,
     subject: Path,
@@ -157,13 +169,9 @@ def measured_on(
     from edgekit.bench.interrupts import ended_by_signals
     from edgekit.bench.lab import bench_on
     from edgekit.bench.matrix import settings_for
-    from edgekit.bench.runners import parse
     from edgekit.bench.store import Store
 
-    # All that is wrong with the options is found before anything is begun, or repeated on a screen.
-    url = parse("local:" if lab["url"] is None else lab["url"]).text
-    device = _profile(lab["profile_name"])
-    tools = _tools(lab["tools"])
+    url, device, tools = place(lab)
     how = settings_for(device, **_given(ctx, settings, device))
     store = None if lab["store"] is None else Store(lab["store"])
     with ended_by_signals(), progress(f"measuring on {url}") as advance:

@@ -204,6 +204,7 @@ def command(
     else:
         from edgekit.cli._bench_probe import probed
 
+        _bench_lab.place(lab)  # making the probes takes half a minute
         measured = probed(str(probe), lab["profile_name"], measure)
     from edgekit.cli._bench_text import text
 

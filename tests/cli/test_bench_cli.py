@@ -120,6 +120,13 @@ def test_what_cannot_be_measured_so_is_said_at_once(
     assert code == 2 and words in err and "hunter2" not in err
 
 
+def test_where_to_measure_is_looked_at_before_probes_are_made(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, _, err = bench(capsys, "--probe", "tflite-w8a8", "--on", "ssh://-oProxyCommand=x")
+    assert code == 2 and "no URL" in err and "making" not in err
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_run_11_what_measures_here_ends_with_the_command(
     null_bundle: Path, tmp_path: Path, number: int
