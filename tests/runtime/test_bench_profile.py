@@ -19,7 +19,7 @@ from edgekit.bench.subjects import bundle_requests
 from edgekit.runtime.bundle import Bundle
 from edgekit.schemas import validate
 
-pytestmark = pytest.mark.runtime
+pytestmark = [pytest.mark.slow, pytest.mark.runtime]
 
 # Of the bundle's model: what each runtime must at least tell of. It may add to these (reorders,
 # conversions) and fuse others into them.
