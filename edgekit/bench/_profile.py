@@ -6,7 +6,7 @@ latency. Beside their sum stand the same calls with profiling (`profiled_ms`) an
 them costs.
 
 One file for each runtime, ``_profile_<target>.py``, found by its name. It offers
-``profile(path, signature, feeds, threads, runs, seconds, folder) -> Layers``.
+``profile(task: Task) -> Layers``.
 """
 
 from __future__ import annotations
@@ -24,11 +24,37 @@ from edgekit.errors import UnsupportedError
 from edgekit.runtime.session import Array, bare_call, open_session
 from edgekit.signature import Signature
 
-__all__ = ["Layers", "middle_mean", "profile"]
+__all__ = ["Layer", "Layers", "Task", "middle_mean", "profile"]
+
+Layer = tuple[str, str, str | None, int]
+"""Name, kind, kernel and ns of a layer in one call."""
 
 _WITHOUT = {
     "coreml": "Core ML tells no times of layers to a program; Xcode's Performance report has them",
 }
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be profiled.
+
+    Attributes:
+        path: the artifact.
+        signature: the model's inputs and outputs.
+        feeds: one array per input.
+        threads: of the runtime.
+        runs: calls, at most.
+        seconds: that they take, at most; one is made in any case.
+        folder: where the runtime may write.
+    """
+
+    path: Path
+    signature: Signature
+    feeds: Mapping[str, Array]
+    threads: int
+    runs: int
+    seconds: float
+    folder: Path
 
 
 @dataclass
@@ -51,8 +77,8 @@ class Layers:
     profiled_ns: list[int] = field(default_factory=list)
     inside_ns: list[int] = field(default_factory=list)
 
-    def add(self, calls: Sequence[Sequence[tuple[str, str, str | None, int]]]) -> None:
-        """Takes layers (name, kind, kernel, ns) of several calls, which ran the same ones.
+    def add(self, calls: Sequence[Sequence[Layer]]) -> None:
+        """Takes the layers of several calls, which ran the same ones.
 
         Raises:
             UnsupportedError: there are none, or they differ from call to call.
@@ -109,7 +135,8 @@ def profile(
     version = session.runtime_version
     session.close()
     module = importlib.import_module(name)
-    found: Layers = module.profile(path, signature, feeds, request["threads"], *limits, folder)
+    task = Task(path, signature, feeds, request["threads"], *limits, folder)
+    found: Layers = module.profile(task)
     layers = [
         {"name": e["name"], "kind": e["kind"], "kernel": e["kernel"], "ms": middle_mean(e["ns"])}
         for e in found.entries

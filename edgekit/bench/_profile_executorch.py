@@ -7,43 +7,24 @@ wheel's devtools), and is read here without that, which needs more than the runt
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Mapping
 from pathlib import Path
 
-from edgekit.bench import _flat
-from edgekit.bench._profile import Layers
+from edgekit.bench import _flat, _timing
+from edgekit.bench._profile import Layer, Layers, Task
 from edgekit.errors import UnsupportedError
-from edgekit.runtime.session import Array
 from edgekit.runtime.session_executorch import ExecutorchSession
-from edgekit.signature import Signature
 
 _IDENTIFIER = b"ED00"
 _NATIVE = "native_call_"
 
 
-def profile(
-    path: Path,
-    signature: Signature,
-    feeds: Mapping[str, Array],
-    threads: int,
-    runs: int,
-    seconds: float,
-    folder: Path,
-) -> Layers:
+def profile(task: Task) -> Layers:
     """See `edgekit.bench._profile`."""
     found = Layers(how="ExecuTorch's ETDump", resolution_us=1.0)
-    session = ExecutorchSession(path, signature, threads, trace=True)
-    session.run(feeds)
-    call = session.prepare(feeds)
-    end = time.perf_counter() + seconds
-    while len(found.profiled_ns) < runs:
-        start = time.perf_counter_ns()
-        call()
-        found.profiled_ns.append(time.perf_counter_ns() - start)
-        if time.perf_counter() >= end:
-            break
-    with tempfile.TemporaryDirectory(prefix="profile-", dir=folder) as own:
+    session = ExecutorchSession(task.path, task.signature, task.threads, trace=True)
+    session.run(task.feeds)
+    found.profiled_ns.extend(_timing.repeat(session.prepare(task.feeds), task.runs, task.seconds))
+    with tempfile.TemporaryDirectory(prefix="profile-", dir=task.folder) as own:
         dump = Path(own) / "run.etdp"
         session.write_trace(dump, Path(own) / "debug.bin")
         if not dump.is_file():
@@ -54,7 +35,7 @@ def profile(
     return found
 
 
-def read(data: bytes) -> tuple[list[list[tuple[str, str, str | None, int]]], list[int]]:
+def read(data: bytes) -> tuple[list[list[Layer]], list[int]]:
     """Layers (name, kind, kernel, ns) of each call in an ETDump, and what each call took in ns.
 
     Raises:

@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
-from edgekit.bench._profile import Layers
-from edgekit.runtime.session import Array
+from edgekit.bench._profile import Layer, Layers, Task
 from edgekit.runtime.session_null import NullSession
-from edgekit.signature import Signature
 
 
-def profile(
-    path: Path,
-    signature: Signature,
-    feeds: Mapping[str, Array],
-    threads: int,
-    runs: int,
-    seconds: float,
-    folder: Path,
-) -> Layers:
+def profile(task: Task) -> Layers:
     """See `edgekit.bench._profile`."""
-    session = NullSession(path, signature, threads)
-    weights = session.layers
+    session = NullSession(task.path, task.signature, task.threads)
+    weights, first = session.layers, task.signature.inputs[0]
     found = Layers(how="numpy, timed layer by layer", resolution_us=0.001)
-    calls: list[list[tuple[str, str, str | None, int]]] = []
-    end = time.perf_counter() + seconds
-    while len(calls) < runs:
+    calls: list[list[Layer]] = []
+    end = time.perf_counter() + task.seconds
+    while len(calls) < task.runs:
         start = time.perf_counter_ns()
-        x = feeds[signature.inputs[0].name].reshape(signature.inputs[0].shape[0], -1)
-        call: list[tuple[str, str, str | None, int]] = []
+        x = task.feeds[first.name].reshape(first.shape[0], -1)
+        call: list[Layer] = []
         for index, (w, b) in enumerate(weights):
             begun = time.perf_counter_ns()
             x = np.maximum(x, 0.0) @ w + b if index else x @ w + b

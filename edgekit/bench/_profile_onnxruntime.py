@@ -4,43 +4,27 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
-from collections.abc import Mapping
 from pathlib import Path
 
-from edgekit.bench._profile import Layers
-from edgekit.runtime.session import Array
+from edgekit.bench import _timing
+from edgekit.bench._profile import Layer, Layers, Task
 from edgekit.runtime.session_onnxruntime import OnnxRuntimeSession
-from edgekit.signature import Signature
 
 _KERNEL = "_kernel_time"
 _RUN = "model_run"
 
 
-def profile(
-    path: Path,
-    signature: Signature,
-    feeds: Mapping[str, Array],
-    threads: int,
-    runs: int,
-    seconds: float,
-    folder: Path,
-) -> Layers:
+def profile(task: Task) -> Layers:
     """See `edgekit.bench._profile`."""
     found = Layers(how="ONNX Runtime's enable_profiling", resolution_us=1.0)
-    with tempfile.TemporaryDirectory(prefix="profile-", dir=folder) as own:
-        session = OnnxRuntimeSession(path, signature, threads, profile=f"{own}/ort")
-        end = time.perf_counter() + seconds
-        session.run(feeds)  # the first call packs weights
-        call = session.prepare(feeds)
-        while len(found.profiled_ns) < runs:
-            start = time.perf_counter_ns()
-            call()
-            found.profiled_ns.append(time.perf_counter_ns() - start)
-            if time.perf_counter() >= end:
-                break
+    with tempfile.TemporaryDirectory(prefix="profile-", dir=task.folder) as own:
+        how = f"{own}/ort"
+        session = OnnxRuntimeSession(task.path, task.signature, task.threads, profile=how)
+        session.run(task.feeds)  # the first call packs weights
+        call = session.prepare(task.feeds)
+        found.profiled_ns.extend(_timing.repeat(call, task.runs, task.seconds))
         events = json.loads(Path(session.end_profiling()).read_bytes())
-    calls: list[list[tuple[str, str, str | None, int]]] = [[]]
+    calls: list[list[Layer]] = [[]]
     for event in events:
         arguments, name = event.get("args", {}), event.get("name", "")
         if event.get("cat") == "Node" and name.endswith(_KERNEL):

@@ -9,36 +9,26 @@ another layer, or left out, it lists as not executed; a layer under half a micro
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from edgekit.bench._profile import Layers
+from edgekit.bench import _timing
+from edgekit.bench._profile import Layer, Layers, Task
 from edgekit.runtime.session import Array
 from edgekit.runtime.session_openvino import OpenVinoSession
-from edgekit.signature import Signature
 
 _FIRST = 3
 _ROUNDS = 5
 
 
-def profile(
-    path: Path,
-    signature: Signature,
-    feeds: Mapping[str, Array],
-    threads: int,
-    runs: int,
-    seconds: float,
-    folder: Path,
-) -> Layers:
+def profile(task: Task) -> Layers:
     """See `edgekit.bench._profile`."""
     found = Layers(how="OpenVINO's PERF_COUNT", resolution_us=1.0)
     rounds = []
     for number in range(_ROUNDS):
-        session = OpenVinoSession(path, signature, threads, {"PERF_COUNT": True})
-        most = max(1, runs // _ROUNDS + (number < runs % _ROUNDS))
-        rounds.append(_round(session, feeds, most, seconds / _ROUNDS, found))
+        session = OpenVinoSession(task.path, task.signature, task.threads, {"PERF_COUNT": True})
+        most = max(1, task.runs // _ROUNDS + (number < task.runs % _ROUNDS))
+        rounds.append(_round(session, task.feeds, most, task.seconds / _ROUNDS, found))
         session.close()
     found.add(rounds)
     return found
@@ -50,20 +40,17 @@ def _round(
     runs: int,
     seconds: float,
     found: Layers,
-) -> list[tuple[str, str, str | None, int]]:
+) -> list[Layer]:
     """The mean of each layer over some calls."""
     call = session.prepare(feeds)
     for _ in range(_FIRST):
         call()
     before = session.profiling_info()
-    calls, end = 0, time.perf_counter() + seconds
-    while calls < runs and (not calls or time.perf_counter() < end):
-        start = time.perf_counter_ns()
-        call()
-        found.profiled_ns.append(time.perf_counter_ns() - start)
-        calls += 1
+    timed = _timing.repeat(call, runs, seconds)
+    found.profiled_ns.extend(timed)
+    calls = len(timed)
     means = {info.node_name: _us(info) for info in session.profiling_info()}
-    layers: list[tuple[str, str, str | None, int]] = []
+    layers: list[Layer] = []
     for info in (i for i in before if i.status == i.EXECUTED):
         total = means.get(info.node_name, 0.0) * (_FIRST + calls) - _us(info) * _FIRST
         took = max(0, round(1000 * total / calls))

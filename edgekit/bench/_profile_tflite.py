@@ -16,11 +16,10 @@ from ctypes import byref
 from pathlib import Path
 from typing import Any
 
-from edgekit.bench._profile import Layers
+from edgekit.bench._profile import Layer, Layers, Task
 from edgekit.errors import UnsupportedError
 from edgekit.runtime.session import Array, installed_version
 from edgekit.runtime.session_tflite import TfliteSession
-from edgekit.signature import Signature
 
 _KNOWN = ("2.3.",)
 _CPU = 1  # kLiteRtHwAcceleratorCpu
@@ -46,25 +45,17 @@ class _Event(ctypes.Structure):
     )
 
 
-def profile(
-    path: Path,
-    signature: Signature,
-    feeds: Mapping[str, Array],
-    threads: int,
-    runs: int,
-    seconds: float,
-    folder: Path,
-) -> Layers:
+def profile(task: Task) -> Layers:
     """See `edgekit.bench._profile`."""
     found = Layers(how="LiteRT's profiler (CompiledModel)", resolution_us=1.0)
-    session = TfliteSession(path, signature, threads)
-    inputs = {session.tensor_name(i): value for i, value in session.encoded(feeds).items()}
+    session = TfliteSession(task.path, task.signature, task.threads)
+    inputs = {session.tensor_name(i): value for i, value in session.encoded(task.feeds).items()}
     session.close()
-    model = _Model(path, threads, inputs)
+    model = _Model(task.path, task.threads, inputs)
     model.run()
-    calls: list[list[tuple[str, str, str | None, int]]] = []
-    end = time.perf_counter() + seconds
-    while len(calls) < runs:
+    calls: list[list[Layer]] = []
+    end = time.perf_counter() + task.seconds
+    while len(calls) < task.runs:
         model.start()
         begun = time.perf_counter_ns()
         model.run()
@@ -80,9 +71,9 @@ def profile(
 
 def _told(
     events: list[tuple[str, int, int, int]],
-) -> tuple[list[tuple[str, str, str | None, int]], list[int]]:
+) -> tuple[list[Layer], list[int]]:
     """Layers of one call, and what LiteRT says that all of it took, in ns."""
-    layers: list[tuple[str, str, str | None, int]] = []
+    layers: list[Layer] = []
     inside = []
     for tag, kind, operator, took in events:
         if kind == _IN_DELEGATE:

@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from pathlib import Path
 
-from edgekit.bench._profile import Layers
-from edgekit.runtime.session import Array
+from edgekit.bench._profile import Layer, Layers, Task
 from edgekit.runtime.session_torch_mobile import TorchMobileSession
-from edgekit.signature import Signature
 
 
-def profile(
-    path: Path,
-    signature: Signature,
-    feeds: Mapping[str, Array],
-    threads: int,
-    runs: int,
-    seconds: float,
-    folder: Path,
-) -> Layers:
+def profile(task: Task) -> Layers:
     """See `edgekit.bench._profile`."""
     from torch.autograd.profiler import profile as watch
 
-    session = TorchMobileSession(path, signature, threads)
-    session.run(feeds)
-    call = session.prepare(feeds)
+    session = TorchMobileSession(task.path, task.signature, task.threads)
+    session.run(task.feeds)
+    call = session.prepare(task.feeds)
     found = Layers(how="torch's profiler", resolution_us=0.001)
-    calls: list[list[tuple[str, str, str | None, int]]] = []
-    end = time.perf_counter() + seconds
-    while len(calls) < runs:
+    calls: list[list[Layer]] = []
+    end = time.perf_counter() + task.seconds
+    while len(calls) < task.runs:
         with watch(use_cpu=True) as seen:
             start = time.perf_counter_ns()
             call()

@@ -30,6 +30,7 @@ _MODULES = (
     "bench/_*.py",
     "runtime/__init__.py",
     "runtime/_silence.py",
+    "runtime/coreml_plan.py",
     "runtime/cpu.py",
     "runtime/ptl.py",
     "runtime/ptl_pickle.py",

@@ -199,7 +199,7 @@ def _facts(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _placement(request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    from edgekit.bench._placement_coreml import placement
+    from edgekit.runtime.coreml_plan import placement
 
     if request["target"] != "coreml":
         raise BadData(f"{request['target']} makes no plan of where it runs; coreml does")

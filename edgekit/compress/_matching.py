@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -97,7 +98,7 @@ class Sides:
     heads: int | None = None
 
 
-class Matching(nn.Module):
+class Matching(nn.Module, abc.ABC):
     """How far apart two layers are; what it learns is trained along with the student.
 
     Raises:
@@ -123,6 +124,7 @@ class Matching(nn.Module):
         """The student's outputs in the form of `kept`."""
         return list(found)
 
+    @abc.abstractmethod
     def distance(
         self,
         ours: Sequence[torch.Tensor],
@@ -136,7 +138,6 @@ class Matching(nn.Module):
             theirs: out of `kept`, float32.
             mask: ``[n, t]``, 1 where a token counts, or None.
         """
-        raise NotImplementedError
 
 
 def _mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -91,8 +91,8 @@ class Coreml:
 
         Core ML is the delegate itself: what it has a plan for, it runs.
         """
+        from edgekit.runtime.coreml_plan import units
         from edgekit.targets._coreml_inspect import placement
-        from edgekit.targets._coreml_plan import units
 
         found, planned = placement(_program(path)), units(path)
         if not planned:

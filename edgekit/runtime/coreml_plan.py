@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgekit.errors import UnsupportedError
+from edgekit.errors import MissingDependency, UnsupportedError
 from edgekit.runtime.session import require
+from edgekit.runtime.session_coreml import unavailable
 
-__all__ = ["count", "placement"]
+__all__ = ["count", "placement", "units"]
 
 _UNITS = {
     "MLCPUComputeDevice": "cpu",
@@ -30,6 +31,9 @@ def placement(path: Path) -> dict[str, Any]:
         MissingDependency: coremltools is not installed.
         UnsupportedError: this is not macOS 14.4 or later, or coremltools makes no plans.
     """
+    reason = unavailable()
+    if reason is not None:
+        raise UnsupportedError(f"coreml {path.name}: Core ML makes no plan of it here: {reason}")
     coremltools = require("coremltools", "coremltools")
     plans = require("coremltools.models.compute_plan", "coremltools")
     with tempfile.TemporaryDirectory(prefix="edgekit-coreml-") as folder:
@@ -44,6 +48,15 @@ def placement(path: Path) -> dict[str, Any]:
                 f"coreml {path.name}: Core ML makes no plan of it here: {error}",
                 hint="it needs macOS 14.4 and coremltools 8, or later ones",
             ) from error
+
+
+def units(path: Path) -> dict[str, int]:
+    """Operations by unit; empty where `placement` knows of none."""
+    try:
+        found = placement(path)["units"]
+    except (MissingDependency, UnsupportedError):
+        return {}
+    return {unit: entry["ops"] for unit, entry in sorted(found.items())}
 
 
 def count(plan: Any) -> dict[str, Any]:
