@@ -4,10 +4,11 @@
 #
 #   image.sh FOLDER     into FOLDER/vmlinuz and FOLDER/initramfs, with FOLDER/user and FOLDER/known
 #
-# Needs root, mmdebstrap, cpio, ssh-keygen and a Debian mirror; PYTHON names a Python with pip.
+# Needs root, mmdebstrap, cpio and ssh-keygen; DEBIAN_MIRROR names a mirror in place of the usual one,
+# PYTHON a Python with pip.
 set -eu
 folder=$1 python=${PYTHON:-python3} here=$(cd "$(dirname "$0")/../.." && pwd)
-suite=bookworm mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
+suite=bookworm mirror=${DEBIAN_MIRROR:-}
 root=$folder/root
 mkdir -p "$folder"
 rm -rf "$root"
@@ -18,7 +19,7 @@ mmdebstrap --quiet --architectures=arm64 --variant=extract --mode=root \
   --dpkgopt='path-exclude=/boot/System.map*' \
   --include=base-files,base-passwd,dash,coreutils,mount,util-linux,kmod,iproute2,openssh-server \
   --include=python3.11,grep,sed,findutils,procps,libstdc++6,libgomp1,linux-image-arm64 \
-  "$suite" "$root" "$mirror"
+  "$suite" "$root" ${mirror:+"$mirror"}
 
 # The wheels that constraints.txt pins, for ARM.
 wheels=$(grep -E '^(numpy|onnxruntime|ai-edge-litert)==' "$here/constraints.txt")
@@ -38,8 +39,10 @@ sed -i 's,^root:[^:]*:,root:*:,; /^root:/s,/bin/bash,/bin/sh,' "$root/etc/passwd
 rm -f "$folder/user" "$folder/user.pub" "$folder/host" "$folder/host.pub"
 ssh-keygen -q -t ed25519 -N '' -f "$folder/user"
 ssh-keygen -q -t ed25519 -N '' -f "$folder/host"
-install -d -m 700 "$root/root/.ssh"
-install -m 600 "$folder/user.pub" "$root/root/.ssh/authorized_keys"
+# Who logs in there is root, and this is that user's home.
+home=$root$(sed -n 's/^root:.*:\([^:]*\):[^:]*$/\1/p' "$root/etc/passwd")
+install -d -m 700 "$home/.ssh"
+install -m 600 "$folder/user.pub" "$home/.ssh/authorized_keys"
 install -m 600 "$folder/host" "$root/etc/ssh/ssh_host_ed25519_key"
 cat >"$root/etc/ssh/sshd_config" <<'END'
 HostKey /etc/ssh/ssh_host_ed25519_key
