@@ -10,15 +10,12 @@ measured in rounds beside each other.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from edgekit import Bundle
-from edgekit.bench.measure import BenchRequest, bench
-from edgekit.bench.subjects import bundle_requests
+from recipe_seed import run_recipe, side_by_side
+
 from edgekit.compress.train import train
 from edgekit.recipe import load_recipe
 from edgekit.settings import with_overrides
@@ -71,7 +68,7 @@ def seed(data: Path, folder: Path, number: int, length: str) -> Mapping[str, Any
     settings = dict(COMMON) | dict(LENGTHS[length])
     settings |= {f"{model}.train.seed": number for model in ("teacher", "student")}
     narrow = settings | {"student.width": 0.35}
-    taught = _run(data, folder / "taught", narrow, "student")
+    taught = run_recipe(RECIPE, data, folder / "taught", narrow, ["student"])
     alone = _alone(data, folder, narrow)
     with_teacher = _metric(taught, "student")
 
@@ -79,13 +76,11 @@ def seed(data: Path, folder: Path, number: int, length: str) -> Mapping[str, Any
     longer = int(settings["student.train.epochs"]) + recovery
     wide = settings | {"student.width": 1.0, "prune.by": "latency", "prune.target": 0.5}
     runs = {
-        "pruned": _run(data, folder / "pruned", wide, "exported"),
-        "whole": _run(
-            data,
-            folder / "whole",
-            wide | {"prune.target": 1, "student.train.epochs": longer},
-            "exported",
-        ),
+        name: run_recipe(RECIPE, data, folder / name, given, ["exported"])
+        for name, given in (
+            ("pruned", wide),
+            ("whole", wide | {"prune.target": 1, "student.train.epochs": longer}),
+        )
     }
     exports = {
         name: json.loads((folder / name / "exported" / "export.json").read_text()) for name in runs
@@ -94,7 +89,8 @@ def seed(data: Path, folder: Path, number: int, length: str) -> Mapping[str, Any
         name: {row["target"]: row["value"] for row in export["artifacts"]}
         for name, export in exports.items()
     }
-    speed = _latency({name: folder / name / "exported" / "bundle" for name in runs}, folder)
+    bundles = {name: folder / name / "exported" / "bundle" for name in runs}
+    speed = side_by_side(bundles, "whole", folder / "latency.json", runs=400)
     first = RUNTIMES[0]
     return {
         "seed": number,
@@ -102,7 +98,7 @@ def seed(data: Path, folder: Path, number: int, length: str) -> Mapping[str, Any
         "bars": {
             "alone": alone,
             "taught_gain": with_teacher - alone,
-            "pruned_time": speed["ratio"][first],
+            "pruned_time": speed["ratio"]["pruned"][first],
             "pruned_lost": values["whole"][first] - values["pruned"][first],
         },
         "teacher": _metric(taught, "teacher"),
@@ -112,18 +108,6 @@ def seed(data: Path, folder: Path, number: int, length: str) -> Mapping[str, Any
         "settings": {name: str(value) for name, value in settings.items()},
         "wall_s": {name: run["wall_s"] for name, run in {"taught": taught, **runs}.items()},
     }
-
-
-def _run(data: Path, out: Path, settings: Mapping[str, Any], only: str) -> Mapping[str, Any]:
-    command = [sys.executable, "-m", "edgekit.cli.main", "run", str(RECIPE), "--json"]
-    command += ["--data", str(data), "-o", str(out), "--only", only]
-    command += [f"-s{name}={value}" for name, value in settings.items()]
-    # A gate that does not hold is a figure here, not an end: exit code 1.
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode not in (0, 1):
-        raise SystemExit(done.returncode)
-    document: Mapping[str, Any] = json.loads(done.stdout)
-    return document
 
 
 def _metric(run: Mapping[str, Any], stage: str) -> float:
@@ -148,27 +132,3 @@ def _alone(data: Path, folder: Path, settings: Mapping[str, Any]) -> float:
     top1 = script.judged(module, script.picture_set(cfg, data, preprocess, "test", None))
     kept.write_text(json.dumps({"test_top1": top1}))
     return float(top1)
-
-
-def _latency(bundles: Mapping[str, Path], folder: Path) -> Mapping[str, Any]:
-    """ms by run and runtime at one thread, and the pruned one's as a part of the whole one's."""
-    kept = folder / "latency.json"
-    if kept.is_file():
-        found: Mapping[str, Any] = json.loads(kept.read_text())
-        return found
-    requests: list[BenchRequest] = []
-    for name, path in bundles.items():
-        with Bundle.open(path) as opened:
-            for request in bundle_requests(opened):
-                own = {"artifact": f"{name} {request.target}"}
-                requests.append(BenchRequest(**{**vars(request), **own}))
-    compare = [(f"whole {target}", f"pruned {target}") for target in RUNTIMES]
-    document = bench(requests, threads=1, runs=400, max_seconds=20.0, compare=compare)
-    ms: dict[str, dict[str, float]] = {name: {} for name in bundles}
-    for row in document["results"]:
-        name, target = row["artifact"].split()
-        ms[name][target] = row["latency_ms"]["p50"]
-    ratio = {row["b"].split()[1]: row["ratio"] for row in document["comparisons"]}
-    made = {"ms": ms, "ratio": ratio, "bench": document}
-    kept.write_text(json.dumps(made, allow_nan=False))
-    return made

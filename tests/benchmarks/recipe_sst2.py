@@ -8,17 +8,14 @@ each other, and the answers of the int8 files on dev and test.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from recipe_seed import run_recipe, side_by_side
 
 from edgekit import Bundle, ExportRequest, export_bundle
-from edgekit.bench.measure import BenchRequest, bench
-from edgekit.bench.subjects import bundle_requests
 from edgekit.data.corpus import read_corpus
 from edgekit.paired import paired_difference
 from edgekit.recipe import load_recipe
@@ -65,11 +62,13 @@ def seed(data: Path, folder: Path, number: int, length: str) -> Mapping[str, Any
     assert length == "full"
     folder.mkdir(parents=True, exist_ok=True)
     run = folder / "run"
-    recipe = _run(data, run, number)
+    seeds = {f"{model}.train.seed": number for model in ("teacher", "student", "narrow")}
+    recipe = run_recipe(RECIPE, data, run, dict(SETTINGS) | seeds)
     found = next(s for s in recipe["stages"] if s["name"] == "figures")["value"]
     floats = {name: _float_bundle(run, name, folder) for name in ("teacher", "student")}
     bundles = {**floats, "narrow": run / "bundle" / "bundle"}
-    speed = _latency(bundles, folder)
+    speed = side_by_side(bundles, "teacher", folder / "latency.json", runs=200)
+    ratio = speed["ratio"]
     models = found["models"]
     int8 = _int8(run, folder)
     narrow_test = min(row["test"] for row in found["artifacts"].values() if row["test"] is not None)
@@ -83,10 +82,10 @@ def seed(data: Path, folder: Path, number: int, length: str) -> Mapping[str, Any
             "teacher_test": models["teacher"]["test"],
             "student_share": 100 * models["student"]["test"] / models["teacher"]["test"],
             # Each in the runtime in which the small one is fastest.
-            "student_speed": speed["times"]["student"][fastest["student"]],
+            "student_speed": 1 / ratio["student"][fastest["student"]],
             "narrow_share": 100 * narrow_test / models["teacher"]["test"],
             "narrow_smaller": smaller[best],
-            "narrow_speed": speed["times"]["narrow"][best],
+            "narrow_speed": 1 / ratio["narrow"][best],
             "int8_lost": max(row["lost"] for row in int8.values()),
         },
         "fastest": fastest,
@@ -99,21 +98,6 @@ def seed(data: Path, folder: Path, number: int, length: str) -> Mapping[str, Any
         "settings": {name: str(value) for name, value in SETTINGS.items()},
         "wall_s": recipe["wall_s"],
     }
-
-
-def _run(data: Path, out: Path, number: int) -> Mapping[str, Any]:
-    command = [sys.executable, "-m", "edgekit.cli.main", "run", str(RECIPE), "--json"]
-    command += ["--data", str(data), "-o", str(out)]
-    settings = dict(SETTINGS) | {
-        f"{model}.train.seed": number for model in ("teacher", "student", "narrow")
-    }
-    command += [f"-s{name}={value}" for name, value in settings.items()]
-    # A gate that does not hold is a figure here, not an end: exit code 1.
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode not in (0, 1):
-        raise SystemExit(done.returncode)
-    document: Mapping[str, Any] = json.loads(done.stdout)
-    return document
 
 
 def _float_bundle(run: Path, name: str, folder: Path) -> Path:
@@ -135,37 +119,6 @@ def _float_bundle(run: Path, name: str, folder: Path) -> Path:
         if result.failed:
             raise SystemExit(f"{name}: {', '.join(result.failed)}")
     return out
-
-
-def _latency(bundles: Mapping[str, Path], folder: Path) -> Mapping[str, Any]:
-    """ms by model and runtime, one thread, and how often faster than the teacher there."""
-    kept = folder / "latency.json"
-    if kept.is_file():
-        found: Mapping[str, Any] = json.loads(kept.read_text())
-        return found
-    requests: list[BenchRequest] = []
-    compare: list[tuple[str, str]] = []
-    for name, path in bundles.items():
-        with Bundle.open(path) as opened:
-            for request in bundle_requests(opened):
-                own = f"{name} {request.target}"
-                requests.append(BenchRequest(**{**vars(request), "artifact": own}))
-                if name != "teacher":
-                    compare.append((f"teacher {request.target}", own))
-    document = bench(requests, threads=1, runs=100, max_seconds=20.0, compare=compare)
-    ms: dict[str, dict[str, float]] = {name: {} for name in bundles}
-    for row in document["results"]:
-        name, target = row["artifact"].split()
-        ms[name][target] = row["latency_ms"]["p50"]
-    times: dict[str, dict[str, float]] = {name: {} for name in bundles if name != "teacher"}
-    for row in document["comparisons"]:
-        name, target = row["b"].split()
-        if row["ratio"] is None:
-            raise SystemExit(f"{row['b']} could not be compared with {row['a']}")
-        times[name][target] = 1 / row["ratio"]
-    made = {"ms": ms, "times": times, "bench": document}
-    kept.write_text(json.dumps(made, allow_nan=False))
-    return made
 
 
 def _int8(run: Path, folder: Path) -> Mapping[str, Any]:
