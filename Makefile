@@ -16,7 +16,7 @@ export GOMP_SPINCOUNT ?= 1000
 
 # The recipe in fewer epochs, which take two cores less than five minutes.
 DEMO := -s teacher.train.epochs=6 -s student.train.epochs=10 -s prune.recover.epochs=4 \
-  -s qat.train.epochs=1
+  -s qat.train.epochs=1 -s quantize.rounds=6
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -100,6 +100,7 @@ class Quantize(Settings):
         max_drop: percentage points that an artifact may lose against the float model.
         targets, schemes: empty means all that the devices run, each in its usual scheme.
         bench: whether latency and memory are measured.
+        rounds: in how many processes each artifact is; 6 are the fewest that compare it with float.
     """
 
     calibration: int = 256
@@ -109,6 +110,7 @@ class Quantize(Settings):
     targets: tuple[str, ...] = ()
     schemes: tuple[str, ...] = ()
     bench: bool = True
+    rounds: int = 10
 
 
 class Config(Settings):
@@ -401,6 +403,7 @@ def exported(
             max_drop=cfg.quantize.max_drop,
             pruned_from=whole if pruned["history"] else None,
             bench=cfg.quantize.bench,
+            bench_rounds=cfg.quantize.rounds,
         ),
         run,
     )

@@ -63,12 +63,13 @@ def _bench(
         threads=threads,
         runs=request.bench_runs,
         seconds=request.bench_seconds,
+        rounds=request.bench_rounds,
         code=code("bench", "runtime"),
         isa=isa(),
     )
 
     def fill(folder: Path) -> None:
-        rounds = 10
+        rounds = request.bench_rounds
         with request.listener.progress(f"measuring {target}", rounds * len(known)) as advance:
             document = bench(
                 [

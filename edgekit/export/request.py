@@ -83,6 +83,8 @@ class ExportRequest:
         calib_limit: calibration samples at most.
         eval_limit: evaluation samples at most.
         threads: CPU threads to measure with; None takes the device's figure, within this machine.
+        bench_runs, bench_seconds: timed calls and seconds per artifact, at most, over all rounds.
+        bench_rounds: fresh processes per artifact; under 6 nothing is compared with float.
     """
 
     devices: tuple[str, ...] = ("host",)
@@ -111,6 +113,7 @@ class ExportRequest:
     threads: int | None = None
     bench_runs: int = 200
     bench_seconds: float = 3.0
+    bench_rounds: int = 10
     listener: Listener = field(default_factory=Silent, repr=False)
 
     @property
