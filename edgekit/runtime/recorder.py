@@ -1,0 +1,471 @@
+"""Recorder: what a model does in the field, counted on the device.
+
+```python
+with Bundle.open("mobilenet.zip") as bundle:
+    with Recorder("state/telemetry", bundle, endpoint="https://collector.example:4318") as recorder:
+        recorder.give_consent()  # once, when the user has said yes
+        start = time.perf_counter()
+        outputs = session.run(inputs)
+        recorder.record(time.perf_counter() - start, confidence=0.93, predicted=7)
+```
+
+Nothing is kept, written or sent before consent, and what is sent afterwards is counts, histograms
+and words out of the list in `edgekit.runtime.attributes`: no inputs, no outputs, no texts.
+
+`record` counts in memory and takes microseconds. Every ``interval_s`` the counts go to the spool,
+so a power cut or a kill costs at most that interval; crashes and results of updates are on the disk
+when their methods return. What the spool has taken is delivered at least once, or counted as
+dropped, with the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from edgekit.errors import UsageError
+from edgekit.runtime._consent import Consent
+from edgekit.runtime._journal import Journal
+from edgekit.runtime._messages import document, resource_of, stack_hash
+from edgekit.runtime._records import Counts
+from edgekit.runtime._spool_files import private_folder
+from edgekit.runtime._upkeep import Upkeep
+from edgekit.runtime.aggregate import Aggregate, InputStatistics
+from edgekit.runtime.attributes import ATTRIBUTES, KINDS, OTHER, REASONS, SOURCES
+from edgekit.runtime.bundle import Bundle, BundleArtifact
+from edgekit.runtime.clocks import Clock, SystemClock
+from edgekit.runtime.schedule import Conditions, Pace, Schedule
+from edgekit.runtime.spool import Spool
+from edgekit.runtime.uploader import HttpTransport, Transport, Uploader
+
+__all__ = ["Recorder", "Routed"]
+
+_MIN_QUOTA: Final = 2 << 20
+_DAY_S: Final = 86400.0
+_REASONS: Final = frozenset(REASONS)
+_SOURCES: Final = frozenset(SOURCES)
+
+
+class Routed(Protocol):
+    """What a router tells its observer of a request; `edgekit.runtime.answers.Event` is one."""
+
+    @property
+    def source(self) -> str | None: ...
+    @property
+    def why(self) -> str: ...
+    @property
+    def confidence(self) -> float | None: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def cloud(self) -> str: ...
+    @property
+    def total_ms(self) -> float: ...
+
+
+class Recorder:
+    """Counts what happens, keeps it, and sends it, once the user has agreed.
+
+    Safe to use from several threads. In a forked child it is off. Close it, or use it in a
+    ``with``; `close` on SIGTERM loses nothing.
+
+    Args:
+        folder: private to this recorder; made with the first consent.
+        bundle: whose model runs; its name, version and digest are sent, the first two only where
+            they look like a name and a version.
+        artifact: of it, the one that runs.
+        endpoint: of an OTLP/HTTP server (`HttpTransport`); None: nothing is sent, only kept.
+        headers: sent along, such as an ``Authorization``.
+        transport: another way to the server, in place of ``endpoint``.
+        device_class: the id of a device profile that ships with edgekit; others are ``other``.
+        app_version: of the app, such as ``2.11.0``.
+        interval_s: after which what was counted goes to the disk, in seconds.
+        pace: when it is sent.
+        conditions: tells of network and battery.
+        quota_bytes: of the spool, 2 MiB or more.
+        rotate_s: after how much running time the device takes a new random name.
+        input_share: of how many requests one's inputs are looked at by `observe_inputs`.
+        hold_on_auth: as `Uploader`.
+        clock: the time.
+        background: whether threads write and send; without, `flush` and `upload` are called.
+
+    Raises:
+        Locked: another process records in this folder.
+        TrustError, StorageError: as `Spool`.
+        UsageError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        bundle: Bundle | None = None,
+        artifact: BundleArtifact | None = None,
+        *,
+        endpoint: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        transport: Callable[[], Transport] | None = None,
+        device_class: str = OTHER,
+        app_version: str | None = None,
+        interval_s: float = 60.0,
+        pace: Pace | None = None,
+        conditions: Callable[[], Conditions] | None = None,
+        quota_bytes: int = 8 << 20,
+        rotate_s: float = _DAY_S,
+        input_share: int = 16,
+        hold_on_auth: bool = False,
+        clock: Clock | None = None,
+        background: bool = True,
+    ) -> None:
+        if quota_bytes < _MIN_QUOTA:
+            raise UsageError(f"quota_bytes is {quota_bytes}; {_MIN_QUOTA} or more is wanted")
+        if not interval_s > 0 or input_share < 1:
+            raise UsageError("interval_s is more than 0, and input_share 1 or more")
+        self._folder = Path(folder)
+        if endpoint is not None and transport is None:
+            HttpTransport(endpoint, headers)  # refused now, not when the first window is sent
+            transport = _to(endpoint, headers)
+        self._transport = transport
+        self._resource = resource_of(bundle, artifact, device_class, app_version)
+        self._statistics = _statistics(bundle, artifact)
+        self._interval_s, self._pace, self._conditions = interval_s, pace, conditions
+        self._quota_bytes, self._rotate_s, self._hold = quota_bytes, rotate_s, hold_on_auth
+        self._clock = clock or SystemClock()
+        self._background = background
+        self._input_share, self._seen = input_share, 0
+        self._consent = Consent(self._folder)
+        self._lock = threading.Lock()  # of the window: held for microseconds
+        self._disk = threading.RLock()  # of all else
+        self._on = False
+        self._spool: Spool | None = None
+        self._journal: Journal | None = None
+        self._upkeep: Upkeep | None = None
+        self._uploader: Uploader | None = None
+        self._fresh()
+        if self._consent.given():
+            self._start()
+        else:
+            self._forget()
+        _OPEN.add(self)
+
+    # -- the inference path -----------------------------------------------------------------------
+
+    def record(
+        self,
+        duration_s: float | None = None,
+        *,
+        source: str = "device",
+        reason: str = "sure",
+        confidence: float | None = None,
+        predicted: int | None = None,
+        memory_bytes: float | None = None,
+    ) -> None:
+        """Counts one request. It touches no disk, never waits for one, and raises nothing.
+
+        Args:
+            duration_s: how long it took, in seconds.
+            source: ``device``, ``cloud``, or ``none`` where there was no answer.
+            reason: one of `edgekit.runtime.attributes.REASONS`.
+            confidence: of the answer, from 0 to 1.
+            predicted: index of the class.
+            memory_bytes: the process's, at its peak or now.
+        """
+        if not self._on:
+            return
+        if source not in _SOURCES:
+            source = "none"
+        if reason not in _REASONS:
+            reason = OTHER
+        with contextlib.suppress(TypeError, ValueError, OverflowError), self._lock:
+            self._window.add(source, reason, duration_s, confidence, predicted, memory_bytes)
+
+    def observe(self, routed: Routed) -> None:
+        """Counts what a router tells of a request: ``Router(..., observer=recorder.observe)``."""
+        source = routed.source or "none"
+        self.record(
+            routed.total_ms / 1e3,
+            source=source,
+            reason=routed.why,
+            confidence=routed.confidence,
+        )
+        for side, state in (("device", routed.device), ("cloud", routed.cloud)):
+            if state.startswith("failed: "):
+                self.record_error(state.removeprefix("failed: "), source=side)
+
+    def observe_inputs(self, inputs: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Counts mean and spread of a sample's inputs, of one request in ``input_share``.
+
+        Args:
+            inputs: arrays by name, as the signature has them; only those are looked at of which
+                the bundle has reference statistics.
+        """
+        if not self._on:
+            return
+        with self._lock:
+            self._seen += 1
+            if self._seen % self._input_share and self._input_share > 1:
+                return
+        bins = self._statistics.bins(inputs)
+        with self._lock:
+            self._window.add_inputs(bins)
+
+    def record_error(self, error: BaseException | str, *, source: str = "device") -> None:
+        """Counts an error that was dealt with, by its class; other people's classes as ``other``.
+
+        Args:
+            error: it, or the name of its class.
+            source: where it was.
+        """
+        if not self._on:
+            return
+        kind = _kind(error)
+        with self._lock:
+            self._window.add_error(source if source in _SOURCES else "none", kind)
+
+    # -- events, which are written at once --------------------------------------------------------
+
+    def crash(self, error: BaseException, *, source: str = "device") -> None:
+        """Keeps that something failed for good: its class and a hash of where, no message.
+
+        It is on the disk when this returns, or waits in memory where the disk refuses.
+        """
+        about = {
+            "error.type": _kind(error),
+            "edgekit.stack.hash": stack_hash(error),
+            "edgekit.source": source,
+        }
+        self._keep_event("edgekit.crash", about, failed=True)
+
+    @contextlib.contextmanager
+    def catching(self) -> Iterator[None]:
+        """A block whose exceptions are kept as crashes, and go on."""
+        try:
+            yield
+        except Exception as error:
+            self.crash(error)
+            raise
+
+    def ota_result(
+        self,
+        outcome: str,
+        *,
+        reason: str = "none",
+        release: int | None = None,
+        from_version: str | None = None,
+        to_version: str | None = None,
+    ) -> None:
+        """Keeps how an update ended.
+
+        Args:
+            outcome, reason: of `edgekit.runtime.attributes.OUTCOMES` and ``OTA_REASONS``.
+            release: the release's counter.
+            from_version, to_version: of the bundles.
+        """
+        about = {
+            "edgekit.ota.outcome": outcome,
+            "edgekit.ota.reason": reason,
+            "edgekit.ota.release": release,
+            "edgekit.ota.from": from_version,
+            "edgekit.ota.to": to_version,
+        }
+        self._keep_event("edgekit.ota", about, failed=outcome != "installed")
+
+    # -- consent ----------------------------------------------------------------------------------
+
+    @property
+    def consented(self) -> bool:
+        """Whether the user has agreed."""
+        return self._consent.given()
+
+    def give_consent(self) -> None:
+        """Writes down that the user agrees, and starts.
+
+        Raises:
+            StorageError, TrustError, Locked: it can't be kept.
+        """
+        with self._disk:
+            self._consent.keep(True)
+            if not self._on:
+                self._start()
+
+    def withdraw(self) -> None:
+        """Writes down that the user does not agree, stops, and erases what was kept.
+
+        Raises:
+            StorageError: something can't be erased now. It is at the next start.
+        """
+        with self._disk:
+            self._on = False
+            if self._folder.exists():
+                self._consent.keep(False)
+            if self._upkeep is not None:
+                self._upkeep.stop(2.0)
+            self._fresh()
+            spool = self._spool
+            self._spool = self._journal = self._upkeep = self._uploader = None
+            if spool is not None:
+                try:
+                    spool.erase()
+                finally:
+                    spool.close(keep=False)
+
+    def preview(self) -> dict[str, Any]:
+        """What was counted since the last flush, as an ``edgekit.telemetry/1`` document."""
+        now = int(self._clock.wall() * 1e9)
+        with self._lock:
+            metrics = self._window.to_metrics(now, now)
+        return document(self._resource, metrics)
+
+    # -- keeping and sending ----------------------------------------------------------------------
+
+    def flush(self) -> bool:
+        """Brings what was counted to the disk.
+
+        Returns:
+            whether it is there. If not, it stays counted, in bounded memory, for the next time.
+        """
+        with self._disk:
+            if not self._on or self._journal is None:
+                return False
+            return self._journal.flush(self._swap)
+
+    def upload(self) -> float:
+        """Makes one request at most; only without ``background``.
+
+        Returns:
+            seconds after which to call it again.
+
+        Raises:
+            UsageError: there is no server, no consent, or a thread does it.
+        """
+        if self._uploader is None or self._background:
+            raise UsageError("upload() is for a recorder with a server, consent and no background")
+        return self._uploader.step()
+
+    def counts(self) -> Counts:
+        """What became of the records; all zero without consent."""
+        spool = self._spool
+        return Counts(0, 0, {}, 0) if spool is None else spool.counts()
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """Brings all to the disk and stops; a request that is under way is broken off.
+
+        Args:
+            timeout_s: how long to wait for the threads, in seconds.
+        """
+        upkeep = self._upkeep
+        if upkeep is not None:
+            upkeep.stop(timeout_s)
+        with self._disk:
+            self.flush()
+            self._on = False
+            if self._spool is not None:
+                self._spool.close()
+            self._spool = self._journal = self._upkeep = self._uploader = None
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _fresh(self) -> None:
+        with self._lock:
+            self._window = Aggregate()
+
+    def _swap(self) -> Aggregate | None:
+        """The window that is over, for a new one; None where it is empty."""
+        with self._lock:
+            if self._window.empty:
+                return None
+            done, self._window = self._window, Aggregate()
+        return done
+
+    def _keep_event(self, name: str, about: Mapping[str, object], *, failed: bool) -> None:
+        with self._disk:
+            if self._on and self._journal is not None:
+                self._journal.keep(name, about, failed=failed)
+
+    def _start(self) -> None:
+        os.close(private_folder(self._folder))
+        self._spool = Spool(
+            self._folder / "spool", quota_bytes=self._quota_bytes, clock=self._clock
+        )
+        self._journal = Journal(self._spool, self._resource, self._rotate_s, self._clock)
+        self._fresh()
+        transport = None if self._transport is None else self._transport()
+        if transport is not None:
+            self._uploader = Uploader(
+                self._spool,
+                transport,
+                schedule=Schedule(self._pace),
+                clock=self._clock,
+                conditions=self._conditions,
+                hold_on_auth=self._hold,
+            )
+        if self._background:
+            self._upkeep = Upkeep(
+                self.flush, self._interval_s, self._uploader, transport, self._clock
+            )
+        self._on = True
+        if self._upkeep is not None:
+            self._upkeep.start()
+
+    def _forget(self) -> None:
+        """Erases what a withdrawal that was cut short has left."""
+        left = self._folder / "spool"
+        if left.is_symlink() or left.exists():
+            spool = Spool(left, quota_bytes=self._quota_bytes, clock=self._clock)
+            try:
+                spool.erase()
+            finally:
+                spool.close(keep=False)
+
+
+def _kind(error: BaseException | str) -> str:
+    if isinstance(error, str):
+        return error if ATTRIBUTES["error.type"].admits(error) else OTHER
+    name = type(error).__name__
+    # Somebody's own class may bear a name that is on the list, or a person's.
+    ours = type(error).__module__ in ("builtins", "edgekit.errors")
+    return name if ours and name not in KINDS and ATTRIBUTES["error.type"].admits(name) else OTHER
+
+
+def _statistics(bundle: Bundle | None, artifact: BundleArtifact | None) -> InputStatistics:
+    if bundle is None:
+        return InputStatistics(None, ())
+    signature = bundle.signature if artifact is None else artifact.signature
+    names = [spec.name for spec in signature.inputs]
+    return InputStatistics(bundle.manifest.get("reference_statistics"), names)
+
+
+def _to(endpoint: str, headers: Mapping[str, str] | None) -> Callable[[], Transport]:
+    return lambda: HttpTransport(endpoint, headers)
+
+
+_OPEN: weakref.WeakSet[Recorder] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for recorder in _OPEN:
+        recorder._on = False
+        recorder._lock, recorder._disk = threading.Lock(), threading.RLock()
+        recorder._spool = recorder._journal = None
+        recorder._upkeep = recorder._uploader = None
+
+
+os.register_at_fork(after_in_child=_forked)
