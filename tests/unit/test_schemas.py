@@ -41,7 +41,6 @@ OPEN = {
     "recipes": {"settings"},
     "run": {"settings", "reads", "versions", "digests", "metrics"},
     "run_plan": {"settings"},
-    "telemetry": {"counters", "histograms"},
     "verify": {"self_test"},
 }
 
@@ -373,9 +372,16 @@ def examples() -> dict[str, dict[str, Any]]:
         "policy": {"schema": "edgekit.policy/1", "temperature": 1.2, "min_confidence": 0.6,
                    "otherwise": "cloud", "timeout_ms": 500},
         "telemetry": {
-            "schema": "edgekit.telemetry/1", "bundle": SHA, "artifact": "tflite-w8a8",
-            "window": {"start_s": 0, "end_s": 60}, "counters": {"calls": 3},
-            "histograms": {"latency_ms": {"edges": [0, 1, 2], "counts": [1, 2]}},
+            "schema": "edgekit.telemetry/1",
+            "resource": {"service.name": "edgekit", "edgekit.bundle.version": "1.2.0"},
+            "metrics": [
+                {"name": "edgekit.inference.requests", "unit": "{request}", "points": [
+                    {"attributes": {"edgekit.source": "device", "edgekit.reason": "sure"},
+                     "value": 3}]},
+                {"name": "edgekit.inference.duration", "unit": "s", "points": [
+                    {"attributes": {"edgekit.source": "device"}, "scale": 5, "zeros": 0,
+                     "offset": -213, "counts": [1, 0, 2]}]},
+            ],
         },
         "error": {"schema": "edgekit.error/1", "error": {
             "kind": "UsageError", "message": "no", "hint": "", "exit_code": 2}},
