@@ -20,6 +20,7 @@ __all__ = ["SLOTS", "Ledger", "Stream"]
 SLOTS: Final = ("ledger.0", "ledger.1")
 _HEAD: Final = struct.Struct("<4sIIQ")
 _MAGIC: Final = b"\xe5EKl"
+_BLOCK: Final = 4096
 
 
 @dataclass
@@ -114,7 +115,7 @@ class Ledger:
         age_ms: the spool's own clock: time that it was seen to pass since the spool was made.
         boot: which start of the machine that was; clock_ms: the machine's clock since then.
         instance, instance_ms: the rotating name of this device and its age_ms when it was made.
-        damaged: whether an earlier book was found that could not be read.
+        whole: whether both slots hold a book.
     """
 
     streams: dict[str, Stream]
@@ -123,7 +124,7 @@ class Ledger:
     clock_ms: int = 0
     instance: str = ""
     instance_ms: int = 0
-    damaged: bool = False
+    whole: bool = True
     _generation: int = 0
     _slot: int = 0
 
@@ -133,7 +134,11 @@ class Ledger:
         books: list[tuple[int, int, dict[str, Any]]] = []
         present = [name for name in SLOTS if name in files.names()]
         for name in present:
-            found = _unpack(files.read(name))
+            try:
+                found = _unpack(files.read(name))
+            except OSError:  # a bad sector, or a link that somebody put there: made anew
+                files.remove(name)
+                continue
             if found is not None:
                 books.append((found[0], SLOTS.index(name), found[1]))
         fresh = {name: Stream() for name in streams}
@@ -147,13 +152,13 @@ class Ledger:
                     clock_ms=int(data["clock_ms"]),
                     instance=str(data["instance"]),
                     instance_ms=int(data["instance_ms"]),
-                    damaged=len(books) < len(present),
+                    whole=len(books) == len(SLOTS),
                     _generation=generation,
                     _slot=1 - slot,
                 )
             except (KeyError, TypeError, ValueError):  # a later edgekit's book
                 continue
-        return cls(streams=fresh, damaged=bool(present))
+        return cls(streams=fresh, whole=False)
 
     def resume(self, newest_ms: int, boot: str, now_ms: int) -> None:
         """Goes on with the spool's own clock after a start.
@@ -191,7 +196,9 @@ class Ledger:
         body = json.dumps(document, separators=(",", ":")).encode()
         generation = self._generation + 1
         crc = zlib.crc32(generation.to_bytes(8, "little") + body)
-        files.overwrite(SLOTS[self._slot], _HEAD.pack(_MAGIC, crc, len(body), generation) + body)
+        data = _HEAD.pack(_MAGIC, crc, len(body), generation) + body
+        # Whole blocks from the start, so that a full disk has room for the next one.
+        files.overwrite(SLOTS[self._slot], data + bytes(-len(data) % _BLOCK))
         files.sync(SLOTS[self._slot])
         if generation <= len(SLOTS):
             files.sync_folder()  # the slot was made just now

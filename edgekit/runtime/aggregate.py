@@ -122,11 +122,7 @@ class Aggregate:
                 sketch = self.durations[source] = Sketch()
             sketch.add(duration_s)
         if confidence is not None and 0.0 <= confidence <= 1.0:
-            index = int(confidence * _CONFIDENCE_BINS)
-            # Bins hold their upper edge, as OTLP's do.
-            if index and CONFIDENCE_BOUNDS[index - 1] >= confidence:
-                index -= 1
-            self.confidence[min(index, _CONFIDENCE_BINS - 1)] += 1
+            self.confidence[bisect_left(CONFIDENCE_BOUNDS, confidence)] += 1
         if predicted is not None and predicted >= 0:
             index = predicted if predicted <= _MAX_CLASS else -1
             self.classes[index] = self.classes.get(index, 0) + 1

@@ -8,6 +8,7 @@ encoder.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,9 @@ def encode(messages: Messages, name: str, message: Mapping[str, Any]) -> bytes:
         value = message[key]
         try:
             if not field.repeated:
-                if value or field.present or field.kind == "message":
+                # Minus zero is no default.
+                zero = not value and not (field.kind == "double" and math.copysign(1, value) < 0)
+                if not zero or field.present or field.kind == "message":
                     out += _single(messages, field, value)
             elif value and _WIRE[field.kind] != _DELIMITED:
                 packed = b"".join(_scalar(field.kind, item) for item in value)

@@ -25,6 +25,7 @@ one of the tests.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 import weakref
@@ -98,7 +99,10 @@ class Spool:
             newest = max((f.age_ms for s in self._all() for f in s.frames.values()), default=0)
             self._ledger.resume(newest, self._clock.boot(), self._now_ms())
             self._rolled = set(STREAMS)  # nothing is added to what an earlier start wrote
-            self._keep_book()  # a full disk is no reason not to start
+            # A full disk is no reason not to start.
+            self._keep_book()
+            if not self._ledger.whole:  # both slots have their room before the disk is full
+                self._keep_book()
         except OSError as error:
             self._files.close()
             raise StorageError(f"cannot read {self.folder}: {error.strerror or error}") from error
@@ -350,15 +354,21 @@ class Spool:
         """Takes back what a failed write left; where that fails too, its number is used up."""
         try:
             self._files.truncate(segment.name, segment.size)
-        except FileNotFoundError:
-            pass
         except OSError:
-            book.next += 1
-            book.settle([book.next - 1], "disk")
+            # In a file of its own what is left could be taken for the record that comes next.
+            if not segment.frames and self._there(segment.name):
+                book.next += 1
+                book.settle([book.next - 1], "disk")
         if not segment.frames:  # its name may be wanted again
             self._segments[segment.stream].remove(segment)
             with contextlib.suppress(OSError):
                 self._files.remove(segment.name)
+
+    def _there(self, name: str) -> bool:
+        try:
+            return name in self._files.names()
+        except OSError:
+            return True
 
     def _write_anew(self, stream: str, data: bytes) -> Segment:
         """After the folder was taken away: what it held is lost, the record goes to a new one."""
@@ -390,9 +400,17 @@ class Spool:
         self._ledger.age_ms, self._ledger.clock_ms = self._age_ms(), self._now_ms()
         try:
             self._ledger.save(self._files)
-            self._remove_spent()
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                return
+            # The only way to room for the book. Should the power go now, what was delivered
+            # counts as lost; better than to be stuck for good.
+            with contextlib.suppress(OSError):
+                self._remove_spent()
+                self._ledger.save(self._files)
             return
+        with contextlib.suppress(OSError):
+            self._remove_spent()
 
     def _remove_spent(self) -> None:
         for name, segments in self._segments.items():
