@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgekit.runtime.bundle import Bundle as Bundle
+    from edgekit.runtime.recorder import Recorder as Recorder
     from edgekit.runtime.session import Session as Session
     from edgekit.runtime.session import open_session as open_session
     from edgekit.runtime.session import read_signature as read_signature
 
 _HOMES = {
     "Bundle": "edgekit.runtime.bundle",
+    "Recorder": "edgekit.runtime.recorder",
     "Session": "edgekit.runtime.session",
     "open_session": "edgekit.runtime.session",
     "read_signature": "edgekit.runtime.session",
 }
 
-__all__ = ["Bundle", "Session", "open_session", "read_signature"]
+__all__ = ["Bundle", "Recorder", "Session", "open_session", "read_signature"]
 
 
 def __getattr__(name: str) -> Any:

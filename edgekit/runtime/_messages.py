@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import platform
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from edgekit import __version__
 from edgekit.runtime import otlp
 from edgekit.runtime.attributes import Value, allowed
 from edgekit.runtime.bundle import Bundle, BundleArtifact
 
 __all__ = ["document", "event", "resource_of", "stack_hash", "window"]
 
-_SCOPE: Final = {"name": "edgekit", "version": __version__}
+
+def _version() -> str | None:
+    try:
+        return importlib.metadata.version("edgekit")
+    except importlib.metadata.PackageNotFoundError:
+        return None  # a copy that was not installed
+
+
+_VERSION: Final = _version()
+_SCOPE: Final = {"name": "edgekit", "version": _VERSION or ""}
 _ARCHITECTURES: Final = {
     "x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64", "i386": "x86",
     "i686": "x86", "armv7l": "arm32", "armv6l": "arm32",
@@ -35,7 +44,7 @@ def resource_of(
         "service.version": app_version,
         "telemetry.sdk.name": "edgekit",
         "telemetry.sdk.language": "python",
-        "telemetry.sdk.version": __version__,
+        "telemetry.sdk.version": _VERSION,
         "os.type": platform.system().lower(),
         "host.arch": _ARCHITECTURES.get(platform.machine().lower(), "other"),
         "edgekit.device.class": device_class,

@@ -27,24 +27,22 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 
 from edgekit.errors import UsageError
 from edgekit.runtime._consent import Consent
-from edgekit.runtime._journal import Journal
 from edgekit.runtime._messages import document, resource_of, stack_hash
+from edgekit.runtime._observed import Routed, kind_of, statistics_of
 from edgekit.runtime._records import Counts
-from edgekit.runtime._spool_files import private_folder
-from edgekit.runtime._upkeep import Upkeep
-from edgekit.runtime.aggregate import Aggregate, InputStatistics
-from edgekit.runtime.attributes import ATTRIBUTES, KINDS, OTHER, REASONS, SOURCES
+from edgekit.runtime._station import Setup, Station, forget
+from edgekit.runtime.aggregate import Aggregate
+from edgekit.runtime.attributes import OTHER, REASONS, SOURCES
 from edgekit.runtime.bundle import Bundle, BundleArtifact
 from edgekit.runtime.clocks import Clock, SystemClock
-from edgekit.runtime.schedule import Conditions, Pace, Schedule
-from edgekit.runtime.spool import Spool
-from edgekit.runtime.uploader import HttpTransport, Transport, Uploader
+from edgekit.runtime.schedule import Conditions, Pace
+from edgekit.runtime.uploader import HttpTransport, Transport
 
 __all__ = ["Recorder", "Routed"]
 
@@ -52,23 +50,6 @@ _MIN_QUOTA: Final = 2 << 20
 _DAY_S: Final = 86400.0
 _REASONS: Final = frozenset(REASONS)
 _SOURCES: Final = frozenset(SOURCES)
-
-
-class Routed(Protocol):
-    """What a router tells its observer of a request; `edgekit.runtime.answers.Event` is one."""
-
-    @property
-    def source(self) -> str | None: ...
-    @property
-    def why(self) -> str: ...
-    @property
-    def confidence(self) -> float | None: ...
-    @property
-    def device(self) -> str: ...
-    @property
-    def cloud(self) -> str: ...
-    @property
-    def total_ms(self) -> float: ...
 
 
 class Recorder:
@@ -132,27 +113,30 @@ class Recorder:
         if endpoint is not None and transport is None:
             HttpTransport(endpoint, headers)  # refused now, not when the first window is sent
             transport = _to(endpoint, headers)
-        self._transport = transport
+        self._setup = Setup(
+            transport=transport,
+            interval_s=interval_s,
+            pace=pace,
+            conditions=conditions,
+            quota_bytes=quota_bytes,
+            rotate_s=rotate_s,
+            hold_on_auth=hold_on_auth,
+            clock=clock or SystemClock(),
+            background=background,
+        )
         self._resource = resource_of(bundle, artifact, device_class, app_version)
-        self._statistics = _statistics(bundle, artifact)
-        self._interval_s, self._pace, self._conditions = interval_s, pace, conditions
-        self._quota_bytes, self._rotate_s, self._hold = quota_bytes, rotate_s, hold_on_auth
-        self._clock = clock or SystemClock()
-        self._background = background
+        self._statistics = statistics_of(bundle, artifact)
         self._input_share, self._seen = input_share, 0
         self._consent = Consent(self._folder)
         self._lock = threading.Lock()  # of the window: held for microseconds
         self._disk = threading.RLock()  # of all else
+        self._window = Aggregate()
         self._on = False
-        self._spool: Spool | None = None
-        self._journal: Journal | None = None
-        self._upkeep: Upkeep | None = None
-        self._uploader: Uploader | None = None
-        self._fresh()
+        self._station: Station | None = None
         if self._consent.given():
             self._start()
         else:
-            self._forget()
+            forget(self._folder, quota_bytes, self._setup.clock)
         _OPEN.add(self)
 
     # -- the inference path -----------------------------------------------------------------------
@@ -225,7 +209,7 @@ class Recorder:
         """
         if not self._on:
             return
-        kind = _kind(error)
+        kind = kind_of(error)
         with self._lock:
             self._window.add_error(source if source in _SOURCES else "none", kind)
 
@@ -237,7 +221,7 @@ class Recorder:
         It is on the disk when this returns, or waits in memory where the disk refuses.
         """
         about = {
-            "error.type": _kind(error),
+            "error.type": kind_of(error),
             "edgekit.stack.hash": stack_hash(error),
             "edgekit.source": source,
         }
@@ -301,24 +285,21 @@ class Recorder:
         Raises:
             StorageError: something can't be erased now. It is at the next start.
         """
+        self._on = False
+        if self._folder.exists():
+            self._consent.keep(False)
+        station = self._station
+        if station is not None:
+            station.stop(2.0)
         with self._disk:
-            self._on = False
-            if self._folder.exists():
-                self._consent.keep(False)
-            if self._upkeep is not None:
-                self._upkeep.stop(2.0)
+            self._station = None
             self._fresh()
-            spool = self._spool
-            self._spool = self._journal = self._upkeep = self._uploader = None
-            if spool is not None:
-                try:
-                    spool.erase()
-                finally:
-                    spool.close(keep=False)
+            if station is not None:
+                station.erase()
 
     def preview(self) -> dict[str, Any]:
         """What was counted since the last flush, as an ``edgekit.telemetry/1`` document."""
-        now = int(self._clock.wall() * 1e9)
+        now = int(self._setup.clock.wall() * 1e9)
         with self._lock:
             metrics = self._window.to_metrics(now, now)
         return document(self._resource, metrics)
@@ -332,9 +313,9 @@ class Recorder:
             whether it is there. If not, it stays counted, in bounded memory, for the next time.
         """
         with self._disk:
-            if not self._on or self._journal is None:
+            if not self._on or self._station is None:
                 return False
-            return self._journal.flush(self._swap)
+            return self._station.journal.flush(self._swap)
 
     def upload(self) -> float:
         """Makes one request at most; only without ``background``.
@@ -345,14 +326,15 @@ class Recorder:
         Raises:
             UsageError: there is no server, no consent, or a thread does it.
         """
-        if self._uploader is None or self._background:
+        uploader = None if self._station is None else self._station.uploader
+        if uploader is None or self._setup.background:
             raise UsageError("upload() is for a recorder with a server, consent and no background")
-        return self._uploader.step()
+        return uploader.step()
 
     def counts(self) -> Counts:
         """What became of the records; all zero without consent."""
-        spool = self._spool
-        return Counts(0, 0, {}, 0) if spool is None else spool.counts()
+        station = self._station
+        return Counts(0, 0, {}, 0) if station is None else station.spool.counts()
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Brings all to the disk and stops; a request that is under way is broken off.
@@ -360,15 +342,15 @@ class Recorder:
         Args:
             timeout_s: how long to wait for the threads, in seconds.
         """
-        upkeep = self._upkeep
-        if upkeep is not None:
-            upkeep.stop(timeout_s)
+        station = self._station
+        if station is None:
+            return
+        station.stop(timeout_s)
         with self._disk:
             self.flush()
             self._on = False
-            if self._spool is not None:
-                self._spool.close()
-            self._spool = self._journal = self._upkeep = self._uploader = None
+            self._station = None
+            station.spool.close()
 
     def __enter__(self) -> Recorder:
         return self
@@ -397,60 +379,14 @@ class Recorder:
 
     def _keep_event(self, name: str, about: Mapping[str, object], *, failed: bool) -> None:
         with self._disk:
-            if self._on and self._journal is not None:
-                self._journal.keep(name, about, failed=failed)
+            if self._on and self._station is not None:
+                self._station.journal.keep(name, about, failed=failed)
 
     def _start(self) -> None:
-        os.close(private_folder(self._folder))
-        self._spool = Spool(
-            self._folder / "spool", quota_bytes=self._quota_bytes, clock=self._clock
-        )
-        self._journal = Journal(self._spool, self._resource, self._rotate_s, self._clock)
+        self._station = Station(self._folder, self._setup, self._resource, self.flush)
         self._fresh()
-        transport = None if self._transport is None else self._transport()
-        if transport is not None:
-            self._uploader = Uploader(
-                self._spool,
-                transport,
-                schedule=Schedule(self._pace),
-                clock=self._clock,
-                conditions=self._conditions,
-                hold_on_auth=self._hold,
-            )
-        if self._background:
-            self._upkeep = Upkeep(
-                self.flush, self._interval_s, self._uploader, transport, self._clock
-            )
         self._on = True
-        if self._upkeep is not None:
-            self._upkeep.start()
-
-    def _forget(self) -> None:
-        """Erases what a withdrawal that was cut short has left."""
-        left = self._folder / "spool"
-        if left.is_symlink() or left.exists():
-            spool = Spool(left, quota_bytes=self._quota_bytes, clock=self._clock)
-            try:
-                spool.erase()
-            finally:
-                spool.close(keep=False)
-
-
-def _kind(error: BaseException | str) -> str:
-    if isinstance(error, str):
-        return error if ATTRIBUTES["error.type"].admits(error) else OTHER
-    name = type(error).__name__
-    # Somebody's own class may bear a name that is on the list, or a person's.
-    ours = type(error).__module__ in ("builtins", "edgekit.errors")
-    return name if ours and name not in KINDS and ATTRIBUTES["error.type"].admits(name) else OTHER
-
-
-def _statistics(bundle: Bundle | None, artifact: BundleArtifact | None) -> InputStatistics:
-    if bundle is None:
-        return InputStatistics(None, ())
-    signature = bundle.signature if artifact is None else artifact.signature
-    names = [spec.name for spec in signature.inputs]
-    return InputStatistics(bundle.manifest.get("reference_statistics"), names)
+        self._station.start()
 
 
 def _to(endpoint: str, headers: Mapping[str, str] | None) -> Callable[[], Transport]:
@@ -464,8 +400,7 @@ def _forked() -> None:
     for recorder in _OPEN:
         recorder._on = False
         recorder._lock, recorder._disk = threading.Lock(), threading.RLock()
-        recorder._spool = recorder._journal = None
-        recorder._upkeep = recorder._uploader = None
+        recorder._station = None
 
 
 os.register_at_fork(after_in_child=_forked)

@@ -29,7 +29,7 @@ import errno
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal
@@ -38,6 +38,7 @@ from edgekit.errors import Locked, StorageError, UsageError
 from edgekit.runtime._ledger import Ledger, Stream
 from edgekit.runtime._records import Counts, Record, counts_of
 from edgekit.runtime._segments import Segment, recover
+from edgekit.runtime._shelf import Shelf
 from edgekit.runtime._spool_files import DiskFiles, Files
 from edgekit.runtime._spool_frames import MAX_PAYLOAD, Frame, frame, unframe
 from edgekit.runtime.clocks import Clock, SystemClock
@@ -95,10 +96,12 @@ class Spool:
         self._files = self._make()
         try:
             self._ledger = Ledger.load(self._files, STREAMS)
-            self._segments = recover(self._files, self._ledger)
-            newest = max((f.age_ms for s in self._all() for f in s.frames.values()), default=0)
+            segments = recover(self._files, self._ledger)
+            self._shelf = Shelf(self._files, segments, self._segment_bytes)
+            newest = max(
+                (f.age_ms for s in self._shelf.all() for f in s.frames.values()), default=0
+            )
             self._ledger.resume(newest, self._clock.boot(), self._now_ms())
-            self._rolled = set(STREAMS)  # nothing is added to what an earlier start wrote
             # A full disk is no reason not to start.
             self._keep_book()
             if not self._ledger.whole:  # both slots have their room before the disk is full
@@ -162,8 +165,8 @@ class Spool:
         with self._lock:
             self._check()
             try:
-                for segment in self._all():
-                    self._sync(segment)
+                for segment in self._shelf.all():
+                    self._shelf.sync(segment)
             except OSError as error:
                 raise self._refused(error) from error
 
@@ -182,7 +185,7 @@ class Spool:
             self._expire()
             taken: list[Record] = []
             gone: dict[str, list[int]] = {"damaged": [], "lost": []}
-            for segment, entry in self._entries(stream):
+            for segment, entry in self._shelf.entries(stream):
                 try:
                     data = self._files.read(segment.name, entry.start, entry.size)
                 except FileNotFoundError:
@@ -212,7 +215,7 @@ class Spool:
         """What became of the records, of one stream or of all."""
         with self._lock:
             names = [stream] if stream else list(STREAMS)
-            pending = sum(len(s.frames) for name in names for s in self._segments[name])
+            pending = sum(len(s.frames) for name in names for s in self._shelf.segments[name])
             return counts_of([self._book(name) for name in names], pending)
 
     def next_sequence(self, stream: str) -> int:
@@ -241,7 +244,7 @@ class Spool:
     def bytes_held(self) -> int:
         """Of all files of records, in bytes."""
         with self._lock:
-            return sum(s.size for segments in self._segments.values() for s in segments)
+            return self._shelf.size
 
     def instance(self, rotate_s: float) -> str:
         """The device's name of the day: 32 random hex digits, new after ``rotate_s`` seconds."""
@@ -264,9 +267,8 @@ class Spool:
         """
         with self._lock:
             self._check()
-            self._segments = {name: [] for name in STREAMS}
+            self._shelf.clear()
             self._ledger = Ledger({name: Stream() for name in STREAMS})
-            self._rolled = set(STREAMS)
             try:
                 for name in self._files.names():
                     self._files.remove(name)
@@ -310,19 +312,6 @@ class Spool:
             raise UsageError(f"there is no stream {stream!r}; allowed: {', '.join(STREAMS)}")
         return self._ledger.streams[stream]
 
-    def _all(self) -> list[Segment]:
-        return [segment for name in STREAMS for segment in self._segments[name]]
-
-    def _entries(self, stream: str) -> Iterator[tuple[Segment, Frame]]:
-        for segment in list(self._segments[stream]):
-            # What is sent must not come back under another number after a power cut.
-            try:
-                self._sync(segment)
-            except OSError:
-                return
-            for entry in list(segment.frames.values()):
-                yield segment, entry
-
     def _now_ms(self) -> int:
         return int(self._clock.monotonic() * 1000)
 
@@ -333,63 +322,21 @@ class Spool:
         return StorageError(f"the spool {self.folder}: {error.strerror or error}")
 
     def _write(self, stream: str, data: bytes) -> Segment:
-        book, segments = self._book(stream), self._segments[stream]
-        full = not segments or segments[-1].size + len(data) > self._segment_bytes
-        if full or stream in self._rolled:
-            segments.append(Segment(stream, book.next, fresh=True))
-            self._rolled.discard(stream)
-        segment = segments[-1]
-        try:
-            segment.dirty = True
-            self._files.append(segment.name, data)
-            if self._always or stream == STREAMS[0]:
-                self._sync(segment)
-        except OSError:
-            self._rolled.add(stream)
-            self._cut(segment, book)
-            raise
-        return segment
-
-    def _cut(self, segment: Segment, book: Stream) -> None:
-        """Takes back what a failed write left; where that fails too, its number is used up."""
-        try:
-            self._files.truncate(segment.name, segment.size)
-        except OSError:
-            # In a file of its own what is left could be taken for the record that comes next.
-            if not segment.frames and self._there(segment.name):
-                book.next += 1
-                book.settle([book.next - 1], "disk")
-        if not segment.frames:  # its name may be wanted again
-            self._segments[segment.stream].remove(segment)
-            with contextlib.suppress(OSError):
-                self._files.remove(segment.name)
-
-    def _there(self, name: str) -> bool:
-        try:
-            return name in self._files.names()
-        except OSError:
-            return True
+        through = self._always or stream == STREAMS[0]
+        return self._shelf.write(stream, self._book(stream), data, through=through)
 
     def _write_anew(self, stream: str, data: bytes) -> Segment:
         """After the folder was taken away: what it held is lost, the record goes to a new one."""
         self._files.close()
         try:
             self._files = self._make()
-            for name, segments in self._segments.items():
-                lost = [seq for segment in segments for seq in segment.frames]
-                self._book(name).settle(lost, "lost")
-                segments.clear()
-            self._rolled = set(STREAMS)
+            for segment in self._shelf.all():
+                self._book(segment.stream).settle(list(segment.frames), "lost")
+            empty: dict[str, list[Segment]] = {name: [] for name in STREAMS}
+            self._shelf = Shelf(self._files, empty, self._segment_bytes)
             return self._write(stream, data)
         except OSError as error:
             raise self._refused(error) from error
-
-    def _sync(self, segment: Segment) -> None:
-        if segment.dirty:
-            self._files.sync(segment.name)
-            if segment.fresh:
-                self._files.sync_folder()
-            segment.dirty = segment.fresh = False
 
     def _keep_book(self) -> None:
         """Writes the book, then removes files that hold nothing any more.
@@ -406,26 +353,17 @@ class Spool:
             # The only way to room for the book. Should the power go now, what was delivered
             # counts as lost; better than to be stuck for good.
             with contextlib.suppress(OSError):
-                self._remove_spent()
+                self._shelf.remove_spent()
                 self._ledger.save(self._files)
             return
         with contextlib.suppress(OSError):
-            self._remove_spent()
-
-    def _remove_spent(self) -> None:
-        for name, segments in self._segments.items():
-            for segment in list(segments):
-                # The one that is being written stays until it is full: flash likes few files.
-                written = segment is segments[-1] and name not in self._rolled
-                if not segment.frames and not written:
-                    self._files.remove(segment.name)
-                    segments.remove(segment)
+            self._shelf.remove_spent()
 
     def _settle(self, stream: str, seqs: Iterable[int], reason: str | None) -> None:
         new = self._book(stream).settle(seqs, reason)
         if not new:
             return
-        for segment in self._segments[stream]:
+        for segment in self._shelf.segments[stream]:
             for seq in new:
                 segment.frames.pop(seq, None)
         self._keep_book()
@@ -434,7 +372,7 @@ class Spool:
         oldest = self._age_ms() - self._ttl_ms
         for stream in STREAMS:
             old: list[int] = []
-            for segment in self._segments[stream]:
+            for segment in self._shelf.segments[stream]:
                 stale = [seq for seq, entry in segment.frames.items() if entry.age_ms < oldest]
                 old += stale
                 if len(stale) < len(segment.frames):
@@ -445,22 +383,16 @@ class Spool:
         """Removes the oldest file of the least stream, until a record fits into the quota."""
         weaker = list(reversed(STREAMS))[: len(STREAMS) - STREAMS.index(stream)]
         while self.bytes_held + size > self.quota_bytes:
-            victim = next(
-                (self._segments[name][0] for name in weaker if self._segments[name]), None
-            )
+            victim = self._shelf.oldest(weaker)
             if victim is None:
                 raise StorageError(f"the spool {self.folder} is full of what matters more")
-            if victim is self._segments[victim.stream][-1]:
-                self._rolled.add(victim.stream)
             self._book(victim.stream).settle(list(victim.frames), "quota")
-            victim.frames.clear()
+            self._shelf.empty(victim)
             self._keep_book()
-            if victim in self._segments[victim.stream]:  # the book could not be written: go on
-                try:
-                    self._files.remove(victim.name)
-                except OSError as error:
-                    raise self._refused(error) from error
-                self._segments[victim.stream].remove(victim)
+            try:
+                self._shelf.remove_spent()  # though the book could not be written
+            except OSError as error:
+                raise self._refused(error) from error
 
 
 _OPEN: weakref.WeakSet[Spool] = weakref.WeakSet()

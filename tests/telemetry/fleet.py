@@ -119,7 +119,9 @@ def simulate(fleet: Fleet, seed: int = 0) -> Outcome:
     return Outcome(
         produced=produced,
         delivered=sum(sent),
-        pending=sum(int((end - b) / fleet.window_s) + 1 - s for b, s in zip(born, sent, strict=True)),
+        pending=sum(
+            int((end - b) / fleet.window_s) + 1 - s for b, s in zip(born, sent, strict=True)
+        ),
         peak=max((n for span, n in loads.items() if span >= edges[1]), default=0),
         steady=max((n for span, n in loads.items() if span < edges[0]), default=0),
         refused=refused,

@@ -37,7 +37,13 @@ def killed(folder: Path, seed: int) -> None:
     rng = random.Random(seed)
     deaths = 0
     for run in range(3):
-        command = [sys.executable, str(VICTIM), str(folder), str(seed + run), str(rng.randint(1, 400))]
+        command = [
+            sys.executable,
+            str(VICTIM),
+            str(folder),
+            str(seed + run),
+            str(rng.randint(1, 400)),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode in (0, -signal.SIGKILL), done.stderr
         deaths += done.returncode != 0

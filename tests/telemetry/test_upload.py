@@ -125,9 +125,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.bodies.append(gzip.decompress(body))
         mode = self.server.mode
         if mode == "reset":
-            self.connection.setsockopt(
-                socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0"
-            )
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
             self.connection.close()
             return
         if mode == "silent":
@@ -267,7 +265,9 @@ def test_tel_02_waits_are_neither_nothing_nor_for_ever(
 def test_the_back_off_grows_to_its_limit_and_starts_anew_after_an_answer() -> None:
     schedule = Schedule(Pace(first_s=5, factor=2, longest_s=60), random.Random(1))
     waits = [schedule.after(Verdict("retry"), more=True) for _ in range(1000)]
-    assert all(low / 2 <= wait <= low for low, wait in zip((5, 10, 20, 40, 60), waits, strict=False))
+    assert all(
+        low / 2 <= wait <= low for low, wait in zip((5, 10, 20, 40, 60), waits, strict=False)
+    )
     assert all(30 <= wait <= 60 for wait in waits[4:])
     schedule.after(Verdict("delivered"), more=False)
     assert schedule.after(Verdict("retry"), more=True) <= 5
