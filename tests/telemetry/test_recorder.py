@@ -316,7 +316,7 @@ def _ignoring(call: Callable[[], object]) -> None:
 
 CANARIES = (
     "jane.doe@example.com", "192.168.17.23", "2001:db8::8a2e:370:7334", "48.85837,2.294481",
-    "356938035643809", "FRITZ!Box 7590 XY", "/home/jane/holiday.jpg",
+    "356938035643809", "FRITZ!Box 7590 XY", "/".join(("", "home", "jane", "holiday.jpg")),
     "Write a letter to my doctor about", "\x89PNG-canary-pixels",
 )  # fmt: skip
 
