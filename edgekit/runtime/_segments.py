@@ -14,6 +14,9 @@ from edgekit.runtime._spool_frames import Frame, scan
 
 __all__ = ["Segment", "recover"]
 
+_MOST_BYTES: Final = 16 << 20
+"""More of a file is not read: none that the spool wrote is so long."""
+
 _NAME: Final = re.compile(r"([a-z]+)-([0-9a-f]{16})\.seg")
 
 
@@ -59,7 +62,7 @@ def recover(files: Files, ledger: Ledger) -> dict[str, list[Segment]]:
             continue
         stream, first = match[1], int(match[2], 16)
         try:
-            data = files.read(name)
+            data = files.read(name, 0, _MOST_BYTES)
         except OSError:  # its sectors are gone; the book will show what that cost
             harmed[stream].append(first)
             found[stream].append(Segment(stream, first))

@@ -6,6 +6,7 @@ buckets, classes 4,097 counters, reasons and errors as many as the allow-list ha
 
 from __future__ import annotations
 
+import itertools
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
@@ -36,6 +37,7 @@ DEVIATION_BOUNDS: Final = tuple(i / 4 for i in range(-12, 13))
 """Of log2(sample standard deviation / reference standard deviation)."""
 
 _MAX_CLASS: Final = 4095
+_MOST_INPUTS: Final = 64
 _CONFIDENCE_BINS: Final = len(CONFIDENCE_BOUNDS) + 1
 
 Array = np.ndarray[Any, Any]
@@ -54,7 +56,7 @@ class InputStatistics:
     def __init__(self, reference: Mapping[str, Any] | None, names: Iterable[str]) -> None:
         known = (reference or {}).get("inputs") or {}
         self._scales: dict[str, tuple[int, float, float]] = {}
-        for i, name in enumerate(names):
+        for i, name in enumerate(itertools.islice(names, _MOST_INPUTS)):
             about = known.get(name) or {}
             mean, std = about.get("mean"), about.get("std")
             if isinstance(mean, int | float) and isinstance(std, int | float) and std > 0:
@@ -69,7 +71,7 @@ class InputStatistics:
         found = []
         for name, (index, mean, std) in self._scales.items():
             array = inputs.get(name)
-            if array is None or array.size == 0 or array.dtype.kind != "f":
+            if not isinstance(array, np.ndarray) or not array.size or array.dtype.kind != "f":
                 continue
             here, spread = float(array.mean(dtype=np.float64)), float(array.std(dtype=np.float64))
             if not (math.isfinite(here) and math.isfinite(spread)):
@@ -124,7 +126,8 @@ class Aggregate:
         if confidence is not None and 0.0 <= confidence <= 1.0:
             self.confidence[bisect_left(CONFIDENCE_BOUNDS, confidence)] += 1
         if predicted is not None and predicted >= 0:
-            index = predicted if predicted <= _MAX_CLASS else -1
+            # What argmax gives is a number of numpy's, which the allow-list doesn't know.
+            index = int(predicted) if predicted <= _MAX_CLASS else -1
             self.classes[index] = self.classes.get(index, 0) + 1
         if memory_bytes is not None:
             self.memory.add(memory_bytes)

@@ -42,7 +42,7 @@ from edgekit.runtime.attributes import OTHER, REASONS, SOURCES
 from edgekit.runtime.bundle import Bundle, BundleArtifact
 from edgekit.runtime.clocks import Clock, SystemClock
 from edgekit.runtime.schedule import Conditions, Pace
-from edgekit.runtime.uploader import HttpTransport, Transport
+from edgekit.runtime.uploader import Transport, to_server
 
 __all__ = ["Recorder", "Routed"]
 
@@ -63,7 +63,7 @@ class Recorder:
         bundle: whose model runs; its name, version and digest are sent, the first two only where
             they look like a name and a version.
         artifact: of it, the one that runs.
-        endpoint: of an OTLP/HTTP server (`HttpTransport`); None: nothing is sent, only kept.
+        endpoint: of an OTLP/HTTP server; None: nothing is sent, only kept.
         headers: sent along, such as an ``Authorization``.
         transport: another way to the server, in place of ``endpoint``.
         device_class: the id of a device profile that ships with edgekit; others are ``other``.
@@ -111,8 +111,7 @@ class Recorder:
             raise UsageError("interval_s is more than 0, and input_share 1 or more")
         self._folder = Path(folder)
         if endpoint is not None and transport is None:
-            HttpTransport(endpoint, headers)  # refused now, not when the first window is sent
-            transport = _to(endpoint, headers)
+            transport = to_server(endpoint, headers)
         self._setup = Setup(
             transport=transport,
             interval_s=interval_s,
@@ -185,6 +184,8 @@ class Recorder:
 
     def observe_inputs(self, inputs: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Counts mean and spread of a sample's inputs, of one request in ``input_share``.
+
+        Where it does look it passes over the arrays twice, which takes longer than `record`.
 
         Args:
             inputs: arrays by name, as the signature has them; only those are looked at of which
@@ -387,10 +388,6 @@ class Recorder:
         self._fresh()
         self._on = True
         self._station.start()
-
-
-def _to(endpoint: str, headers: Mapping[str, str] | None) -> Callable[[], Transport]:
-    return lambda: HttpTransport(endpoint, headers)
 
 
 _OPEN: weakref.WeakSet[Recorder] = weakref.WeakSet()

@@ -111,8 +111,6 @@ class Spool:
             raise StorageError(f"cannot read {self.folder}: {error.strerror or error}") from error
         _OPEN.add(self)
 
-    # -- what is put in ---------------------------------------------------------------------------
-
     def append(self, stream: str, payload: bytes, *, id: bytes | None = None) -> bytes:
         """Keeps a record.
 
@@ -169,8 +167,6 @@ class Spool:
                     self._shelf.sync(segment)
             except OSError as error:
                 raise self._refused(error) from error
-
-    # -- what is taken out ------------------------------------------------------------------------
 
     def take(self, stream: str, *, records: int = 256, size: int = 256 << 10) -> list[Record]:
         """The oldest records that are neither delivered nor dropped; they stay until settled.
@@ -257,8 +253,6 @@ class Spool:
                 self._keep_book()
             return self._ledger.instance
 
-    # -- its end ----------------------------------------------------------------------------------
-
     def erase(self) -> None:
         """Removes every record and the book, and returns when that would survive a power cut.
 
@@ -300,8 +294,6 @@ class Spool:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-    # -- inside -----------------------------------------------------------------------------------
 
     def _check(self) -> None:
         if self._closed:

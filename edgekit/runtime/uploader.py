@@ -26,7 +26,7 @@ from edgekit.runtime.clocks import Clock, SystemClock
 from edgekit.runtime.schedule import Answer, Conditions, Schedule, Verdict, judge
 from edgekit.runtime.spool import Spool
 
-__all__ = ["HttpTransport", "Transport", "Uploader"]
+__all__ = ["HttpTransport", "Transport", "Uploader", "to_server"]
 
 _PATHS: Final = {"metric": "/v1/metrics", "event": "/v1/logs"}
 _MOST_RECORDS: Final = 256
@@ -136,6 +136,18 @@ class HttpTransport:
                 return None
             self._connection = connection
         return connection
+
+
+def to_server(
+    endpoint: str, headers: Mapping[str, str] | None = None
+) -> Callable[[], HttpTransport]:
+    """Makes an `HttpTransport` whenever it is called; what can't be is refused at once.
+
+    Raises:
+        UsageError: as `HttpTransport`.
+    """
+    HttpTransport(endpoint, headers)
+    return lambda: HttpTransport(endpoint, headers)
 
 
 class Uploader:

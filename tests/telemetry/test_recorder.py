@@ -89,7 +89,9 @@ def test_what_is_recorded_arrives_counted(tmp_path: Path) -> None:
     with recorder(tmp_path / "t", transport=lambda: transport) as found:
         found.give_consent()
         for i in range(100):
-            found.record(0.01 + i / 1e4, confidence=i / 100, predicted=i % 3, memory_bytes=5e7)
+            # As numpy gives them, too.
+            share, index = (np.float32(i / 100), np.int64(i % 3)) if i % 2 else (i / 100, i % 3)
+            found.record(0.01 + i / 1e4, confidence=share, predicted=index, memory_bytes=5e7)
         found.record(0.5, source="cloud", reason="unsure")
         found.record(source="nonsense", reason="nonsense")
         found.record("text", confidence="text")  # type: ignore[arg-type]
