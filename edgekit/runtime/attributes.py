@@ -42,8 +42,11 @@ OTA_REASONS: Final = (
 DROPS: Final = (
     "quota", "expired", "torn", "damaged", "lost", "disk", "rejected", "refused", "poison", OTHER,
 )  # fmt: skip
-KINDS: Final = ("timeout", "dns", "tls", "reset", "unreachable", "overloaded", "server")
-"""What else an error of the cloud may be called."""
+KINDS: Final = (
+    "timeout", "dns", "connect", "tls", "reset", "busy", "unavailable", "server", "refused",
+    "redirect", "garbage", "wrong-answer", "told-to-wait", "breaker-open", "closed",
+)  # fmt: skip
+"""What a failure of the cloud may be called, in its client's words."""
 
 ERRORS: Final = (
     *sorted(

@@ -17,9 +17,7 @@ after any fault, and is asked by `Spool.counts`:
 Why not SQLite: in its write-ahead log a damaged frame ends the log, so what was committed after it
 is gone as well, where here the records after it are found again; a database doesn't shrink to keep
 a quota without being rewritten; and its connections must not be carried across a fork.
-`tests/telemetry/test_spool_damage.py` holds the two side by side. Segments with whole-file removal
-are what Vector's disk buffers do too; its crash loop (a file removed before the book was synced) is
-one of the tests.
+`tests/telemetry/test_spool_damage.py` holds the two side by side.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def record(folder: Path, n: int) -> dict[str, Any]:
 
 
 def kills(folder: Path, spools: int, cuts: int) -> dict[str, Any]:
-    """How many deaths were survived; the first that was not ends it."""
+    """How many deaths there were, and which were not survived."""
     failed: list[str] = []
     for seed in range(spools):
         try:
