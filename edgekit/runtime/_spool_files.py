@@ -10,15 +10,22 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Final, Protocol
 
 from edgekit.errors import Locked, StorageError, TrustError
 
-__all__ = ["DiskFiles", "Files", "private_folder"]
+__all__ = ["SPOOL", "DiskFiles", "Files", "is_ours", "private_folder"]
+
+SPOOL: Final = "edgekit-spool"
+"""The spool's folder within a recorder's."""
 
 _LOCK: Final = "lock"
+_OURS: Final = re.compile(
+    rf"{_LOCK}|{SPOOL}|consent(\.new)?|ledger\.[01]|[a-z]+-[0-9a-f]{{16}}\.seg"
+)
 _FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -26,7 +33,7 @@ class Files(Protocol):
     """A flat folder of small files. Every method may raise OSError."""
 
     def names(self) -> list[str]:
-        """The files there, without the lock."""
+        """The spool's files there, without the lock."""
 
     def read(self, name: str, start: int = 0, size: int = -1) -> bytes:
         """``size`` bytes from ``start``, or as many as there are; -1: all."""
@@ -53,11 +60,16 @@ class Files(Protocol):
         """Lets the folder go, and with it the lock."""
 
 
+def is_ours(name: str) -> bool:
+    """Whether a file or folder is one that telemetry makes; no other is ever touched."""
+    return _OURS.fullmatch(name) is not None
+
+
 def private_folder(path: Path) -> int:
     """A folder of this user alone, made where it is missing, as an open descriptor.
 
     Raises:
-        TrustError: it is a link, no folder, or another user's.
+        TrustError: it is a link, no folder, another user's, or open to others and not only ours.
         StorageError: it cannot be made or opened.
     """
     try:
@@ -78,6 +90,14 @@ def private_folder(path: Path) -> int:
         os.close(folder)
         raise TrustError(f"{path} belongs to user {found.st_uid}; telemetry wants one of its own")
     if stat.S_IMODE(found.st_mode) != 0o700:
+        with os.scandir(folder) as entries:
+            other = sorted(entry.name for entry in entries if not is_ours(entry.name))
+        if other:
+            os.close(folder)
+            raise TrustError(
+                f"{path} is open to others and holds {other[0]!r}, which is not telemetry's",
+                hint="name a folder that is for telemetry alone",
+            )
         os.fchmod(folder, 0o700)
     return folder
 
@@ -112,7 +132,8 @@ class DiskFiles:
     def names(self) -> list[str]:
         # By descriptor: the path may lead elsewhere by now.
         with os.scandir(self._folder) as entries:
-            return sorted(entry.name for entry in entries if entry.name != _LOCK)
+            names = [entry.name for entry in entries]
+        return sorted(name for name in names if is_ours(name) and name != _LOCK)
 
     def read(self, name: str, start: int = 0, size: int = -1) -> bytes:
         with os.fdopen(self._open(name, os.O_RDONLY), "rb") as file:

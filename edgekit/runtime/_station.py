@@ -6,10 +6,9 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from edgekit.runtime._journal import Journal
-from edgekit.runtime._spool_files import private_folder
+from edgekit.runtime._spool_files import SPOOL, private_folder
 from edgekit.runtime._upkeep import Upkeep
 from edgekit.runtime.attributes import Value
 from edgekit.runtime.clocks import Clock
@@ -18,8 +17,6 @@ from edgekit.runtime.spool import Spool
 from edgekit.runtime.uploader import Transport, Uploader
 
 __all__ = ["Setup", "Station", "forget"]
-
-_SPOOL: Final = "spool"
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class Station:
     ) -> None:
         os.close(private_folder(folder))
         clock = setup.clock
-        self.spool = Spool(folder / _SPOOL, quota_bytes=setup.quota_bytes, clock=clock)
+        self.spool = Spool(folder / SPOOL, quota_bytes=setup.quota_bytes, clock=clock)
         self.journal = Journal(self.spool, resource, setup.rotate_s, clock)
         self.uploader: Uploader | None = None
         transport = None if setup.transport is None else setup.transport()
@@ -102,7 +99,7 @@ def forget(folder: Path, quota_bytes: int, clock: Clock) -> None:
     Raises:
         Locked, TrustError, StorageError: as `Spool`.
     """
-    left = folder / _SPOOL
+    left = folder / SPOOL
     if left.is_symlink() or left.exists():
         spool = Spool(left, quota_bytes=quota_bytes, clock=clock)
         try:

@@ -253,12 +253,12 @@ def test_tel_17_an_opt_out_erases_stops_and_outlives_a_restart(
         found.give_consent()
         everything(found)
         assert found.counts().pending == 3
-        assert list((folder / "spool").glob("*.seg"))
+        assert list((folder / "edgekit-spool").glob("*.seg"))
         found.withdraw()
         everything(found)
         assert found.counts().produced == 0
         assert found.preview()["metrics"] == []
-        assert [path.name for path in (folder / "spool").iterdir()] == ["lock"]
+        assert [path.name for path in (folder / "edgekit-spool").iterdir()] == ["lock"]
         names = [thread.name for thread in threading.enumerate()]
         assert not [name for name in names if name.startswith("edgekit-telemetry")]
     with Recorder(folder, endpoint="http://127.0.0.1:9", interval_s=0.01) as found:
@@ -284,12 +284,12 @@ def test_tel_17_a_withdrawal_that_was_cut_short_is_completed_at_the_next_start(
         found.give_consent()
         everything(found)
     for word in ("withdrawn\n", "given", "", "given\ngiven\n"):
-        with Spool(folder / "spool") as spool:
+        with Spool(folder / "edgekit-spool") as spool:
             spool.append("metric", b"left")
         (folder / "consent").write_text(word)
         with recorder(folder) as found:
             assert not found.consented
-        assert not list((folder / "spool").glob("*.seg"))
+        assert not list((folder / "edgekit-spool").glob("*.seg"))
 
 
 def test_tel_17_what_is_being_sent_at_an_opt_out_is_broken_off(tmp_path: Path) -> None:

@@ -314,3 +314,19 @@ def test_tel_20_a_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
         assert spool.counts().pending == 1
     assert target.read_bytes() == b"precious"
     assert not any(path.is_symlink() for path in folder.iterdir())
+
+
+def test_a_folder_that_is_not_for_telemetry_alone_is_left_as_it_is(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o755)
+    (home / "letter").write_bytes(b"precious")
+    with pytest.raises(TrustError, match="holds 'letter'"):
+        Spool(home)
+    assert stat.S_IMODE(home.stat().st_mode) == 0o755
+    home.chmod(0o700)
+    with Spool(home) as spool:
+        spool.append("event", b"x")
+        spool.erase()
+        spool.close(keep=False)
+    assert sorted(path.name for path in home.iterdir()) == ["letter", "lock"]
+    assert (home / "letter").read_bytes() == b"precious"
