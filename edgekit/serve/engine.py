@@ -317,11 +317,11 @@ class Engine:
             work = self._queue[0]
             if not work.over:
                 full = rows + work.rows > (self.max_rows if not works else min(most, self.max_rows))
-                if full or raw + len(work.raw) > self._settings.raw_bytes:
+                if full or raw + work.raw_size > self._settings.raw_bytes:
                     break
                 works.append(work)
                 rows += work.rows
-                raw += len(work.raw)
+                raw += work.raw_size
             self._queue.popleft()
             self._queued -= work.rows
         return works, rows
@@ -336,7 +336,7 @@ class Engine:
             work.place, work.sent_ns = (slot.given_up, i), now
             for into, value in zip(slot.inputs, work.inputs, strict=False):
                 into[row : row + work.rows] = value.reshape((work.rows, *into.shape[1:]))
-            size = len(work.raw)
+            size = work.raw_size
             slot.raw[raw_at : raw_at + size] = work.raw
             items.append(Item(row, work.rows, raw_at, size, work.deadline_ns))
             row, raw_at = row + work.rows, raw_at + size
@@ -414,14 +414,32 @@ class Engine:
         self._deaths += 1
         self._admission.workers = max(1, len(self._hands))
         log.error("a worker process died", extra={"pid": process.pid, "deaths": self._deaths})
-        for flight in hand.flights.values():
-            for work in flight.works:
-                work.refuse(500, "the process that ran the model died")
+        self._disperse(hand)
         if not self._closed:
             self._spawn(self._replace(hand.scout))
         if not self._hands and self.looping:
             self._refuse_queue()
         self._dispatch()
+
+    def _disperse(self, hand: _Hand) -> None:
+        """Of a dead worker's groups, the one that it was at fails; what it had not begun waits
+        again, in front."""
+        flights = sorted(hand.flights.items(), key=lambda item: item[1].sent_ns)
+        for work in flights[0][1].works if flights else ():
+            work.refuse(500, "the process that ran the model died")
+        for index, flight in reversed(flights[1:]):
+            slot, row = hand.process.slots[index], 0
+            raw_at = 0
+            for work in flight.works:
+                if work.raw_size:
+                    work.raw = bytes(slot.raw[raw_at : raw_at + work.raw_size])
+                    raw_at += work.raw_size
+                else:
+                    work.inputs = [rows[row : row + work.rows].copy() for rows in slot.inputs]
+                row += work.rows
+                work.place, work.sent_ns = None, 0
+            self._queue.extendleft(reversed(flight.works))
+            self._queued += flight.rows
 
     def _refuse_queue(self) -> None:
         for work in self._queue:

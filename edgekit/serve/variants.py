@@ -56,7 +56,7 @@ class Variants:
     Attributes:
         single: runs one sample.
         wide: runs one sample with all threads, or None.
-        batches: by the number of samples, which are powers of two.
+        batches: by the number of samples.
         row_us: microseconds per sample one by one, as measured now.
         notes: what was tried and not taken, and why.
     """
@@ -145,11 +145,11 @@ def _try_batches(
     feeds: Sequence[dict[str, Array]],
     expected: Sequence[dict[str, Array]],
 ) -> None:
-    path, best, rows = bundle.place(artifact), found.row_us, 2
-    while rows <= wanted.largest:
-        if wanted.known is not None and rows not in wanted.known[0]:
-            rows *= 2
-            continue
+    path, best, misses = bundle.place(artifact), found.row_us, 0
+    for rows in _sizes(wanted):
+        # One size may be no faster where the next is.
+        if misses == 2:
+            return
         session = _batched(found, artifact, path, rows, wanted.threads)
         if session is None:
             return
@@ -162,10 +162,18 @@ def _try_batches(
         if not fast:
             found.notes.append(f"batches of {rows} are no faster: not used")
             session.close()
-            return
-        best = min(best, per_row)
-        found.batches[rows] = session
-        rows *= 2
+            misses += 1
+        else:
+            best, misses = min(best, per_row), 0
+            found.batches[rows] = session
+
+
+def _sizes(wanted: Wanted) -> list[int]:
+    """Powers of two, and the largest; or those that another worker found."""
+    if wanted.known is not None:
+        return list(wanted.known[0])
+    powers = [2**i for i in range(1, wanted.largest.bit_length()) if 2**i <= wanted.largest]
+    return sorted({*powers, wanted.largest})
 
 
 def _batched(

@@ -42,7 +42,7 @@ class Work:
     """
 
     __slots__ = (
-        "arrived_ns", "deadline_ns", "future", "inputs", "place", "raw", "rows", "sent_ns",
+        "arrived_ns", "deadline_ns", "future", "inputs", "place", "raw", "raw_size", "rows", "sent_ns",
         "timer",
     )  # fmt: skip
 
@@ -54,6 +54,7 @@ class Work:
         self.deadline_ns = deadline_ns
         self.arrived_ns = arrived_ns
         self.raw = raw
+        self.raw_size = len(raw)
         self.sent_ns = 0
         self.future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.timer: asyncio.TimerHandle | None = None
