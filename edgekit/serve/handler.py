@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
-
 import edgekit
 from edgekit.errors import EdgekitError
 from edgekit.serve.call import Call, Reply, json_reply, refused
@@ -397,5 +396,3 @@ def _stats(model: Hosted, version: Version) -> dict[str, Any]:
             "compute_infer": {"count": ok, "ns": m.exec_us * 1000},
         },
     }
-
-

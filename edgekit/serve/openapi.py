@@ -223,5 +223,3 @@ def _extra(path: str) -> dict[str, Any]:
         types["text/plain"] = {"schema": {"type": "string"}}
         extra["requestBody"] = {"required": True, "content": types}
     return copy.deepcopy(extra)
-
-

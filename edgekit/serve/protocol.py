@@ -87,7 +87,7 @@ class _LimitedProtocol(HttpToolsProtocol):
             self._timer = self.loop.call_later(seconds, self._too_slow)
 
     def _too_slow(self) -> None:
-        cycle = self.cycle
+        cycle: Any = self.cycle  # None before the first request
         if cycle is not None and cycle.response_started and not cycle.response_complete:
             self.transport.abort()
         else:
@@ -122,7 +122,8 @@ class _LimitedProtocol(HttpToolsProtocol):
         if self._refused:
             return
         super().on_headers_complete()
-        self.scope["extensions"] = {GONE: self}
+        extensions: dict[str, Any] = {GONE: self}
+        self.scope["extensions"] = extensions
         self._expect(self.limits.body_s)
 
     def on_body(self, body: bytes) -> None:

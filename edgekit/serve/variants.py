@@ -87,9 +87,7 @@ def open_variants(bundle: Bundle, artifact: BundleArtifact, wanted: Wanted) -> V
     return found
 
 
-def _checked(
-    bundle: Bundle, artifact: BundleArtifact, session: Session
-) -> list[dict[str, Array]]:
+def _checked(bundle: Bundle, artifact: BundleArtifact, session: Session) -> list[dict[str, Array]]:
     """Samples to compare by: the golden ones, which must pass; zeros where there are none."""
     if bundle.manifest.get("golden") is None:
         return [_zeros(session.signature)]
@@ -219,7 +217,8 @@ def _same(got: dict[str, Array], expected: dict[str, Array]) -> bool:
 
 def _time(session: Session, feed: dict[str, Array]) -> float:
     """The least of a few calls, in microseconds: others' work on the machine only adds."""
-    took, begun = [], time.perf_counter()
+    took: list[float] = []
+    begun = time.perf_counter()
     while len(took) < _TRIALS or (len(took) < 100 and time.perf_counter() - begun < 0.02):
         start = time.perf_counter()
         session.run(feed)

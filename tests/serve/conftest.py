@@ -233,7 +233,9 @@ def busy_bundle(root: Path) -> Path:
         "scalar": np.array([], np.int64), "yes": np.array(True), "zero": np.array([[0]], np.int64),
     }  # fmt: skip
     content = graph(nodes, {"n": (np.int64, [1, 1])}, {"count": (np.int64, [1, 1])}, weights)
-    signature = Signature((TensorSpec("n", (1, 1), "int64"),), (TensorSpec("count", (1, 1), "int64"),))
+    signature = Signature(
+        (TensorSpec("n", (1, 1), "int64"),), (TensorSpec("count", (1, 1), "int64"),)
+    )
     golden = ({"n": np.array([[3]])}, {"count": np.array([[3]])})
     return write_bundle(root, "busy", signature, {"onnxruntime": {"net.onnx": content}}, golden)
 
@@ -285,7 +287,16 @@ class Server:
     """
 
     def __init__(self, args: Sequence[str], log: Path, *, shell: bool = False) -> None:
-        command = [sys.executable, "-m", "edgekit.cli.main", "serve", *args, "--port", "0", "--json"]
+        command = [
+            sys.executable,
+            "-m",
+            "edgekit.cli.main",
+            "serve",
+            *args,
+            "--port",
+            "0",
+            "--json",
+        ]
         if shell:
             import shlex
 
@@ -299,6 +310,8 @@ class Server:
         self.document = self._read()
         self.url = self.document["url"]
         self.port = int(self.url.rpartition(":")[2])
+        self._seen: set[int] = set()
+        self.workers()
 
     def _read(self) -> dict[str, Any]:
         assert self.process.stdout is not None
@@ -323,7 +336,19 @@ class Server:
             with contextlib.suppress(psutil.Error):
                 if "edgekit.serve.worker" in child.cmdline():
                     found.append(child.pid)
+        self._seen |= set(found)
         return found
+
+    def workers_gone(self, seconds: float = 20.0) -> bool:
+        """Whether every worker that `workers` has named, or that it has now, ends."""
+        import psutil
+
+        end = time.monotonic() + seconds
+        while any(psutil.pid_exists(pid) and _runs(pid) for pid in self._seen):
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.05)
+        return True
 
     def ask(
         self,
@@ -352,9 +377,14 @@ class Server:
         from edgekit.serve.oip import datatype_of
 
         entries = [
-            {"name": n, "shape": list(v.shape), "datatype": datatype_of(v.dtype.name), "data": v.reshape(-1).tolist()}
-            for n, v in inputs.items()
-        ]  # fmt: skip
+            {
+                "name": name,
+                "shape": list(value.shape),
+                "datatype": datatype_of(value.dtype.name),
+                "data": value.reshape(-1).tolist(),
+            }
+            for name, value in inputs.items()
+        ]
         body = json.dumps({"inputs": entries}).encode()
         status, _, answer = self.ask("POST", f"/v2/models/{model}/infer", body, headers)
         return status, json.loads(answer)
@@ -368,7 +398,10 @@ class Server:
         for family in text_string_to_metric_families(text.decode()):
             for sample in family.samples:
                 # The parser gives every counter the ending that OpenMetrics asks for.
-                if sample.name.removesuffix("_total") == wanted and labels.items() <= sample.labels.items():
+                if (
+                    sample.name.removesuffix("_total") == wanted
+                    and labels.items() <= sample.labels.items()
+                ):
                     total += sample.value
         return total
 
@@ -392,6 +425,14 @@ class Server:
         self.process.wait(10)
         if self.process.stdout is not None:
             self.process.stdout.close()
+
+
+def _runs(pid: int) -> bool:
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 Starter = Callable[..., Server]

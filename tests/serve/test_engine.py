@@ -31,9 +31,7 @@ def run(job: Coroutine[Any, Any, None]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def engine(
-    path: Path, id: str | None = None, **settings: Any
-) -> AsyncIterator[Engine]:
+async def engine(path: Path, id: str | None = None, **settings: Any) -> AsyncIterator[Engine]:
     with Bundle.open(path) as bundle:
         made = Engine(path, bundle.digest, choose(bundle, id), EngineSettings(**settings))
     await made.start()
@@ -95,7 +93,9 @@ def test_srv_06_clients_that_leave_free_their_place(bundles: Any, per_second: in
             waiting = [work([[i + 1]]) for i in range(50)]
             tasks = [asyncio.create_task(busy.run(w)) for w in waiting]
             await asyncio.sleep(0.02)
-            kept = [(w, t) for i, (w, t) in enumerate(zip(waiting, tasks, strict=True)) if i % 5 == 0]
+            kept = [
+                (w, t) for i, (w, t) in enumerate(zip(waiting, tasks, strict=True)) if i % 5 == 0
+            ]
             for i, task in enumerate(tasks):
                 if i % 5:
                     task.cancel()
@@ -104,9 +104,11 @@ def test_srv_06_clients_that_leave_free_their_place(bundles: Any, per_second: in
             found = [a for a in answers if isinstance(a, Outcome)]
             assert [int(a.outputs[0][0, 0]) for a in found] == [i + 1 for i in range(0, 50, 5)]
             assert len(kept) == len(found) and busy.queued == 0
-            # What had not begun was not run: the first, the kept ones, and few that were on the way.
+            # What had not begun was not run: the first, the kept, and few that were on the way.
             assert busy.executions <= 1 + len(kept) + 4
-            assert await asyncio.gather(*(status(busy, work([[2]])) for _ in range(20))) == [200] * 20
+            assert (
+                await asyncio.gather(*(status(busy, work([[2]])) for _ in range(20))) == [200] * 20
+            )
 
     run(job())
 
@@ -148,9 +150,7 @@ def test_srv_07_a_poison_item_fails_alone(bundles: Any) -> None:
                     assert isinstance(answer, Refusal) and answer.status == 500
                 else:
                     assert isinstance(answer, Outcome)
-                    np.testing.assert_array_equal(
-                        answer.outputs[0], np.array(rows[i]) * 3 + 1
-                    )
+                    np.testing.assert_array_equal(answer.outputs[0], np.array(rows[i]) * 3 + 1)
             assert await status(lookup, work([[1, 1]])) == 200
 
     run(job())

@@ -141,7 +141,9 @@ def test_srv_02_wrong_requests(server: Any, what: str) -> None:
 def test_srv_02_wrong_binary(server: Any) -> None:
     def send(size: Any, tail: bytes, length: int | None = None) -> int:
         entry = {"name": "i", "shape": [1, 2], "datatype": "INT64"}
-        head = json.dumps({"inputs": [{**entry, "parameters": {"binary_data_size": size}}]}).encode()
+        head = json.dumps(
+            {"inputs": [{**entry, "parameters": {"binary_data_size": size}}]}
+        ).encode()
         stated = {"Inference-Header-Content-Length": str(len(head) if length is None else length)}
         return int(server.ask("POST", "/v2/models/lookup/infer", head + tail, stated)[0])
 
@@ -201,12 +203,14 @@ def test_srv_03_content_types_and_sizes(server: Any) -> None:
 def test_srv_03_a_body_is_refused_before_it_is_sent_or_buffered(server: Any) -> None:
     with server.open() as link:
         link.sendall(
-            b"POST /v2/models/lookup/infer HTTP/1.1\r\nHost: a\r\nContent-Length: 9999999999\r\n\r\n"
+            b"POST /v2/models/lookup/infer HTTP/1.1\r\nHost: a\r\n"
+            b"Content-Length: 9999999999\r\n\r\n"
         )
         assert link.recv(100).startswith(b"HTTP/1.1 413")
     with server.open() as link:
         link.sendall(
-            b"POST /v2/models/lookup/infer HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"POST /v2/models/lookup/infer HTTP/1.1\r\nHost: a\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n"
         )
         sent, refused = 0, b""
         link.settimeout(0.01)
@@ -248,7 +252,9 @@ def test_srv_05_a_deadline_that_has_passed_is_504_and_nothing_is_run(
     assert status == 504
     assert server.metric("nv_inference_exec_count", model="busy") == before
     start = time.perf_counter()
-    status, _ = server.infer("busy", {"n": np.array([[per_second]])}, {"X-Request-Timeout-Ms": "50"})
+    status, _ = server.infer(
+        "busy", {"n": np.array([[per_second]])}, {"X-Request-Timeout-Ms": "50"}
+    )
     assert status == 504 and time.perf_counter() - start < 0.8
     assert server.infer("busy", {"n": np.array([[1]])}, {"X-Request-Timeout-Ms": "soon"})[0] == 400
 
