@@ -221,6 +221,8 @@ class Routing:
 
     def _gave_up(self) -> str:
         """Why there is no better answer than what is at hand."""
+        if self.cloud.told == "failed: timeout":
+            return "deadline"
         if self.own is None:
             return "failed"
         if self.setup.policy.otherwise != "cloud":

@@ -263,7 +263,7 @@ def test_srv_14_a_stalled_network_makes_nobody_wait(
         assert time.monotonic() - started < 1
         assert (answer.source, answer.why, answer.sure) == ("device", "deadline", False)
         check(answer, events[-1], XS[i], session)
-        assert events[-1].cloud == "pending"
+        assert events[-1].cloud in ("pending", "failed: timeout")
 
 
 @pytest.mark.parametrize("where", ["tls", "dns", "connect"])
@@ -486,10 +486,9 @@ def test_hooks_that_fail_cost_no_answer(make: Callable[..., Router], server: Fau
 
 def test_the_kernel_is_read_and_what_it_does_not_tell_is_none(tmp_path: Path) -> None:
     assert local_conditions(tmp_path) == Conditions()
-    zone, device = (
-        tmp_path / "sys/class/thermal" / n for n in ("thermal_zone0", "cooling_device0")
-    )
-    battery = tmp_path / "sys/class/thermal/thermal_zone1"
+    thermal = tmp_path / "sys/class/thermal"
+    zone, battery = thermal / "thermal_zone0", thermal / "thermal_zone1"
+    device = thermal / "cooling_device0"
     for folder in (zone, device, battery, tmp_path / "proc"):
         folder.mkdir(parents=True)
     (tmp_path / "proc/meminfo").write_text("MemTotal: 900000 kB\nMemAvailable:  524288 kB\n")
