@@ -6,6 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed.stamp
 
+# Tests run in as many processes; those beside each other in order share what a folder prepares.
+TEST_PROCESSES ?= 2
+PYTEST := $(BIN)/pytest -n $(TEST_PROCESSES) --dist worksteal
+
 BENCHES := $(patsubst tests/benchmarks/bench_%.py,out/bench/%.json,$(wildcard tests/benchmarks/bench_*.py))
 EXPORT_TIME := out/bench/export_time.json
 SOAKS := $(patsubst tests/benchmarks/soak_%.py,out/soak/%.json,$(wildcard tests/benchmarks/soak_*.py))
@@ -53,13 +57,13 @@ demo: $(INSTALLED)
 	$(BIN)/edgekit run mobilenet -o out/demo $(DEMO)
 
 check: lint
-	$(BIN)/pytest -m "not slow" tests/unit
+	$(PYTEST) -m "not slow" tests/unit
 
 test: lint
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-full: lint qemu compiler browser
-	$(BIN)/pytest
+	$(PYTEST)
 
 # A machine of another architecture, in out/arm64: Debian's kernel and programs, and the wheels for
 # ARM. It is made once, by root, from a Debian mirror and the package index.

@@ -211,5 +211,3 @@ def _text(document: dict[str, Any]) -> str:
         )
         lines += [f"  {remark}" for remark in serving["notes"]]
     return "\n".join(lines)
-
-

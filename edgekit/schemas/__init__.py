@@ -45,6 +45,7 @@ DOCUMENTS: Final = {
     "edgekit.evidence/1": "evidence",
     "edgekit.report/1": "report",
     "edgekit.doctor/1": "doctor",
+    "edgekit.serve/1": "serve",
     "edgekit.policy/1": "policy",
     "edgekit.tune/1": "tune",
     "edgekit.telemetry/1": "telemetry",

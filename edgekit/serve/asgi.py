@@ -55,7 +55,9 @@ class Application:
         if scope["path"] in _DESCRIBED and self._description is not None:
             await self._description(scope, receive, send)
             return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
         client = scope.get("client")
         raw_path = scope.get("raw_path") or scope["path"].encode()
         call = Call(

@@ -11,12 +11,9 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgekit.errors import EdgekitError
 from edgekit.runtime.bundle import BundleArtifact
 from edgekit.serve.layout import (
     BAD,
@@ -27,83 +24,20 @@ from edgekit.serve.layout import (
     Answer,
     Group,
     Item,
-    Layout,
     row_signature,
 )
 from edgekit.serve.policy import Admission, GroupLimit, ServiceTime
-from edgekit.serve.process import Found, WorkerProcess
+from edgekit.serve.process import Found
 from edgekit.serve.refusal import Refusal
 from edgekit.serve.work import Outcome, Work
+from edgekit.serve.workforce import SLOTS, EngineSettings, Flight, Hand, Workforce
 from edgekit.signature import Signature
 
 __all__ = ["Engine", "EngineSettings"]
 
 log = logging.getLogger("edgekit.serve")
 
-_SLOTS = 2
-_SLOT_BYTES = 64 * 2**20
 _PREFETCH_US = 1_000
-_BACK_OFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-_LOOP_DEATHS = 4
-"""So many deaths in a row without an answer between them are a crash loop."""
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """How an artifact is served. The defaults follow the load; a number fixes one of them.
-
-    Attributes:
-        workers: processes.
-        threads: of each worker.
-        wide: threads of the session that runs a lone request; `threads` for none.
-        batch: the largest batch; None to find out.
-        delay_ms: how long a lone request may wait for others; 0 never waits.
-        queue: the queue's high mark in rows; None follows the rate of answers.
-        objective_ms: what an answer may take.
-        load_s: how long loading may take.
-        hang_s: a worker that gives no answer for so long is killed.
-        raw_bytes: the largest raw body.
-    """
-
-    workers: int = 1
-    threads: int = 1
-    wide: int = 1
-    batch: int | None = None
-    delay_ms: float = 0.0
-    queue: int | None = None
-    objective_ms: float = 100.0
-    load_s: float = 300.0
-    hang_s: float = 60.0
-    raw_bytes: int = 16 * 2**20
-
-    @property
-    def rows(self) -> int:
-        """The most rows that go to a worker at once, if its memory allows."""
-        return self.batch or 32
-
-
-@dataclass
-class _Flight:
-    """A group that a worker has."""
-
-    works: list[Work]
-    number: int
-    rows: int
-    sent_ns: int
-
-
-@dataclass
-class _Hand:
-    """A worker, and what it has in its slots."""
-
-    process: WorkerProcess
-    scout: bool
-    flights: dict[int, _Flight] = field(default_factory=dict)
-    freed_ns: int = 0
-
-    @property
-    def rows(self) -> int:
-        return sum(flight.rows for flight in self.flights.values())
 
 
 class Engine:
@@ -113,8 +47,6 @@ class Engine:
         signature: the artifact's.
         by_rows: whether requests of several samples are served.
         max_rows: samples in one request.
-        executions: calls of the runtime so far.
-        found: what the warm-up found.
     """
 
     def __init__(
@@ -122,20 +54,13 @@ class Engine:
     ) -> None:
         self.signature: Signature = artifact.signature
         self.by_rows = row_signature(self.signature)
-        self._settings = settings
-        self._path, self._digest, self._artifact = path, digest, artifact
-        self.max_rows = self._rows_that_fit() if self.by_rows else 1
-        self._layout = Layout(self.signature, self.max_rows, settings.raw_bytes, _SLOTS)
-        self._hands: list[_Hand] = []
+        self._settings, self._artifact = settings, artifact
+        self._force = Workforce(path, digest, artifact, settings, self)
+        self.max_rows = self._force.max_rows
         self._queue: deque[Work] = deque()
         self._queued = 0
-        self._deaths = 0
-        self._closed = False
         self._number = 0
-        self._tasks: set[asyncio.Task[None]] = set()
         self._wait: asyncio.TimerHandle | None = None
-        self.executions = 0
-        self.found: Found = Found((), False, 1000.0, "", ())
         self._admission = Admission(settings.objective_ms, settings.queue, settings.workers)
         self._service = ServiceTime(1000.0)
         self._limit = GroupLimit(settings.objective_ms, self.max_rows, 1)
@@ -143,52 +68,52 @@ class Engine:
     # -- life -------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Starts the workers: one that finds out how the artifact is best run, then the others.
+        """Starts the workers; see `Workforce.start`.
 
         Raises:
             EdgekitError: the artifact does not load here, or its warm-up gives wrong answers.
         """
         try:
-            scout = await self._hire(scout=True, known=None)
-            best = max(self.found.batches, default=1)
-            row_us = self.found.row_us
-            self._service = ServiceTime(row_us)
-            self._admission.row_us = row_us
-            self._limit = GroupLimit(self._settings.objective_ms, self.max_rows, best)
-            self._hands.append(scout)
-            known = (self.found.batches, False)
-            others = [
-                self._hire(scout=False, known=known) for _ in range(self._settings.workers - 1)
-            ]
-            self._hands += await asyncio.gather(*others)
+            await self._force.start()
         except BaseException:
             await self.close()
             raise
-        self._spawn(self._watch())
+        found = self.found
+        self._service = ServiceTime(found.row_us)
+        self._admission.row_us = found.row_us
+        best = max(found.batches, default=1)
+        self._limit = GroupLimit(self._settings.objective_ms, self.max_rows, best)
 
     async def close(self) -> None:
         """Ends the workers; what is not answered yet is refused with 503."""
-        self._closed = True
-        works = [work for hand in self._hands for f in hand.flights.values() for work in f.works]
-        for work in [*works, *self._queue]:
-            work.refuse(503, "the server is ending")
-        self._queue.clear()
-        self._queued = 0
-        for task in self._tasks:
-            task.cancel()
-        for hand in self._hands:
-            hand.process.end(kill=bool(hand.flights))
-        self._hands.clear()
+        if self._wait is not None:
+            self._wait.cancel()
+        for hand in self._force.hands:
+            for flight in hand.flights.values():
+                for work in flight.works:
+                    work.refuse(503, "the server is ending")
+        self._refuse_queue("the server is ending")
+        self._force.close()
+
+    @property
+    def found(self) -> Found:
+        """What the warm-up found."""
+        return self._force.found
+
+    @property
+    def executions(self) -> int:
+        """Calls of the runtime so far."""
+        return self._force.executions
 
     @property
     def alive(self) -> int:
         """Workers that can take requests."""
-        return len(self._hands)
+        return len(self._force.hands)
 
     @property
     def looping(self) -> bool:
         """Whether workers die again and again."""
-        return self._deaths >= _LOOP_DEATHS
+        return self._force.looping
 
     @property
     def queued(self) -> int:
@@ -198,7 +123,7 @@ class Engine:
     @property
     def running(self) -> int:
         """Rows that workers have."""
-        return sum(hand.rows for hand in self._hands)
+        return sum(hand.rows for hand in self._force.hands)
 
     @property
     def raw_bytes(self) -> int:
@@ -208,20 +133,21 @@ class Engine:
     @property
     def pids(self) -> list[int]:
         """The worker processes."""
-        return [hand.process.pid for hand in self._hands]
+        return [hand.process.pid for hand in self._force.hands]
 
     def describe(self) -> dict[str, Any]:
         """How the artifact is run, for who asks."""
+        settings, found = self._settings, self.found
         return {
             "artifact": self._artifact.id,
-            "runtime": self.found.runtime,
-            "workers": self._settings.workers,
-            "threads": self._settings.threads,
-            "lone_threads": self._settings.wide if self.found.wide else self._settings.threads,
-            "batches": list(self.found.batches),
+            "runtime": found.runtime,
+            "workers": settings.workers,
+            "threads": settings.threads,
+            "lone_threads": settings.wide if found.wide else settings.threads,
+            "batches": list(found.batches),
             "max_rows": self.max_rows,
-            "row_us": round(self.found.row_us, 1),
-            "notes": list(self.found.notes),
+            "row_us": round(found.row_us, 1),
+            "notes": list(found.notes),
         }
 
     # -- requests ---------------------------------------------------------------------------------
@@ -239,13 +165,12 @@ class Engine:
             Refusal: 400 for an input that the model does not take, 500 where it failed, 503
                 where no worker is left, 504 where its deadline passed.
         """
-        if self._closed or not self._hands:
+        if self._force.closed or not self._force.hands:
             raise Refusal(503, "the model is not ready", {"Retry-After": "1"})
-        loop = asyncio.get_running_loop()
         left = (work.deadline_ns - time.monotonic_ns()) / 1e9
         if left <= 0:
             raise Refusal(504, "the deadline had passed when the request came")
-        work.timer = loop.call_later(left, work.refuse, 504, "the deadline passed")
+        timer = asyncio.get_running_loop().call_later(left, work.refuse, 504, "the deadline passed")
         self._queue.append(work)
         self._queued += work.rows
         self._dispatch()
@@ -255,7 +180,7 @@ class Engine:
             work.give_up()
             raise
         finally:
-            work.timer.cancel()
+            timer.cancel()
             if not work.sent_ns:
                 self._forget(work)
 
@@ -272,26 +197,24 @@ class Engine:
     def _dispatch(self) -> None:
         while self._queue:
             hand = self._pick()
-            if hand is None:
-                return
-            if self._waits_for_more(hand):
+            if hand is None or self._waits_for_more():
                 return
             works, rows = self._take()
-            if not works:
-                continue
-            self._send(hand, works, rows)
+            if works:
+                self._send(hand, works, rows)
 
-    def _pick(self) -> _Hand | None:
+    def _pick(self) -> Hand | None:
         """The worker with least to do that may have more: one that is idle, or soon will be."""
-        best = min(self._hands, key=lambda hand: hand.rows, default=None)
+        hands = self._force.hands
+        best = min(hands, key=lambda hand: hand.rows, default=None)
         if best is None or not best.flights:
             return best
-        if len(best.flights) >= _SLOTS:
+        if len(best.flights) >= SLOTS:
             return None
         soon = best.rows * self._service.row_us < _PREFETCH_US
-        return best if soon or self._queued >= 2 * len(self._hands) else None
+        return best if soon or self._queued >= 2 * len(hands) else None
 
-    def _waits_for_more(self, hand: _Hand) -> bool:
+    def _waits_for_more(self) -> bool:
         """Whether a group that is not full is held back, as ``delay_ms`` asks for."""
         delay_ns = int(self._settings.delay_ms * 1e6)
         if not delay_ns or self._queued >= self._settings.rows:
@@ -306,82 +229,69 @@ class Engine:
 
     def _take(self) -> tuple[list[Work], int]:
         """The next group: a fair share of what waits, within the limit."""
-        most = self._limit.rows(self._service.row_us)
         if self._settings.batch is not None:
             most = self._settings.batch
-        elif self._hands:
-            most = min(most, math.ceil(self._queued / len(self._hands)))
+        else:
+            share = math.ceil(self._queued / len(self._force.hands))
+            most = min(share, self._limit.rows(self._service.row_us))
         works: list[Work] = []
         rows = raw = 0
         while self._queue and len(works) < MAX_ITEMS:
             work = self._queue[0]
             if not work.over:
-                full = rows + work.rows > (self.max_rows if not works else min(most, self.max_rows))
-                if full or raw + len(work.raw) > self._settings.raw_bytes:
+                full = works and rows + work.rows > min(most, self.max_rows)
+                if full or raw + work.raw_size > self._settings.raw_bytes:
                     break
                 works.append(work)
                 rows += work.rows
-                raw += len(work.raw)
+                raw += work.raw_size
             self._queue.popleft()
             self._queued -= work.rows
         return works, rows
 
-    def _send(self, hand: _Hand, works: list[Work], rows: int) -> None:
-        index = next(i for i in range(_SLOTS) if i not in hand.flights)
+    def _send(self, hand: Hand, works: list[Work], rows: int) -> None:
+        index = next(i for i in range(SLOTS) if i not in hand.flights)
         slot, now = hand.process.slots[index], time.monotonic_ns()
-        lone = rows == 1 and not self._queue and not any(h.flights for h in self._hands)
+        lone = rows == 1 and not self._queue and not self.running
         items, row, raw_at = [], 0, 0
         for i, work in enumerate(works):
             slot.given_up[i] = 0
             work.place, work.sent_ns = (slot.given_up, i), now
-            for into, value in zip(slot.inputs, work.inputs, strict=False):
-                into[row : row + work.rows] = value.reshape((work.rows, *into.shape[1:]))
-            size = len(work.raw)
+            size = work.raw_size
             slot.raw[raw_at : raw_at + size] = work.raw
+            for into, value in zip(slot.inputs, work.inputs, strict=size == 0):
+                into[row : row + work.rows] = value.reshape((work.rows, *into.shape[1:]))
             items.append(Item(row, work.rows, raw_at, size, work.deadline_ns))
             row, raw_at = row + work.rows, raw_at + size
             work.inputs, work.raw = (), b""
         self._number = (self._number + 1) % 2**32
-        hand.flights[index] = _Flight(works, self._number, rows, now)
+        hand.flights[index] = Flight(works, self._number, rows, now)
         wide = lone and hand.scout and self.found.wide
         if not hand.process.send(Group(index, wide, self._number, tuple(items))):
-            hand.process.end(kill=True)
-            self._died(hand.process)
+            self._force.failed(hand)
 
-    def _answered(
-        self,
-        process: WorkerProcess,
-        index: int,
-        number: int,
-        answers: list[Answer],
-        executions: int,
-        last: bool,
-    ) -> None:
-        hand = next((h for h in self._hands if h.process is process), None)
-        if hand is None or index not in hand.flights or hand.flights[index].number != number:
-            return
+    # -- what workers tell ------------------------------------------------------------------------
+
+    def answered(self, hand: Hand, index: int, answers: list[Answer], last: bool) -> None:
+        """See `edgekit.serve.workforce.Employer`."""
         flight = hand.flights[index]
-        self.executions += executions
         rows_before = [0]
         for work in flight.works:
             rows_before.append(rows_before[-1] + work.rows)
         for answer in answers:
-            work = flight.works[answer.item]
-            self._settle(hand, index, work, rows_before[answer.item], answer)
+            self._settle(hand, index, flight.works[answer.item], rows_before[answer.item], answer)
         if not last:
             return
         del hand.flights[index]
         now = time.monotonic_ns()
-        if executions and flight.rows:
-            self._deaths = 0
-            us = (now - max(flight.sent_ns, hand.freed_ns)) / 1000
-            self._service.observe(us, flight.rows)
-            self._limit.observe((now - flight.sent_ns) / 1000, flight.rows)
-            self._admission.row_us = self._service.row_us
+        us = (now - max(flight.sent_ns, hand.freed_ns)) / 1000
+        self._service.observe(us, flight.rows)
+        self._limit.observe((now - flight.sent_ns) / 1000, flight.rows)
+        self._admission.row_us = self._service.row_us
         hand.freed_ns = now
         self._dispatch()
 
-    def _settle(self, hand: _Hand, index: int, work: Work, row: int, answer: Answer) -> None:
+    def _settle(self, hand: Hand, index: int, work: Work, row: int, answer: Answer) -> None:
         # The slot will hold others: a client that leaves from now on must not give those up.
         work.place = None
         if work.over:
@@ -404,92 +314,41 @@ class Engine:
             log.warning("an inference failed", extra={"reason": answer.text})
             work.refuse(500, "the runtime could not run the model on this input")
 
-    # -- death and return -------------------------------------------------------------------------
-
-    def _died(self, process: WorkerProcess) -> None:
-        hand = next((h for h in self._hands if h.process is process), None)
-        if hand is None:
-            return
-        self._hands.remove(hand)
-        self._deaths += 1
-        self._admission.workers = max(1, len(self._hands))
-        log.error("a worker process died", extra={"pid": process.pid, "deaths": self._deaths})
-        for flight in hand.flights.values():
-            for work in flight.works:
-                work.refuse(500, "the process that ran the model died")
-        if not self._closed:
-            self._spawn(self._replace(hand.scout))
-        if not self._hands and self.looping:
-            self._refuse_queue()
+    def gained(self) -> None:
+        """See `edgekit.serve.workforce.Employer`."""
+        self._admission.workers = max(1, self.alive)
         self._dispatch()
 
-    def _refuse_queue(self) -> None:
+    def lost(self, hand: Hand) -> None:
+        """Of a dead worker's groups, the one that it was at fails; what it had not begun waits
+        again, in front."""
+        flights = sorted(hand.flights.items(), key=lambda item: item[1].sent_ns)
+        for work in flights[0][1].works if flights else ():
+            work.refuse(500, "the process that ran the model died")
+        for index, flight in reversed(flights[1:]):
+            self._take_back(hand, index, flight)
+        self._admission.workers = max(1, self.alive)
+        self._dispatch()
+
+    def stranded(self) -> None:
+        """See `edgekit.serve.workforce.Employer`."""
+        self._refuse_queue("the model is not ready")
+
+    def _take_back(self, hand: Hand, index: int, flight: Flight) -> None:
+        slot, row, raw_at = hand.process.slots[index], 0, 0
+        for work in flight.works:
+            if work.raw_size:
+                work.raw = bytes(slot.raw[raw_at : raw_at + work.raw_size])
+                raw_at += work.raw_size
+            else:
+                work.inputs = [rows[row : row + work.rows].copy() for rows in slot.inputs]
+            row += work.rows
+            work.place, work.sent_ns = None, 0
+        self._queue.extendleft(reversed(flight.works))
+        self._queued += flight.rows
+
+    def _refuse_queue(self, why: str) -> None:
         for work in self._queue:
-            work.refuse(503, "the model is not ready")
+            work.refuse(503, why)
         self._queue.clear()
         self._queued = 0
-
-    async def _replace(self, scout: bool) -> None:
-        """Starts a worker in a dead one's place, each time later."""
-        while not self._closed:
-            await asyncio.sleep(_BACK_OFF_S[min(self._deaths, len(_BACK_OFF_S)) - 1])
-            try:
-                hand = await self._hire(scout=scout, known=(self.found.batches, self.found.wide))
-            except EdgekitError as error:
-                self._deaths += 1
-                log.error("a worker does not start again", extra={"reason": error.message})
-                if not self._hands and self.looping:
-                    self._refuse_queue()
-                continue
-            self._hands.append(hand)
-            self._admission.workers = len(self._hands)
-            self._dispatch()
-            return
-
-    async def _hire(self, *, scout: bool, known: tuple[tuple[int, ...], bool] | None) -> _Hand:
-        process = WorkerProcess(self._layout, self._answered, self._died)
-        found = await process.start(self._order(scout, known), self._settings.load_s)
-        if known is None:
-            self.found = found
-        if self._closed:
-            process.end(kill=True)
-            raise asyncio.CancelledError
-        return _Hand(process, scout)
-
-    def _order(
-        self, scout: bool, known: tuple[tuple[int, ...], bool] | None
-    ) -> Mapping[str, Any]:
-        settings = self._settings
-        return {
-            "bundle": str(self._path),
-            "digest": self._digest,
-            "artifact": self._artifact.id,
-            "threads": settings.threads,
-            "wide": settings.wide if scout else settings.threads,
-            "largest": self.max_rows if settings.batch is None else settings.batch,
-            "forced": settings.batch is not None,
-            "known": known,
-            "rows": self.max_rows,
-            "raw_bytes": settings.raw_bytes,
-            "slots": _SLOTS,
-        }
-
-    async def _watch(self) -> None:
-        """Kills workers that hang."""
-        while True:
-            await asyncio.sleep(min(1.0, self._settings.hang_s / 4))
-            now = time.monotonic_ns()
-            for hand in self._hands:
-                oldest = min((f.sent_ns for f in hand.flights.values()), default=now)
-                if (now - max(oldest, hand.freed_ns)) / 1e9 > self._settings.hang_s:
-                    log.error("a worker process hangs", extra={"pid": hand.process.pid})
-                    hand.process.kill()
-
-    def _spawn(self, job: Any) -> None:
-        task = asyncio.get_running_loop().create_task(job)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def _rows_that_fit(self) -> int:
-        sizes = Layout(self.signature, 1, 0, 1).size
-        return max(1, min(self._settings.rows, _SLOT_BYTES // sizes))

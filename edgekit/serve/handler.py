@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
-
 import edgekit
 from edgekit.errors import EdgekitError
 from edgekit.serve.call import Call, Reply, json_reply, refused
@@ -218,9 +217,9 @@ class Handler:
         limit = int(self._timeout_ms * 1e6)
         text = call.headers.get(_TIMEOUT)
         if text is not None:
-            if not re.fullmatch(r"\d{1,9}(\.\d{1,6})?", text):
-                raise Refusal(400, f"{_TIMEOUT} is not a number of milliseconds")
-            limit = min(limit, int(float(text) * 1e6))
+            if not re.fullmatch(r"[0-9]{1,9}", text):
+                raise Refusal(400, f"{_TIMEOUT} is not a whole number of milliseconds")
+            limit = min(limit, int(text) * 1_000_000)
         micros = parameters.get("timeout")
         if micros is None:
             return limit
@@ -397,5 +396,3 @@ def _stats(model: Hosted, version: Version) -> dict[str, Any]:
             "compute_infer": {"count": ok, "ns": m.exec_us * 1000},
         },
     }
-
-

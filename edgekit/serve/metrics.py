@@ -130,7 +130,7 @@ def _failures(models: Iterable[ModelMetrics]) -> list[str]:
         for code, n in sorted(m.codes.items()):
             if code != 200:
                 reason = _REASONS.get(code, "OTHER")
-                lines.append(f'{name}{_labels(m.name, code=code, reason=reason)} {n}')
+                lines.append(f"{name}{_labels(m.name, code=code, reason=reason)} {n}")
     return lines
 
 
@@ -141,7 +141,7 @@ def _histogram(models: Iterable[ModelMetrics]) -> list[str]:
         below = 0
         for bound, n in zip((*map(str, BUCKETS_S), "+Inf"), m.buckets, strict=True):
             below += n
-            lines.append(f'{name}_bucket{_labels(m.name, le=bound)} {below}')
+            lines.append(f"{name}_bucket{_labels(m.name, le=bound)} {below}")
         lines.append(f"{name}_sum{_labels(m.name)} {m.duration_us / 1e6}")
         lines.append(f"{name}_count{_labels(m.name)} {below}")
     return lines

@@ -125,7 +125,9 @@ def parse(body: bytes, header_length: int | None = None) -> InferRequest:
         tensor, at = _input(entry, rest, at)
         inputs.append(tensor)
     if at != len(rest):
-        raise _bad(f"{len(rest)} bytes follow the JSON, the inputs' binary_data_size add up to {at}")
+        raise _bad(
+            f"{len(rest)} bytes follow the JSON, the inputs' binary_data_size add up to {at}"
+        )
     names = [tensor.name for tensor in inputs]
     if len(set(names)) != len(names):
         raise _bad("an input stands twice")
@@ -270,9 +272,9 @@ def _byte_elements(data: memoryview, count: int, name: str) -> Array:
 def _from_json(data: Any, datatype: str, shape: tuple[int, ...], name: str) -> Array:
     flat = _flat(data, shape, name)
     kinds = set(map(type, flat))
-    allowed = {"BOOL": {bool}, "BYTES": {str}}.get(datatype)
-    if allowed is None:
-        allowed = {int, float} if datatype.startswith("FP") else {int}
+    allowed: set[type] = {int, float} if datatype.startswith("FP") else {int}
+    if datatype in ("BOOL", "BYTES"):
+        allowed = {bool} if datatype == "BOOL" else {str}
     if kinds - allowed:
         found = ", ".join(sorted(kind.__name__ for kind in kinds - allowed))
         raise _bad(f"input {_short(name)}: {datatype} does not hold {found}")

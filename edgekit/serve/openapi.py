@@ -133,7 +133,7 @@ _TIMEOUT: Final[dict[str, Any]] = {
     "name": "X-Request-Timeout-Ms",
     "in": "header",
     "description": "Milliseconds that the client waits; later it gets 504 and nothing is run.",
-    "schema": {"type": "number", "minimum": 0, "maximum": 999_999_999},
+    "schema": {"type": "integer", "minimum": 0, "maximum": 999_999_999},
 }
 _TENSORS_LENGTH: Final[dict[str, Any]] = {
     "name": "Inference-Header-Content-Length",
@@ -223,5 +223,3 @@ def _extra(path: str) -> dict[str, Any]:
         types["text/plain"] = {"schema": {"type": "string"}}
         extra["requestBody"] = {"required": True, "content": types}
     return copy.deepcopy(extra)
-
-

@@ -18,6 +18,9 @@ from edgekit.serve.refusal import CODES
 __all__ = ["Limits", "protocol"]
 
 
+_HIGH_WATER = 2**20
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a connection may do.
@@ -84,7 +87,7 @@ class _LimitedProtocol(HttpToolsProtocol):
             self._timer = self.loop.call_later(seconds, self._too_slow)
 
     def _too_slow(self) -> None:
-        cycle = self.cycle
+        cycle: Any = self.cycle  # None before the first request
         if cycle is not None and cycle.response_started and not cycle.response_complete:
             self.transport.abort()
         else:
@@ -119,12 +122,19 @@ class _LimitedProtocol(HttpToolsProtocol):
         if self._refused:
             return
         super().on_headers_complete()
-        self.scope["extensions"] = {GONE: self}
+        extensions: dict[str, Any] = {GONE: self}
+        self.scope["extensions"] = extensions
         self._expect(self.limits.body_s)
 
     def on_body(self, body: bytes) -> None:
-        if not self._refused:
-            super().on_body(body)
+        cycle = self.cycle
+        if self._refused or cycle.response_complete:
+            return
+        # The handler wants all of it: it is woken when that is there, not for every part.
+        cycle.body += body
+        if len(cycle.body) > _HIGH_WATER:
+            self.flow.pause_reading()
+            cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         self._expect(None)

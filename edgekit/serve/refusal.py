@@ -35,9 +35,7 @@ class Refusal(Exception):
         headers: more of the answer's, such as ``Retry-After``.
     """
 
-    def __init__(
-        self, status: int, message: str, headers: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.message = message

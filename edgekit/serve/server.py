@@ -22,7 +22,7 @@ from edgekit.serve.handler import Handler
 from edgekit.serve.hosted import Hosted
 from edgekit.serve.openapi import description
 from edgekit.serve.protocol import Limits, protocol
-from edgekit.serve.security import Keys, read_keys
+from edgekit.serve.security import read_keys
 
 __all__ = ["Server", "ServerSettings", "serve"]
 

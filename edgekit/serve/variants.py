@@ -56,7 +56,7 @@ class Variants:
     Attributes:
         single: runs one sample.
         wide: runs one sample with all threads, or None.
-        batches: by the number of samples, which are powers of two.
+        batches: by the number of samples.
         row_us: microseconds per sample one by one, as measured now.
         notes: what was tried and not taken, and why.
     """
@@ -87,9 +87,7 @@ def open_variants(bundle: Bundle, artifact: BundleArtifact, wanted: Wanted) -> V
     return found
 
 
-def _checked(
-    bundle: Bundle, artifact: BundleArtifact, session: Session
-) -> list[dict[str, Array]]:
+def _checked(bundle: Bundle, artifact: BundleArtifact, session: Session) -> list[dict[str, Array]]:
     """Samples to compare by: the golden ones, which must pass; zeros where there are none."""
     if bundle.manifest.get("golden") is None:
         return [_zeros(session.signature)]
@@ -145,11 +143,11 @@ def _try_batches(
     feeds: Sequence[dict[str, Array]],
     expected: Sequence[dict[str, Array]],
 ) -> None:
-    path, best, rows = bundle.place(artifact), found.row_us, 2
-    while rows <= wanted.largest:
-        if wanted.known is not None and rows not in wanted.known[0]:
-            rows *= 2
-            continue
+    path, best, misses = bundle.place(artifact), found.row_us, 0
+    for rows in _sizes(wanted):
+        # One size may be no faster where the next is.
+        if misses == 2:
+            return
         session = _batched(found, artifact, path, rows, wanted.threads)
         if session is None:
             return
@@ -162,10 +160,18 @@ def _try_batches(
         if not fast:
             found.notes.append(f"batches of {rows} are no faster: not used")
             session.close()
-            return
-        best = min(best, per_row)
-        found.batches[rows] = session
-        rows *= 2
+            misses += 1
+        else:
+            best, misses = min(best, per_row), 0
+            found.batches[rows] = session
+
+
+def _sizes(wanted: Wanted) -> list[int]:
+    """Powers of two, and the largest; or those that another worker found."""
+    if wanted.known is not None:
+        return list(wanted.known[0])
+    powers = [2**i for i in range(1, wanted.largest.bit_length()) if 2**i <= wanted.largest]
+    return sorted({*powers, wanted.largest})
 
 
 def _batched(
@@ -211,7 +217,8 @@ def _same(got: dict[str, Array], expected: dict[str, Array]) -> bool:
 
 def _time(session: Session, feed: dict[str, Array]) -> float:
     """The least of a few calls, in microseconds: others' work on the machine only adds."""
-    took, begun = [], time.perf_counter()
+    took: list[float] = []
+    begun = time.perf_counter()
     while len(took) < _TRIALS or (len(took) < 100 and time.perf_counter() - begun < 0.02):
         start = time.perf_counter()
         session.run(feed)

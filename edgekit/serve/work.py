@@ -42,21 +42,26 @@ class Work:
     """
 
     __slots__ = (
-        "arrived_ns", "deadline_ns", "future", "inputs", "place", "raw", "rows", "sent_ns",
-        "timer",
+        "arrived_ns", "deadline_ns", "future", "inputs", "place", "raw", "raw_size", "rows",
+        "sent_ns",
     )  # fmt: skip
 
     def __init__(
-        self, inputs: Sequence[Array], rows: int, deadline_ns: int, arrived_ns: int, raw: bytes = b""
+        self,
+        inputs: Sequence[Array],
+        rows: int,
+        deadline_ns: int,
+        arrived_ns: int,
+        raw: bytes = b"",
     ) -> None:
         self.inputs = inputs
         self.rows = rows
         self.deadline_ns = deadline_ns
         self.arrived_ns = arrived_ns
         self.raw = raw
+        self.raw_size = len(raw)
         self.sent_ns = 0
         self.future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self.timer: asyncio.TimerHandle | None = None
         self.place: tuple[Array, int] | None = None
 
     @property

@@ -377,6 +377,12 @@ def examples() -> dict[str, dict[str, Any]]:
             "window": {"start_s": 0, "end_s": 60}, "counters": {"calls": 3},
             "histograms": {"latency_ms": {"edges": [0, 1, 2], "counts": [1, 2]}},
         },
+        "serve": {"schema": "edgekit.serve/1", "url": "http://127.0.0.1:8000", "models": [
+            {"name": "net", "state": "ready", "reason": "", "version": "1", "digest": SHA,
+             "serving": {"artifact": "openvino-w8a8", "runtime": "openvino 2026.4.1", "workers": 2,
+                         "threads": 1, "lone_threads": 2, "batches": [2, 4], "max_rows": 32,
+                         "row_us": 812.5, "notes": ["batches of 8 are no faster: not used"]}},
+            {"name": "other", "state": "failed", "reason": "it does not load"}]},
         "error": {"schema": "edgekit.error/1", "error": {
             "kind": "UsageError", "message": "no", "hint": "", "exit_code": 2}},
     }  # fmt: skip
