@@ -148,6 +148,8 @@ class Connection:
         self._wire = wire
         self._http = http.client.HTTPConnection(host, port)
         self._http.auto_open = 0
+        if isinstance(wire.socket, ssl.SSLSocket):
+            self._http.default_port = 443  # which the Host field leaves out
         self._http.sock = wire  # it has all that http.client calls
         self.used = 0
         self.since = time.monotonic()

@@ -194,10 +194,11 @@ class Cloud:
         """
         started = time.monotonic()
         deadline = Deadline((self.timeout_ms if timeout_ms is None else timeout_ms) / 1000)
-        self._budget.deposit()
         attempts = 0
         while True:
             ticket = self._admit(attempts)
+            if not attempts:
+                self._budget.deposit()  # a request that is not sent earns no retry
             attempts += 1
             found = self._attempt(ticket, feeds, outputs, deadline)
             if isinstance(found, oip.Parsed):
@@ -286,7 +287,7 @@ class Cloud:
         pause = random.uniform(0, _BACKOFF_S * 2**attempts)
         if error.retry_after_s is not None:
             pause += error.retry_after_s
-        if pause >= deadline.left or not self._budget.withdraw():
+        if pause >= deadline.left or self.breaker.wait_s > pause or not self._budget.withdraw():
             return None
         return pause
 

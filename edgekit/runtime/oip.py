@@ -208,8 +208,10 @@ def _outputs(
     found: dict[str, np.ndarray[Any, Any]] = {}
     offset = 0
     for tensor in listed:
-        size = (tensor.get("parameters") or {}).get("binary_data_size")
-        data: object = tensor.get("data")
+        parameters, data = tensor.get("parameters") or {}, tensor.get("data")
+        if not isinstance(parameters, dict):
+            raise BadData("an output's parameters are not an object")
+        size = parameters.get("binary_data_size")
         if size is not None:
             if isinstance(size, bool) or not isinstance(size, int):
                 raise BadData("an output's binary_data_size is no whole number")
@@ -244,6 +246,8 @@ def _array(tensor: Mapping[str, Any], data: object, spec: TensorSpec) -> np.ndar
                 raise BadData(f"output {spec.name!r} has {len(data)} bytes for {count} values")
             # A copy: the caller may keep and change it, the body must not live on for it.
             value = np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype)
+            if dtype.kind == "b" and np.frombuffer(data, np.uint8).max(initial=0) > 1:
+                raise BadData(f"output {spec.name!r} holds something that is no {dtype}")
         else:
             value = _from_json(data, dtype, spec)
         value = value.reshape(spec.shape)
@@ -260,7 +264,8 @@ def _from_json(data: object, dtype: np.dtype[Any], spec: TensorSpec) -> np.ndarr
     raw: np.ndarray[Any, Any] = np.asarray(data, dtype=object).ravel()
     if not all(_fits(value, dtype) for value in raw.tolist()):
         raise BadData(f"output {spec.name!r} holds something that is no {dtype}")
-    return raw.astype(dtype)
+    with np.errstate(over="ignore"):  # infinity is refused with the rest
+        return raw.astype(dtype)
 
 
 def _fits(value: Any, dtype: np.dtype[Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 import socket
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -218,6 +220,58 @@ def test_a_name_that_is_not_resolved_in_time_ends_with_the_deadline(
         assert caught.value.kind == "timeout"
         assert time.monotonic() - started < 2
     release.set()
+
+
+def test_no_answer_however_broken_is_anything_but_refused() -> None:
+    from edgekit.runtime import oip
+
+    rng = np.random.default_rng(1)
+    specs = (TensorSpec("y", (1, 4)), TensorSpec("n", (2,), "int64"), TensorSpec("b", (2,), "bool"))
+    values = (np.ones((1, 4), "<f4"), np.array([1, 2], "<i8"), np.array([True, False]))
+    listed = [
+        {"name": s.name, "shape": list(s.shape), "datatype": oip.DATATYPES[s.dtype],
+         "parameters": {"binary_data_size": v.nbytes}}
+        for s, v in zip(specs, values, strict=True)
+    ]  # fmt: skip
+    head = {"id": "7", "model_name": "m", "model_version": "1", "outputs": listed}
+    tail = b"".join(v.tobytes() for v in values)
+    asked: dict[str, Any] = {"id": "7", "model": "m", "version": None, "outputs": specs}
+
+    def parsed(head: object, tail: bytes) -> Any:
+        text = json.dumps(head).encode()
+        return oip.parse(text + tail, str(len(text)), **asked)
+
+    good = parsed(head, tail)
+    for spec, value in zip(specs, values, strict=True):
+        np.testing.assert_array_equal(good.outputs[spec.name], value)
+    odd: list[Any] = [None, [], {}, "x", -1, 2**70, 1e400, True, [[]], {"binary_data_size": -4}]
+    allowed = [("id", None), ("model_version", None), ("model_version", "x")]
+    for key in head:
+        for value in odd:
+            if (key, value) not in (("id", None), ("model_version", None)):
+                with pytest.raises(BadData):
+                    parsed(head | {key: value}, tail)
+    for i in range(3):
+        for key in listed[0]:
+            for value in odd:
+                with pytest.raises(BadData):
+                    changed = [e | {key: value} if i == j else e for j, e in enumerate(listed)]
+                    parsed(head | {"outputs": changed}, tail)
+    with pytest.raises(BadData, match="no bool"):
+        parsed(head, tail[:-1] + b"\x02")
+    for data in ([1, 2, 3], [1e300, 0, 0, 0], ["1", 2, 3, 4], [10**400, 0, 0, 0], 5, [[1, 2], [3]]):
+        one = {"name": "y", "shape": [1, 4], "datatype": "FP32", "data": data}
+        with pytest.raises(BadData):
+            parsed(head | {"outputs": [one]}, b"")
+    whole = json.dumps(head).encode() + tail
+    for _ in range(300):
+        broken = bytearray(whole)
+        for at in rng.integers(0, len(whole), 3):
+            broken[at] = rng.integers(0, 256)
+        try:
+            oip.parse(bytes(broken[: rng.integers(1, len(whole) + 1)]), "260", **asked)
+        except BadData:
+            continue
 
 
 # -- leaving it alone -----------------------------------------------------------------------------
