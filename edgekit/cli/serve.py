@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SUBCOMMANDS", "command"]
 
-SUBCOMMANDS: dict[str, tuple[str, str]] = {}
+SUBCOMMANDS: dict[str, tuple[str, str]] = {
+    "tune": ("edgekit.cli._serve_tune:command", "Choose when a device asks the cloud."),
+}
 """Every subcommand: where its command is, as ``module:attribute``, and its one line of help."""
 
 _INTERRUPTED = 130

@@ -47,6 +47,7 @@ DOCUMENTS: Final = {
     "edgekit.doctor/1": "doctor",
     "edgekit.serve/1": "serve",
     "edgekit.policy/1": "policy",
+    "edgekit.tune/1": "tune",
     "edgekit.telemetry/1": "telemetry",
     "edgekit.error/1": "error",
 }
