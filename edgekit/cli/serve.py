@@ -22,6 +22,7 @@ __all__ = ["SUBCOMMANDS", "command"]
 
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "tune": ("edgekit.cli._serve_tune:command", "Choose when a device asks the cloud."),
+    "pair": ("edgekit.cli._serve_pair:command", "Name a bundle's teacher, to serve both."),
 }
 """Every subcommand: where its command is, as ``module:attribute``, and its one line of help."""
 
@@ -40,6 +41,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, help="Port; 0 takes a free one.")
 @click.option("--artifact", metavar="ID", help="Serve this artifact, not the one chosen.")
+@click.option("--teacher/--no-teacher", default=True, help="Serve teachers that bundles name, too.")
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes per model; by the cores.")
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True,
               help="Threads of each worker.")  # fmt: skip
@@ -126,7 +128,7 @@ def _handler(bundles: tuple[str, ...], options: dict[str, Any]) -> Handler:
     from edgekit.serve.handler import Handler
     from edgekit.serve.security import Keys, Rates, read_keys
 
-    models = [_model(text, options) for text in bundles]
+    models = [model for text in bundles for model in _models(text, options)]
     names = [model.name for model in models]
     if len(set(names)) != len(names):
         raise UsageError(
@@ -137,10 +139,12 @@ def _handler(bundles: tuple[str, ...], options: dict[str, Any]) -> Handler:
     return Handler(models, keys=keys, rates=rates, timeout_ms=options["timeout_ms"])
 
 
-def _model(text: str, options: dict[str, Any]) -> Hosted:
+def _models(text: str, options: dict[str, Any]) -> list[Hosted]:
+    """The model of one bundle, and its teacher if it names one."""
     from edgekit import cores
     from edgekit.serve.engine import EngineSettings
     from edgekit.serve.hosted import Hosted
+    from edgekit.serve.teacher import teacher_of
 
     found = re.match(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})=(.+)", text)
     name, path = (found[1], found[2]) if found else (None, text)
@@ -156,7 +160,11 @@ def _model(text: str, options: dict[str, Any]) -> Hosted:
         objective_ms=options["objective_ms"],
         raw_bytes=min(16 * 2**20, int(options["max_body_mb"] * 2**20)),
     )
-    return Hosted(Path(path), options["artifact"], settings, name)
+    models = [Hosted(Path(path), options["artifact"], settings, name)]
+    teacher = teacher_of(Path(path)) if options["teacher"] else None
+    if teacher is not None:
+        models.append(Hosted(teacher.path, teacher.artifact, settings, teacher.name))
+    return models
 
 
 def _settings(options: dict[str, Any]) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edgekit.errors import UnsupportedError
 from edgekit.runtime.bundle import Bundle, BundleArtifact
 from edgekit.runtime.session import unavailable
 
-__all__ = ["SCHEMES", "TARGETS", "choose"]
+__all__ = ["FLOAT_FIRST", "SCHEMES", "TARGETS", "choose"]
 
 TARGETS = ("openvino", "onnxruntime")
 """Runtimes made for servers, in the order in which they are taken."""
@@ -14,9 +16,14 @@ TARGETS = ("openvino", "onnxruntime")
 SCHEMES = ("w8a8", "w8a8-dyn", "w8", "w8a16", "w4", "fp16", "fp32")
 """In the order in which they are taken: int8 before float."""
 
+FLOAT_FIRST = ("fp32", "fp16", *SCHEMES[:-2])
+"""The order for a teacher, which is there to be right."""
 
-def choose(bundle: Bundle, id: str | None = None) -> BundleArtifact:
-    """The artifact to serve: by its id, or the first of `TARGETS` and `SCHEMES` that runs here.
+
+def choose(
+    bundle: Bundle, id: str | None = None, schemes: Sequence[str] = SCHEMES
+) -> BundleArtifact:
+    """The artifact to serve: by its id, or the first of `TARGETS` and schemes that runs here.
 
     Raises:
         UsageError: there is none with that id.
@@ -26,7 +33,7 @@ def choose(bundle: Bundle, id: str | None = None) -> BundleArtifact:
         return bundle.artifact(id)
     refused: UnsupportedError | None = None
     for target in TARGETS:
-        for scheme in SCHEMES:
+        for scheme in schemes:
             if unavailable(target) is not None or not any(
                 (a.target, a.scheme) == (target, scheme) for a in bundle.artifacts
             ):

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +240,59 @@ def busy_bundle(root: Path) -> Path:
     return write_bundle(root, "busy", signature, {"onnxruntime": {"net.onnx": content}}, golden)
 
 
+def words_bundle(root: Path) -> Path:
+    """``words``: two labels by whether a text has more good than bad in it."""
+    from onnx import helper
+
+    from edgekit.runtime.preprocess import TextPreprocess
+
+    rule = TextPreprocess(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad"), max_length=8)
+    table = np.zeros((6, 2), np.float32)
+    table[4], table[5] = (0, 1), (1, 0)
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["each"]),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=1),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["weights"]),
+        helper.make_node("Mul", ["each", "weights"], ["counted"]),
+        helper.make_node("ReduceSum", ["counted", "middle"], ["sum"], keepdims=0),
+    ]
+    inputs = {name: (np.int64, [1, 8]) for name in ("input_ids", "attention_mask")}
+    weights = {"table": table, "last": np.array([2]), "middle": np.array([1])}
+    content = graph(nodes, inputs, {"sum": (np.float32, [1, 2])}, weights)
+    labels = ("negative", "positive")
+    signature = Signature(
+        (
+            TensorSpec("input_ids", (1, 8), "int64", high=5),
+            TensorSpec("attention_mask", (1, 8), "int64", high=1),
+        ),
+        (TensorSpec("sum", (1, 2), labels=labels),),
+    )
+    feeds = rule.apply("good bad good")
+    golden = (feeds, {"sum": np.array([[1, 2]], np.float32)})
+    files = {"onnxruntime": {"net.onnx": content}}
+    return write_bundle(
+        root, "words", signature, files, golden, labels=list(labels), preprocess=rule.to_json()
+    )
+
+
+def sounds_bundle(root: Path) -> Path:
+    """``sounds``: gives back the features of a recording."""
+    from onnx import helper
+
+    from edgekit.runtime.preprocess import AudioPreprocess
+
+    rule = AudioPreprocess()
+    nodes = [helper.make_node("Identity", ["sound"], ["features"])]
+    content = graph(
+        nodes, {"sound": (np.float32, rule.shape)}, {"features": (np.float32, rule.shape)}, {}
+    )
+    signature = Signature(
+        (TensorSpec("sound", tuple(rule.shape)),), (TensorSpec("features", tuple(rule.shape)),)
+    )
+    files = {"onnxruntime": {"net.onnx": content}}
+    return write_bundle(root, "sounds", signature, files, None, preprocess=rule.to_json())
+
+
 @dataclass(frozen=True)
 class Bundles:
     """One of each, made once."""
@@ -248,6 +301,8 @@ class Bundles:
     types: Path
     lookup: Path
     busy: Path
+    words: Path
+    sounds: Path
 
 
 @pytest.fixture(scope="session")
@@ -259,6 +314,8 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
         types_bundle(root / "types"),
         looked_up_bundle(root / "lookup"),
         busy_bundle(root / "busy"),
+        words_bundle(root / "words"),
+        sounds_bundle(root / "sounds"),
     )
 
 
@@ -457,7 +514,7 @@ def start(tmp_path: Path) -> Iterator[Starter]:
 def server(bundles: Bundles, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server with all the models, for every test that leaves it as it was."""
     log = tmp_path_factory.mktemp("log") / "server.log"
-    paths = [bundles.scores, bundles.types, bundles.lookup, bundles.busy]
+    paths = [getattr(bundles, field.name) for field in fields(bundles)]
     options = ["--workers", "1", "--linger-s", "0", "--max-body-mb", "1"]
     running = Server([*map(str, paths), *options], log)
     yield running

@@ -37,7 +37,7 @@ def _rss(server: Any) -> int:
 def test_srv_04_overload_is_shed_and_everything_is_accounted_for(
     start: Any, bundles: Any, per_second: int, tmp_path: Path
 ) -> None:
-    """Five times what it can do. How fast that is, is for the benchmark; here: what becomes of it."""
+    """Five times what it can do; how fast that is, is for the benchmark."""
     server = start(bundles.busy, "--workers", 1, "--objective-ms", 300, "--linger-s", 0)
     entry = {"name": "n", "shape": [1, 1], "datatype": "INT64", "data": [per_second // 50]}
     body = json.dumps({"inputs": [entry]}).encode()

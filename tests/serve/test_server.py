@@ -13,6 +13,8 @@ import pytest
 
 triton = pytest.importorskip("tritonclient.http")
 
+MODELS = {"scores", "types", "lookup", "busy", "words", "sounds"}
+
 VALUES = {
     "float32": [[0.5, -1e30, 3.0]],
     "float16": [[0.5, -2.0, 65504.0]],
@@ -71,7 +73,8 @@ def test_srv_01_tritonclient_aio(server: Any, binary: bool) -> None:
             for name, value in VALUES.items():
                 np.testing.assert_array_equal(answer.as_numpy(f"out_{name}"), np.array(value, name))
             index = await client.get_model_repository_index()
-            assert {entry["name"] for entry in index} == {"scores", "types", "lookup", "busy"}
+            assert {entry["name"] for entry in index} == MODELS
+            assert {entry["state"] for entry in index} == {"READY"}
             stats = await client.get_inference_statistics("types")
             assert stats["model_stats"][0]["inference_stats"]["success"]["count"] >= 1
         finally:
@@ -291,6 +294,45 @@ def test_predict_takes_a_picture_and_gives_labels(server: Any) -> None:
     assert ask(file.getvalue(), "image/png", "absent") == 404
 
 
+def test_predict_takes_a_text(server: Any) -> None:
+    def ask(body: bytes, kind: str = "text/plain") -> tuple[int, dict[str, Any]]:
+        path = "/v1/predict?model=words&top=1"
+        status, _, answer = server.ask("POST", path, body, {"Content-Type": kind})
+        return status, json.loads(answer)
+
+    status, found = ask(b"Good, good and bad!", "text/plain; charset=utf-8")
+    assert status == 200 and found["labels"][0]["label"] == "positive"
+    assert found["labels"][0]["score"] == pytest.approx(1 / (1 + np.exp(-1)), rel=1e-6)
+    assert ask(b"bad")[1]["labels"][0]["label"] == "negative"
+    assert ask(b"\xff")[0] == 400
+    assert ask(b"good", "image/png")[0] == 415
+    # Ids of words that are not there are refused, though the runtime would take them.
+    ids = {"input_ids": np.full((1, 8), 6), "attention_mask": np.ones((1, 8), np.int64)}
+    status, document = server.infer("words", ids)
+    assert status == 400 and "outside 0 to 5" in document["error"]
+
+
+def test_predict_takes_a_recording(server: Any, tmp_path: Any) -> None:
+    import wave
+
+    from edgekit.runtime.preprocess import AudioPreprocess
+
+    rule = AudioPreprocess()
+    samples = np.random.default_rng(4).integers(-9000, 9000, rule.sample_rate).astype(np.int16)
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rule.sample_rate)
+        file.writeframes(samples.tobytes())
+    body = (tmp_path / "a.wav").read_bytes()
+    path = "/v1/predict?model=sounds"
+    status, _, answer = server.ask("POST", path, body, {"Content-Type": "audio/wav"})
+    assert status == 200, answer
+    got = np.array(json.loads(answer)["outputs"]["features"], np.float32)
+    np.testing.assert_array_equal(got, rule.apply(samples))
+    assert server.ask("POST", path, body[:100], {"Content-Type": "audio/wav"})[0] == 400
+
+
 def test_srv_15_errors_tell_nothing_and_counters_add_up(server: Any) -> None:
     answers = [server.ask("POST", "/v2/models/lookup/infer", body)[2] for body in WRONG.values()]
     _, document = server.infer("lookup", {"i": np.array([[0, 10]])})
@@ -298,7 +340,7 @@ def test_srv_15_errors_tell_nothing_and_counters_add_up(server: Any) -> None:
     for answer in answers:
         for leak in (b"/root", b"/tmp", b"/home", b"Traceback", b".py", b".onnx", b"File "):
             assert leak not in answer
-    for model in ("scores", "types", "lookup", "busy"):
+    for model in MODELS:
         received = server.metric("edgekit_requests_received_total", model=model)
         ok = server.metric("nv_inference_request_success", model=model)
         failed = server.metric("nv_inference_request_failure", model=model)

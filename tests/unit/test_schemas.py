@@ -405,6 +405,7 @@ def examples() -> dict[str, dict[str, Any]]:
             "window": {"start_s": 0, "end_s": 60}, "counters": {"calls": 3},
             "histograms": {"latency_ms": {"edges": [0, 1, 2], "counts": [1, 2]}},
         },
+        "pair": {"schema": "edgekit.pair/1", "student": "a.zip", "teacher": "a-teacher.zip"},
         "serve": {"schema": "edgekit.serve/1", "url": "http://127.0.0.1:8000", "models": [
             {"name": "net", "state": "ready", "reason": "", "version": "1", "digest": SHA,
              "serving": {"artifact": "openvino-w8a8", "runtime": "openvino 2026.4.1", "workers": 2,
