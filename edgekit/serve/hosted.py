@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -21,13 +22,14 @@ from edgekit.serve.oip import datatype_of
 from edgekit.serve.refusal import Refusal
 from edgekit.signature import Signature, TensorSpec
 
-__all__ = ["Hosted", "State", "Version"]
+__all__ = ["Hosted", "State", "Version", "sweep"]
 
 log = logging.getLogger("edgekit.serve")
 
 State = Literal["loading", "ready", "failed", "draining"]
 
 _FINISH_S = 60.0
+_PREFIX = "edgekit-serve-"
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,8 @@ class Hosted:
             return version
 
     async def _start(self) -> Version:
-        folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="edgekit-serve-"))
+        prefix = f"{_PREFIX}{os.getpid()}-"
+        folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix=prefix))
         try:
             read = await asyncio.to_thread(_read, self._path, folder, self._artifact)
             if self._given is None and read.name != self.name:
@@ -237,6 +240,25 @@ class Hosted:
             task.cancel()
         if self.version is not None:
             await _end(self.version)
+
+
+def sweep() -> None:
+    """Removes copies of bundles that servers left behind which were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
+        mine = folder.is_dir() and not folder.is_symlink() and folder.stat().st_uid == os.getuid()
+        if mine and owner.isdigit() and not _lives(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 async def _end(version: Version) -> None:

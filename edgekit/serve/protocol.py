@@ -61,6 +61,8 @@ class _LimitedProtocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._refused = False
         self._header_bytes = 0
+        self._in_body = False
+        self._stalled: asyncio.TimerHandle | None = None
         self._left: list[Callable[[], None]] = []
 
     # -- time -------------------------------------------------------------------------------------
@@ -74,6 +76,8 @@ class _LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._expect(None)
+        if self._stalled is not None:
+            self._stalled.cancel()
         super().connection_lost(exc)
         left, self._left = self._left, []
         for notify in left:
@@ -88,10 +92,26 @@ class _LimitedProtocol(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         cycle: Any = self.cycle  # None before the first request
-        if cycle is not None and cycle.response_started and not cycle.response_complete:
+        answered = cycle is not None and (cycle.response_started or not cycle.more_body)
+        if self._in_body and cycle.response_complete:
+            # It was refused before its body had come.
+            self.transport.close()
+        elif answered and not cycle.response_complete:
+            # Another answer is on its way, between which and this client's there is no room.
             self.transport.abort()
         else:
             self._refuse(408, CODES[408])
+
+    def pause_writing(self) -> None:
+        """The client does not read its answer: it has as long as for a body."""
+        super().pause_writing()
+        self._stalled = self.loop.call_later(self.limits.body_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
     # -- sizes ------------------------------------------------------------------------------------
 
@@ -115,7 +135,7 @@ class _LimitedProtocol(HttpToolsProtocol):
     def _count(self, size: int) -> None:
         self._header_bytes += size
         many = len(self.headers) > self.limits.header_count
-        if (many or self._header_bytes > self.limits.header_bytes) and not self._refused:
+        if many or self._header_bytes > self.limits.header_bytes:
             self._refuse(431, CODES[431])
 
     def on_headers_complete(self) -> None:
@@ -124,6 +144,7 @@ class _LimitedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         extensions: dict[str, Any] = {GONE: self}
         self.scope["extensions"] = extensions
+        self._in_body = True
         self._expect(self.limits.body_s)
 
     def on_body(self, body: bytes) -> None:
@@ -137,6 +158,7 @@ class _LimitedProtocol(HttpToolsProtocol):
             cycle.message_event.set()
 
     def on_message_complete(self) -> None:
+        self._in_body = False
         self._expect(None)
         if not self._refused:
             super().on_message_complete()
@@ -145,8 +167,14 @@ class _LimitedProtocol(HttpToolsProtocol):
         self._left.clear()
         super().on_response_complete()
 
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP is told so in JSON, like everything else."""
+        self._refuse(400, "this is not HTTP/1.1")
+
     def _refuse(self, status: int, message: str) -> None:
         """Answers without the application, and closes."""
+        if self._refused:
+            return
         self._refused = True
         self._expect(None)
         body = json.dumps({"error": message}).encode()

@@ -8,7 +8,7 @@ is faster.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,7 +57,7 @@ class Variants:
         single: runs one sample.
         wide: runs one sample with all threads, or None.
         batches: by the number of samples.
-        row_us: microseconds per sample one by one, as measured now.
+        row_us: what a sample takes of its cores one by one, in microseconds, as measured now.
         notes: what was tried and not taken, and why.
     """
 
@@ -78,7 +78,7 @@ def open_variants(bundle: Bundle, artifact: BundleArtifact, wanted: Wanted) -> V
     single = bundle.session(artifact, threads=wanted.threads)
     feeds = _checked(bundle, artifact, single)
     expected = [single.run(feed) for feed in feeds]
-    found = Variants(single, row_us=_time(single, feeds[0]))
+    found = Variants(single, row_us=_cost(single, feeds[0]))
     known = wanted.known
     if wanted.wide > wanted.threads and (known is None or known[1]):
         _try_wide(found, bundle, artifact, wanted, feeds, expected)
@@ -155,7 +155,7 @@ def _try_batches(
             found.notes.append(f"batches of {rows} give other bits than one by one: not used")
             session.close()
             return
-        per_row = _time(session, _stacked(feeds, 0, rows)) / rows
+        per_row = _cost(session, _stacked(feeds, 0, rows)) / rows
         fast = wanted.forced or wanted.known is not None or per_row <= GAIN * best
         if not fast:
             found.notes.append(f"batches of {rows} are no faster: not used")
@@ -215,14 +215,30 @@ def _same(got: dict[str, Array], expected: dict[str, Array]) -> bool:
     )
 
 
+def _cost(session: Session, feed: dict[str, Array]) -> float:
+    """What a call takes of its cores, in microseconds.
+
+    That is what tells how many calls they are good for. With one thread it is the processor's time,
+    which others on the machine hardly change; with more, threads that wait for each other may spin,
+    and only the clock tells.
+    """
+    return _least(session, feed, time.process_time if session.threads == 1 else time.perf_counter)
+
+
 def _time(session: Session, feed: dict[str, Array]) -> float:
-    """The least of a few calls, in microseconds: others' work on the machine only adds."""
+    """How long a call takes, in microseconds."""
+    return _least(session, feed, time.perf_counter)
+
+
+def _least(session: Session, feed: dict[str, Array], clock: Callable[[], float]) -> float:
+    """The least of a few calls: others' work on the machine only adds."""
     took: list[float] = []
+    session.run(feed)
     begun = time.perf_counter()
     while len(took) < _TRIALS or (len(took) < 100 and time.perf_counter() - begun < 0.02):
-        start = time.perf_counter()
+        start = clock()
         session.run(feed)
-        took.append(time.perf_counter() - start)
+        took.append(clock() - start)
         if time.perf_counter() - begun > _TRIAL_SECONDS and len(took) >= 2:
             break
     return min(took) * 1e6

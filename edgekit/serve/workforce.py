@@ -22,6 +22,8 @@ log = logging.getLogger("edgekit.serve")
 
 SLOTS = 2
 _SLOT_BYTES = 64 * 2**20
+_LARGEST_FOUND = 16
+"""The largest batch that is tried where none is given: each size is compiled, and kept, apart."""
 _BACK_OFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _LOOP_DEATHS = 4
 """So many deaths in a row without an answer between them are a crash loop."""
@@ -261,7 +263,7 @@ class Workforce:
             "artifact": self._artifact.id,
             "threads": settings.threads,
             "wide": settings.wide if scout else settings.threads,
-            "largest": self.max_rows if settings.batch is None else settings.batch,
+            "largest": min(self.max_rows, settings.batch or _LARGEST_FOUND),
             "forced": settings.batch is not None,
             "known": known,
             "rows": self.max_rows,

@@ -203,6 +203,8 @@ def grid(cores_here: int) -> dict[str, list[object]]:
 def adaptive(bench: Bench) -> dict[str, Any]:
     """Edgekit as it comes against the best of a grid, at every concurrency."""
     settings: dict[str, list[object]] = {"adaptive": [], **grid(bench.subject.cores)}
+    # Nobody is refused: a closed loop asks again at once, which would be another measurement.
+    settings = {name: ["--queue", 1024, *options] for name, options in settings.items()}
     costs: dict[int, dict[str, list[float]]] = {
         c: {name: [] for name in settings} for c in bench.concurrency
     }

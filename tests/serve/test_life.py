@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from edgekit.serve.hosted import sweep
 
 X = np.arange(192, dtype=np.float32).reshape(1, 3, 8, 8)
 
@@ -60,7 +63,7 @@ def _terminate(server: Any) -> None:
     (inner or [process])[0].send_signal(signal.SIGTERM)
 
 
-@pytest.mark.parametrize("how", ["second signal", "grace"])
+@pytest.mark.parametrize("how", ["second signal", pytest.param("grace", marks=pytest.mark.slow)])
 def test_srv_09_a_second_signal_and_the_end_of_grace_refuse_what_is_left(
     start: Any, bundles: Any, per_second: int, how: str
 ) -> None:
@@ -97,8 +100,12 @@ def test_srv_11_kill_9_of_a_worker_and_of_the_server(
         server.kill()
         with pytest.raises(OSError):
             running.result(timeout=10)
-    # Its worker finishes what it is at, and follows.
+    # Its worker finishes what it is at, and follows. What it left on disk goes with the next.
     assert server.workers_gone()
+    left = list(Path(tempfile.gettempdir()).glob(f"edgekit-serve-{server.process.pid}-*"))
+    assert len(left) == 1
+    sweep()
+    assert not left[0].exists()
 
 
 def test_srv_12_hot_swap_under_load(start: Any, bundles: Any, tmp_path: Path) -> None:
@@ -187,6 +194,11 @@ def test_srv_13_slow_clients_are_timed_out(start: Any, bundles: Any) -> None:
         bundles.lookup, "--workers", 1, "--header-timeout-s", 0.5, "--body-timeout-s", 0.5,
         "--connections", 40, "--linger-s", 0,
     )  # fmt: skip
+    refused = server.open()
+    # Refused at its headers; that its body never comes ends the connection, without another answer.
+    refused.sendall(
+        b"POST /v2/models/absent/infer HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
+    )
     silent, headers, body = server.open(), server.open(), server.open()
     headers.sendall(b"GET /v2 HTTP/1.1\r\nHost: a\r\n")
     path = b"POST /v2/models/lookup/infer HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n"
@@ -202,6 +214,10 @@ def test_srv_13_slow_clients_are_timed_out(start: Any, bundles: Any) -> None:
         assert link.recv(100).startswith(b"HTTP/1.1 408")
         link.close()
     assert time.monotonic() - begun < 4
+    refused.settimeout(5)
+    assert refused.recv(1000).startswith(b"HTTP/1.1 404")
+    assert refused.recv(1000) == b""
+    refused.close()
     idle = [server.open() for _ in range(39)]
     assert server.ask("GET", "/v2/health/live")[0] == 200
     more = [server.open() for _ in range(3)]

@@ -52,11 +52,12 @@ def test_every_datatype_is_here() -> None:
     assert {datatype_of(value.dtype.name) for value in VALUES.values()} == set(DATATYPES)
 
 
-@pytest.mark.parametrize("kind", VALUES)
-@pytest.mark.parametrize("binary", [True, False])
+# tritonclient has no JSON form of FP16.
+WRITTEN = [(k, binary) for k in VALUES for binary in (True, False) if binary or k != "FP16"]
+
+
+@pytest.mark.parametrize(("kind", "binary"), WRITTEN)
 def test_srv_01_what_triton_writes_is_read(kind: str, binary: bool) -> None:
-    if kind == "FP16" and not binary:
-        pytest.skip("tritonclient has no JSON form of FP16")
     if kind == "BYTES" and not binary:
         value = np.array([b"a", b"", "größe".encode()], np.object_)
     else:

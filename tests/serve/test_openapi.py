@@ -50,7 +50,7 @@ def test_every_answer_is_one_that_is_described(
 
     # Not by schemathesis's plug-in for pytest, which does not know pytest 9.2.
     @settings(
-        max_examples=8,
+        max_examples=4,
         derandomize=True,
         deadline=None,
         database=None,

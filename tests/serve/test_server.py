@@ -262,6 +262,50 @@ def test_srv_05_a_deadline_that_has_passed_is_504_and_nothing_is_run(
     assert server.infer("busy", {"n": np.array([[1]])}, {"X-Request-Timeout-Ms": "soon"})[0] == 400
 
 
+def test_srv_06_clients_that_hang_up_are_not_worked_for(server: Any, per_second: int) -> None:
+    def request(n: int) -> bytes:
+        entry = {"name": "n", "shape": [1, 1], "datatype": "INT64", "data": [n]}
+        body = json.dumps({"inputs": [entry]}).encode()
+        head = (
+            f"POST /v2/models/busy/infer HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        return head.encode() + body
+
+    def current() -> float:
+        return float(server.metric("ovms_current_requests", model="busy"))
+
+    before = server.metric("nv_inference_exec_count", model="busy")
+    gone = server.metric("nv_inference_request_failure", model="busy", code="499")
+    with server.open() as first:
+        first.sendall(request(per_second))
+        _until(lambda: current() == 1)
+        links = [server.open() for _ in range(20)]
+        for link in links:
+            link.sendall(request(per_second // 50))
+        _until(lambda: current() == 21)
+        for link in links:
+            link.close()
+        _until(lambda: current() <= 1)
+        assert server.infer("busy", {"n": np.array([[3]])})[0] == 200
+        assert first.recv(100).startswith(b"HTTP/1.1 200")
+    assert server.metric("nv_inference_request_failure", model="busy", code="499") == gone + 20
+    # The first, the last, and at most what a worker had been handed before they left.
+    assert server.metric("nv_inference_exec_count", model="busy") - before <= 4
+
+
+def _until(condition: Any) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_what_is_no_http_is_told_so(server: Any) -> None:
+    with server.open() as link:
+        link.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+        assert link.recv(100).startswith(b"HTTP/1.1 400")
+
+
 def test_predict_takes_a_picture_and_gives_labels(server: Any) -> None:
     import io
 
