@@ -175,6 +175,7 @@ def _settings(options: dict[str, Any]) -> Any:
         headers_s=options["header_timeout_s"],
         body_s=options["body_timeout_s"],
         connections=options["connections"],
+        body_bytes=int(options["max_body_mb"] * 2**20),
     )
     return ServerSettings(
         host=options["host"],

@@ -6,25 +6,33 @@ import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 
-from edgekit.serve.call import Call, Reply
+from edgekit.serve.call import Call, Reply, never
 from edgekit.serve.handler import Handler
 from edgekit.serve.refusal import Refusal
 
-__all__ = ["GONE", "Application", "Departures"]
+__all__ = ["CONNECTION", "Application", "Connection"]
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-GONE = "edgekit.gone"
-"""Key of a scope's extensions: a `Departures` of the connection, where the server has one."""
+CONNECTION = "edgekit.connection"
+"""Key of a scope's extensions: a `Connection`, where the server has one."""
 
 _DESCRIBED = ("/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect")
 
 
-class Departures(Protocol):
-    """Tells when a client leaves."""
+class Connection(Protocol):
+    """What a server can do for a request beyond ASGI."""
+
+    async def body(self, limit: int) -> bytes | memoryview:
+        """All of the body as it came, or more than ``limit`` of it.
+
+        Raises:
+            Refusal: 499, the client left.
+        """
+        ...
 
     def when_gone(self, notify: Callable[[], None]) -> None:
         """Has ``notify`` called if the client leaves before its answer."""
@@ -60,20 +68,16 @@ class Application:
         }
         client = scope.get("client")
         raw_path = scope.get("raw_path") or scope["path"].encode()
+        connection: Connection | None = scope.get("extensions", {}).get(CONNECTION)
         call = Call(
             scope["method"],
             raw_path.decode("latin-1"),
             headers,
-            _Body(receive, headers, self._max_body).read,
+            _Body(receive, connection, headers, self._max_body).read,
             scope["query_string"].decode("latin-1"),
             client[0] if client else "",
+            never if connection is None else connection.when_gone,
         )
-        departures = scope.get("extensions", {}).get(GONE)
-        if departures is not None:
-            call = Call(
-                call.method, call.path, headers, call.body, call.query, call.address,
-                departures.when_gone,
-            )  # fmt: skip
         await _send(await self._handler.handle(call), call.method, send)
 
 
@@ -96,12 +100,19 @@ async def _lifespan(receive: Receive, send: Send) -> None:
 class _Body:
     """Reads a body within its limit."""
 
-    def __init__(self, receive: Receive, headers: dict[str, str], limit: int) -> None:
+    def __init__(
+        self,
+        receive: Receive,
+        connection: Connection | None,
+        headers: dict[str, str],
+        limit: int,
+    ) -> None:
         self._receive = receive
+        self._connection = connection
         self._headers = headers
         self._limit = limit
 
-    async def read(self) -> bytes:
+    async def read(self) -> bytes | memoryview:
         """All of it, decompressed; see `Call.body`."""
         stated = self._headers.get("content-length", "")
         # Before a byte of it is waited for.
@@ -110,21 +121,27 @@ class _Body:
         encoding = self._headers.get("content-encoding", "").strip().lower()
         if encoding not in ("", "identity", "gzip", "deflate"):
             raise Refusal(415, "a body is sent as it is, or as gzip or deflate")
+        if self._connection is not None:
+            body = await self._connection.body(self._limit)
+        else:
+            body = await self._received()
+        if len(body) > self._limit:
+            raise self._too_large()
+        return body if encoding in ("", "identity") else self._inflated(body, encoding)
+
+    async def _received(self) -> bytes:
         parts: list[bytes] = []
         size, more = 0, True
-        while more:
+        while more and size <= self._limit:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise Refusal(499, "the client left")
             part, more = message.get("body", b""), message.get("more_body", False)
             size += len(part)
-            if size > self._limit:
-                raise self._too_large()
             parts.append(part)
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        return body if encoding in ("", "identity") else self._inflated(body, encoding)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _inflated(self, body: bytes, encoding: str) -> bytes:
+    def _inflated(self, body: bytes | memoryview, encoding: str) -> bytes:
         inflater = zlib.decompressobj(31 if encoding == "gzip" else 15)
         try:
             # One byte more than is allowed tells that there is more, and costs no more.

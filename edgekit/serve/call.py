@@ -9,12 +9,12 @@ from typing import Any
 
 from edgekit.serve.refusal import Refusal
 
-__all__ = ["Call", "Reply", "json_reply", "refused"]
+__all__ = ["Call", "Reply", "json_reply", "never", "refused"]
 
 Gone = Callable[[Callable[[], None]], None]
 
 
-def _never(_notify: Callable[[], None]) -> None:
+def never(_notify: Callable[[], None]) -> None:
     """For servers that do not tell when a client leaves."""
 
 
@@ -36,10 +36,10 @@ class Call:
     method: str
     path: str
     headers: Mapping[str, str]
-    body: Callable[[], Awaitable[bytes]]
+    body: Callable[[], Awaitable[bytes | memoryview]]
     query: str = ""
     address: str = ""
-    gone: Gone = _never
+    gone: Gone = never
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,7 @@ class Handler:
         now = self._let_in(call, model, None)
         check_content_type(now.preprocess, call.headers.get("content-type", ""))
         top = _top(call.query)
-        raw = await call.body()
+        raw = bytes(await call.body())
         if not raw:
             raise Refusal(400, "the body is empty")
         if len(raw) > now.engine.raw_bytes:

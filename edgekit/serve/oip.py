@@ -99,7 +99,7 @@ def datatype_of(dtype: str) -> str:
     return _NAMES[dtype]
 
 
-def parse(body: bytes, header_length: int | None = None) -> InferRequest:
+def parse(body: bytes | memoryview, header_length: int | None = None) -> InferRequest:
     """Reads a request.
 
     Args:
@@ -110,11 +110,11 @@ def parse(body: bytes, header_length: int | None = None) -> InferRequest:
         Refusal: 400, saying which part does not fit.
     """
     if header_length is None:
-        head, rest = body, memoryview(b"")
+        head, rest = bytes(body), memoryview(b"")
     else:
         if not 0 <= header_length <= len(body):
             raise _bad(f"the body has {len(body)} bytes, its header says {header_length} of JSON")
-        head, rest = body[:header_length], memoryview(body)[header_length:]
+        head, rest = bytes(body[:header_length]), memoryview(body)[header_length:]
     document = _document(head)
     parameters = _parameters(document, "the request")
     identity = document.get("id")

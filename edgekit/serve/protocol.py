@@ -1,5 +1,10 @@
 """HTTP/1.1 as uvicorn speaks it, with limits that it does not have: on headers, on how slowly they
-and a body may come, and on how many connections there may be; and word of clients that leave."""
+and a body may come, and on how many connections there may be; and word of clients that leave.
+
+Large bodies of a known length are read from the socket straight into the memory that the handler
+gets, past the parser: of a picture in float32, half a megabyte, each copy costs about as much as
+everything else that is done with a request. What is left of a body that was refused is read over.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +13,24 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
+import httptools
+import numpy as np
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from edgekit.serve.asgi import GONE
-from edgekit.serve.refusal import CODES
+from edgekit.serve.asgi import CONNECTION
+from edgekit.serve.refusal import CODES, Refusal
 
 __all__ = ["Limits", "protocol"]
 
 
 _HIGH_WATER = 2**20
+_LARGE = 32_768
+"""Bytes that are yet to come from which on the parser is passed by."""
+
+# One for all connections: what is read into it is taken out before the loop reads again.
+_SCRATCH = memoryview(bytearray(262_144))
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,7 @@ class Limits:
         header_count: headers of one request.
         connections: open at a time.
         keep_alive_s: how long a connection may be idle between requests.
+        body_bytes: of a body, as it comes.
     """
 
     headers_s: float = 10.0
@@ -41,29 +54,55 @@ class Limits:
     header_count: int = 100
     connections: int = 20_000
     keep_alive_s: int = 75
+    body_bytes: int = 32 * 2**20
 
 
-def protocol(limits: Limits) -> type[HttpToolsProtocol]:
-    """The class of connections for uvicorn."""
+def protocol(limits: Limits) -> type[asyncio.Protocol]:
+    """What uvicorn takes as its class of connections."""
 
-    class Limited(_LimitedProtocol):
+    class Limited(_Buffered):
         pass
 
     Limited.limits = limits
-    return Limited
+    # uvloop reads into a protocol's own memory only where it is no `asyncio.Protocol`; uvicorn, that
+    # asks for one, does nothing with it but hand it on.
+    return cast("type[asyncio.Protocol]", Limited)
 
 
-class _LimitedProtocol(HttpToolsProtocol):
+class _Buffered(asyncio.BufferedProtocol):
+    """The face that a connection shows to the event loop."""
+
     limits = Limits()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        inner = _LimitedProtocol(self.limits, *args, **kwargs)
+        self._inner = inner
+        self.get_buffer = inner.get_buffer  # type: ignore[method-assign]
+        self.buffer_updated = inner.buffer_updated  # type: ignore[method-assign]
+        self.pause_writing = inner.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = inner.resume_writing  # type: ignore[method-assign]
+        self.connection_lost = inner.connection_lost  # type: ignore[method-assign]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._inner.connection_made(cast(asyncio.Transport, transport))
+
+    def eof_received(self) -> None:
+        self._inner.eof_received()
+
+
+class _LimitedProtocol(HttpToolsProtocol):
+    def __init__(self, limits: Limits, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.limits = limits
         self._timer: asyncio.TimerHandle | None = None
         self._refused = False
         self._header_bytes = 0
         self._in_body = False
+        self._body_bytes = 0
         self._stalled: asyncio.TimerHandle | None = None
         self._left: list[Callable[[], None]] = []
+        self._into: memoryview | None = None
+        self._to_come = 0
 
     # -- time -------------------------------------------------------------------------------------
 
@@ -115,9 +154,53 @@ class _LimitedProtocol(HttpToolsProtocol):
 
     # -- sizes ------------------------------------------------------------------------------------
 
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go; see `asyncio.BufferedProtocol`."""
+        if not self._to_come:
+            return _SCRATCH
+        into = _SCRATCH if self._into is None else self._into[-self._to_come :]
+        return into[: self._to_come]
+
+    def buffer_updated(self, n: int) -> None:
+        """So many bytes have come; see `asyncio.BufferedProtocol`."""
+        if not self._to_come:
+            self.data_received(bytes(_SCRATCH[:n]))
+            return
+        self._to_come -= n
+        cycle = self.cycle
+        if cycle.response_complete:
+            self._into = None
+        if self._to_come:
+            return
+        if self._into is not None:
+            cycle.body = self._into  # type: ignore[assignment]
+            self._into = None
+        # The parser has not seen this body, and waits for it; the next request gets another.
+        self.parser = httptools.HttpRequestParser(self)
+        self.on_message_complete()
+
     def data_received(self, data: bytes) -> None:
-        if not self._refused:
-            super().data_received(data)
+        if self._refused:
+            return
+        super().data_received(data)
+        if self._in_body and not self._refused:
+            self._pass_by_the_parser()
+
+    def _pass_by_the_parser(self) -> None:
+        """Has the rest of a large body read into its place, or over."""
+        cycle = self.cycle
+        stated = [v for k, v in self.headers if k == b"content-length"]
+        if not stated or any(k == b"transfer-encoding" for k, _ in self.headers):
+            return
+        length = int(stated[0])
+        left = length - self._body_bytes
+        if left < _LARGE or length > self.limits.body_bytes:
+            return
+        self._to_come = left
+        if not cycle.response_complete:
+            # Not a bytearray: that would be written to once only to be zero.
+            self._into = memoryview(np.empty(length, np.uint8))
+            self._into[: len(cycle.body)] = cycle.body
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -142,13 +225,14 @@ class _LimitedProtocol(HttpToolsProtocol):
         if self._refused:
             return
         super().on_headers_complete()
-        extensions: dict[str, Any] = {GONE: self}
+        extensions: dict[str, Any] = {CONNECTION: _Request(self, self.cycle)}
         self.scope["extensions"] = extensions
-        self._in_body = True
+        self._in_body, self._body_bytes = True, 0
         self._expect(self.limits.body_s)
 
     def on_body(self, body: bytes) -> None:
         cycle = self.cycle
+        self._body_bytes += len(body)
         if self._refused or cycle.response_complete:
             return
         # The handler wants all of it: it is woken when that is there, not for every part.
@@ -185,11 +269,36 @@ class _LimitedProtocol(HttpToolsProtocol):
         self.transport.write(head.encode() + body)
         self.transport.close()
 
-    # -- clients that leave -----------------------------------------------------------------------
+    # -- for the handler --------------------------------------------------------------------------
 
     def when_gone(self, notify: Callable[[], None]) -> None:
-        """See `edgekit.serve.asgi.Departures`."""
+        """See `edgekit.serve.asgi.Connection`."""
         if self.transport.is_closing():
             notify()
         else:
             self._left.append(notify)
+
+
+class _Request:
+    """See `edgekit.serve.asgi.Connection`."""
+
+    def __init__(self, link: _LimitedProtocol, cycle: Any) -> None:
+        self._cycle = cycle
+        self._link = link
+        self.when_gone = link.when_gone
+
+    async def body(self, limit: int) -> bytes | memoryview:
+        """All of it, without a copy where it is large."""
+        cycle = self._cycle
+        if cycle.waiting_for_100_continue and not cycle.transport.is_closing():
+            cycle.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            cycle.waiting_for_100_continue = False
+        while cycle.more_body and not cycle.disconnected and len(cycle.body) <= limit:
+            cycle.flow.resume_reading()
+            await cycle.message_event.wait()
+            cycle.message_event.clear()
+        if cycle.disconnected:
+            raise Refusal(499, "the client left")
+        whole = cycle.body
+        cycle.body = bytearray()
+        return whole if isinstance(whole, memoryview) else bytes(whole)
