@@ -64,8 +64,8 @@ def protocol(limits: Limits) -> type[asyncio.Protocol]:
         pass
 
     Limited.limits = limits
-    # uvloop reads into a protocol's own memory only where it is no `asyncio.Protocol`; uvicorn, that
-    # asks for one, does nothing with it but hand it on.
+    # uvloop reads into a protocol's own memory only where it is no `asyncio.Protocol`; uvicorn, which
+    # asks for one, only hands it on.
     return cast("type[asyncio.Protocol]", Limited)
 
 
@@ -161,12 +161,12 @@ class _LimitedProtocol(HttpToolsProtocol):
         into = _SCRATCH if self._into is None else self._into[-self._to_come :]
         return into[: self._to_come]
 
-    def buffer_updated(self, n: int) -> None:
+    def buffer_updated(self, nbytes: int) -> None:
         """So many bytes have come; see `asyncio.BufferedProtocol`."""
         if not self._to_come:
-            self.data_received(bytes(_SCRATCH[:n]))
+            self.data_received(bytes(_SCRATCH[:nbytes]))
             return
-        self._to_come -= n
+        self._to_come -= nbytes
         cycle = self.cycle
         if cycle.response_complete:
             self._into = None
@@ -199,7 +199,7 @@ class _LimitedProtocol(HttpToolsProtocol):
         self._to_come = left
         if not cycle.response_complete:
             # Not a bytearray: that would be written to once only to be zero.
-            self._into = memoryview(np.empty(length, np.uint8))
+            self._into = np.empty(length, np.uint8).data
             self._into[: len(cycle.body)] = cycle.body
 
     def on_message_begin(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import resource
 import signal
@@ -139,6 +140,9 @@ class Server(uvicorn.Server):
         if first is not None and not any(model.ready for model in models):
             self.error = first
             self.should_exit = True
+        # What is there now stays: it need not be looked through for garbage again and again.
+        gc.collect()
+        gc.freeze()
         self._on_loaded(first)
 
     async def _reload(self) -> None:

@@ -1,7 +1,7 @@
 """The servers that `serve.py` measures: each a process, its port, and the bytes of a request to it.
 
 A new one is a function that gives a `Side`, and an entry in `SIDES`; all run the same artifact by
-the same session of edgekit's. What a peer is told is in `peers.toml`.
+the same session of edgekit's. What a peer is told is in `peers_serve.toml`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 import psutil
 
 HERE = Path(__file__).parent
-PEERS = tomllib.loads((HERE / "peers.toml").read_text(encoding="utf-8"))
+PEERS = tomllib.loads((HERE / "peers_serve.toml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)

@@ -246,6 +246,49 @@ def test_srv_03_chunked_and_expect_continue(server: Any) -> None:
         assert link.recv(100).startswith(b"HTTP/1.1 200")
 
 
+def test_large_bodies_on_one_connection(server: Any) -> None:
+    """They pass the parser by: what comes before, behind and instead of them is still right."""
+    tail = np.array([[3, 4]], np.int64).tobytes()
+    entry = {"name": "i", "shape": [1, 2], "datatype": "INT64"}
+    head = json.dumps({"inputs": [{**entry, "parameters": {"binary_data_size": 16}}]}).encode()
+
+    def request(size: int, model: str = "lookup") -> bytes:
+        padded = head + b" " * (size - len(head))
+        lines = (
+            f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: a\r\nContent-Length: {size + 16}\r\n"
+        )
+        lines += f"Inference-Header-Content-Length: {size}\r\n\r\n"
+        return lines.encode() + padded + tail
+
+    def status(file: Any) -> tuple[int, Any]:
+        line, length = file.readline(), 0
+        while (header := file.readline().strip()) != b"":
+            name, _, value = header.partition(b":")
+            length = int(value) if name.lower() == b"content-length" else length
+        return int(line.split()[1]), json.loads(file.read(length))
+
+    good = (200, [10.0, 13.0])
+    with server.open() as link, link.makefile("rb") as file:
+
+        def answer() -> tuple[int, Any]:
+            code, document = status(file)
+            return code, document["outputs"][0]["data"] if code == 200 else None
+
+        whole = request(700_000)
+        for at in range(0, len(whole), 99_991):
+            link.sendall(whole[at : at + 99_991])
+            time.sleep(0.002)
+        assert answer() == good
+        link.sendall(request(500) + request(300_000) + request(200_000) + request(400))
+        assert [answer() for _ in range(4)] == [good] * 4
+        # Refused at its headers; the rest of it is read over, and the connection goes on.
+        link.sendall(request(600_000, "absent") + request(100_000))
+        assert [answer() for _ in range(2)] == [(404, None), good]
+    with server.open() as link:
+        link.sendall(request(600_000)[:100_000])
+    assert server.infer("lookup", {"i": np.array([[1, 2]])})[0] == 200
+
+
 def test_srv_05_a_deadline_that_has_passed_is_504_and_nothing_is_run(
     server: Any, per_second: int
 ) -> None:
