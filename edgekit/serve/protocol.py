@@ -64,8 +64,8 @@ def protocol(limits: Limits) -> type[asyncio.Protocol]:
         pass
 
     Limited.limits = limits
-    # uvloop reads into a protocol's own memory only where it is no `asyncio.Protocol`; uvicorn, which
-    # asks for one, only hands it on.
+    # uvloop reads into a protocol's own memory only where it is no `asyncio.Protocol`. uvicorn asks
+    # for one, and hands it on.
     return cast("type[asyncio.Protocol]", Limited)
 
 
