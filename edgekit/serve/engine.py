@@ -284,9 +284,10 @@ class Engine:
             return
         del hand.flights[index]
         now = time.monotonic_ns()
+        # From when the worker had nothing before it.
         us = (now - max(flight.sent_ns, hand.freed_ns)) / 1000
         self._service.observe(us, flight.rows)
-        self._limit.observe((now - flight.sent_ns) / 1000, flight.rows)
+        self._limit.observe(us, flight.rows)
         self._admission.row_us = self._service.row_us
         hand.freed_ns = now
         self._dispatch()

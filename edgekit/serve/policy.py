@@ -58,7 +58,7 @@ class GroupLimit:
         return min(self.limit, worthwhile, self._largest)
 
     def observe(self, us: float, rows: int) -> None:
-        """A group took this long from when it was sent until its last answer."""
+        """A group took its worker this long."""
         if us > self._budget_us:
             self._limit = max(1.0, min(self._limit, float(rows)) * _BACK_OFF)
         elif rows >= self.limit:
