@@ -17,22 +17,15 @@ from urllib.parse import parse_qs, unquote
 
 import edgekit
 from edgekit.errors import EdgekitError
+from edgekit.serve.arguments import check_outputs, inputs_of
 from edgekit.serve.call import Call, Reply, json_reply, refused
 from edgekit.serve.hosted import Hosted, Version
 from edgekit.serve.metrics import render as render_metrics
-from edgekit.serve.oip import (
-    DATATYPES,
-    EXTENSIONS,
-    HEADER_LENGTH,
-    InferRequest,
-    datatype_of,
-    parse,
-    render,
-)
+from edgekit.serve.oip import EXTENSIONS, HEADER_LENGTH, parse, render
 from edgekit.serve.predict import check_content_type, prediction
 from edgekit.serve.refusal import Refusal
 from edgekit.serve.security import ANYONE, Caller, Keys, Rates
-from edgekit.serve.work import Array, Work
+from edgekit.serve.work import Work
 
 __all__ = ["Handler"]
 
@@ -167,8 +160,8 @@ class Handler:
             raise Refusal(415, "a request is application/json or application/octet-stream")
         header_length = _length(call.headers.get(HEADER_LENGTH))
         request = parse(await call.body(), header_length)
-        inputs, rows = _inputs(request, now)
-        _check_outputs(request, now)
+        inputs, rows = inputs_of(request, now)
+        check_outputs(request, now)
         deadline = arrived + self._timeout_ns(call, request.parameters)
         work = Work(inputs, rows, deadline, arrived)
         outcome = await self._run(call, now, work)
@@ -296,17 +289,16 @@ class Handler:
         }
 
     def _index(self) -> list[dict[str, str]]:
-        states = {"ready": "READY", "loading": "LOADING", "failed": "UNAVAILABLE"}
+        """Triton's repository extension."""
         return [
             {
                 "name": model.name,
                 "version": "" if model.version is None else model.version.version,
-                "state": states.get(model.state, "UNAVAILABLE") if model.ready else
-                ("LOADING" if model.state == "loading" else "UNAVAILABLE"),
+                "state": _state(model),
                 "reason": "it does not load" if model.state == "failed" else "",
             }
             for model in self.models.values()
-        ]  # fmt: skip
+        ]
 
     async def _load(self, model: Hosted, caller: Caller) -> Reply:
         if not caller.admin:
@@ -320,6 +312,12 @@ class Handler:
             kind = type(error).__name__
             raise Refusal(400, f"the bundle cannot be served ({kind}); see the log") from error
         return json_reply({"name": version.name, "version": version.version})
+
+
+def _state(model: Hosted) -> str:
+    if model.ready:
+        return "READY"
+    return "LOADING" if model.state == "loading" else "UNAVAILABLE"
 
 
 def _only(call: Call, method: str) -> None:
@@ -340,43 +338,6 @@ def _top(query: str) -> int:
     if not re.fullmatch(r"[0-9]{1,4}", text) or not 1 <= int(text) <= _MAX_TOP:
         raise Refusal(400, f"top is not a number from 1 to {_MAX_TOP}")
     return int(text)
-
-
-def _inputs(request: InferRequest, version: Version) -> tuple[list[Array], int]:
-    """The request's tensors in the signature's order, and how many samples they are."""
-    given = {tensor.name: tensor for tensor in request.inputs}
-    specs = version.signature.inputs
-    if set(given) != {spec.name for spec in specs}:
-        names = ", ".join(spec.name for spec in specs)
-        raise Refusal(400, f"the model's inputs are {names}, each once")
-    engine, rows = version.engine, None
-    values = []
-    for spec in specs:
-        tensor = given[spec.name]
-        if DATATYPES[tensor.datatype] != spec.dtype:
-            raise Refusal(400, f"input {spec.name!r} is of {datatype_of(spec.dtype)}")
-        shape = tensor.value.shape
-        if engine.by_rows:
-            n = shape[0] if shape else 0
-            fits = shape[1:] == spec.shape[1:] and n >= 1 and rows in (None, n)
-            rows = n
-        else:
-            fits, rows = shape == spec.shape, 1
-        if not fits:
-            first = "N" if engine.by_rows else spec.shape[0] if spec.shape else ""
-            wanted = ", ".join(map(str, [first, *spec.shape[1:]]))
-            raise Refusal(400, f"input {spec.name!r} has the shape [{wanted}]")
-        values.append(tensor.value)
-    assert rows is not None
-    if rows > engine.max_rows:
-        raise Refusal(400, f"a request has at most {engine.max_rows} samples")
-    return values, rows
-
-
-def _check_outputs(request: InferRequest, version: Version) -> None:
-    known = {spec.name for spec in version.signature.outputs}
-    if not set(request.outputs) <= known:
-        raise Refusal(400, f"the model's outputs are {', '.join(sorted(known))}")
 
 
 def _stats(model: Hosted, version: Version) -> dict[str, Any]:

@@ -284,7 +284,6 @@ class _Request:
 
     def __init__(self, link: _LimitedProtocol, cycle: Any) -> None:
         self._cycle = cycle
-        self._link = link
         self.when_gone = link.when_gone
 
     async def body(self, limit: int) -> bytes | memoryview:
@@ -299,6 +298,6 @@ class _Request:
             cycle.message_event.clear()
         if cycle.disconnected:
             raise Refusal(499, "the client left")
-        whole = cycle.body
-        cycle.body = bytearray()
+        whole, cycle.body = cycle.body, bytearray()
+        self._cycle = None  # whose scope holds this
         return whole if isinstance(whole, memoryview) else bytes(whole)
