@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -158,6 +159,8 @@ class _LimitedProtocol(HttpToolsProtocol):
         """Where the next bytes go; see `asyncio.BufferedProtocol`."""
         if not self._to_come:
             return _SCRATCH
+        if self._into is None and not self.cycle.response_complete:
+            self._make_room()
         into = _SCRATCH if self._into is None else self._into[-self._to_come :]
         return into[: self._to_come]
 
@@ -197,10 +200,15 @@ class _LimitedProtocol(HttpToolsProtocol):
         if left < _LARGE or length > self.limits.body_bytes:
             return
         self._to_come = left
+        # Not read, and no room made for it, before the handler asks for it: it may refuse.
         if not cycle.response_complete:
-            # Not a bytearray: that would be written to once only to be zero.
-            self._into = np.empty(length, np.uint8).data
-            self._into[: len(cycle.body)] = cycle.body
+            self.flow.pause_reading()
+
+    def _make_room(self) -> None:
+        came = self.cycle.body
+        # Not a bytearray: that would be written to once only to be zero.
+        self._into = np.empty(len(came) + self._to_come, np.uint8).data
+        self._into[: len(came)] = came
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -249,6 +257,8 @@ class _LimitedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         self._left.clear()
+        if not self.pipeline:
+            self.cycle.body = bytearray()
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -283,12 +293,15 @@ class _Request:
     """See `edgekit.serve.asgi.Connection`."""
 
     def __init__(self, link: _LimitedProtocol, cycle: Any) -> None:
-        self._cycle = cycle
+        # Its scope holds this; together they would stay, with a body, until garbage is collected.
+        self._cycle = weakref.ref(cycle)
         self.when_gone = link.when_gone
 
     async def body(self, limit: int) -> bytes | memoryview:
         """All of it, without a copy where it is large."""
-        cycle = self._cycle
+        cycle = self._cycle()
+        if cycle is None:
+            raise Refusal(499, "the client left")
         if cycle.waiting_for_100_continue and not cycle.transport.is_closing():
             cycle.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             cycle.waiting_for_100_continue = False
@@ -299,5 +312,4 @@ class _Request:
         if cycle.disconnected:
             raise Refusal(499, "the client left")
         whole, cycle.body = cycle.body, bytearray()
-        self._cycle = None  # whose scope holds this
         return whole if isinstance(whole, memoryview) else bytes(whole)
