@@ -35,7 +35,9 @@ def _wait(condition: Any, seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("workers", "shell"), [(1, False), (2, True)])
+@pytest.mark.parametrize(
+    ("workers", "shell"), [pytest.param(1, False, marks=pytest.mark.slow), (2, True)]
+)
 def test_srv_09_sigterm_drains(
     start: Any, bundles: Any, per_second: int, workers: int, shell: bool
 ) -> None:
