@@ -154,12 +154,14 @@ class Handler:
 
     async def _infer(self, call: Call, model: Hosted, version: str | None) -> Reply:
         arrived = time.monotonic_ns()
-        now = self._let_in(call, model, version)
+        self._let_in(call, model, version)
         content_type = call.headers.get("content-type", "").partition(";")[0].strip().lower()
         if content_type not in _TENSOR_TYPES:
             raise Refusal(415, "a request is application/json or application/octet-stream")
         header_length = _length(call.headers.get(HEADER_LENGTH))
         request = parse(await call.body(), header_length)
+        # Another version may have been put in while the body came.
+        now = model.current(version)
         inputs, rows = inputs_of(request, now)
         check_outputs(request, now)
         deadline = arrived + self._timeout_ns(call, request.parameters)
@@ -185,6 +187,7 @@ class Handler:
         check_content_type(now.preprocess, call.headers.get("content-type", ""))
         top = _top(call.query)
         raw = bytes(await call.body())
+        now = model.current()
         if not raw:
             raise Refusal(400, "the body is empty")
         if len(raw) > now.engine.raw_bytes:

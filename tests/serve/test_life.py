@@ -141,11 +141,22 @@ def test_srv_12_hot_swap_under_load(start: Any, bundles: Any, tmp_path: Path) ->
     try:
         _wait(lambda: len(answers) > 5)
         assert server.ask("POST", load, headers=mine)[0] == 403
+        body = json.dumps(_scores_request()).encode()
+        slow = server.open()
+        slow.sendall(
+            b"POST /v2/models/scores/infer HTTP/1.1\r\nHost: a\r\nX-API-Key: %s\r\n"
+            b"Content-Length: %d\r\n\r\n" % (b"a" * 20, len(body)) + body[:100]
+        )
         put(second)
-        status, _, body = server.ask("POST", load, headers=admin)
-        assert (status, json.loads(body)) == (200, {"name": "scores", "version": "2"})
+        status, _, reply = server.ask("POST", load, headers=admin)
+        assert (status, json.loads(reply)) == (200, {"name": "scores", "version": "2"})
         swapped = len(answers)
         _wait(lambda: len(answers) > swapped + 5)
+        # A request whose body came while the version was put in.
+        time.sleep(0.3)
+        slow.sendall(body[100:])
+        assert slow.recv(100).startswith(b"HTTP/1.1 200")
+        slow.close()
         put(broken)
         status, _, body = server.ask("POST", load, headers=admin)
         assert status == 400 and str(tmp_path).encode() not in body
@@ -167,6 +178,11 @@ def test_srv_12_hot_swap_under_load(start: Any, bundles: Any, tmp_path: Path) ->
     (one,), (two,) = by_version["1"], by_version["2"]
     assert two == 2 * one != 0
     assert server.stop() == 0
+
+
+def _scores_request() -> dict[str, Any]:
+    data = X.reshape(-1).tolist()
+    return {"inputs": [{"name": "x", "shape": [1, 3, 8, 8], "datatype": "FP32", "data": data}]}
 
 
 def test_keys_and_rates(start: Any, bundles: Any, tmp_path: Path) -> None:
