@@ -241,7 +241,6 @@ def _decided(
     threshold = tune.choose(tuned, rule)
     verdict = _verdict(rule, told, threshold)
     device_ms, cloud_ms = last.device.median_ms, last.cloud.median_ms + teacher.network_ms
-    named = {"name": teacher.name, "version": teacher.version, "digest": teacher.digest}
     policy = Policy(
         temperature=temperature,
         min_confidence=threshold,
@@ -255,21 +254,21 @@ def _decided(
             "rule": {"kind": rule.kind, "value": rule.value},
             "bundle": bundle.digest,
             "artifact": artifact.id,
-            "teacher": named,
+            "teacher": teacher.to_json(),
             "tuned_on": _set(first, len(tuned)),
             "reported_on": _set(last, len(told)),
             "expected": tune.expected(told, threshold, device_ms, cloud_ms, teacher.kind),
         },
-    )
-    before, after = (
-        tune.nll(last.device.scores[rest], last.labels[rest], t, kind) for t in (1.0, temperature)
     )
     if teacher.kind == "estimate":
         note("the teacher ran in this process: its latency is an estimate, see --network-ms")
     return {
         "schema": "edgekit.tune/1",
         "policy": policy.to_json(),
-        "calibration": {"nll_before": before, "nll_after": after},
+        "calibration": {
+            name: tune.nll(last.device.scores[rest], last.labels[rest], t, kind)
+            for name, t in (("nll_before", 1.0), ("nll_after", temperature))
+        },
         "verdict": verdict,
         "curve": [p.to_json() for p in tune.curve(tuned, told, device_ms, cloud_ms)],
     }

