@@ -3,8 +3,10 @@
 EdgekitError                     70  a bug, unless a subclass says otherwise
 ├── UsageError                    2  the request itself is wrong (unknown device, bad option)
 ├── GateFailed                    1  a check was made and did not pass
+│   └── Abstained                 1  no answer was sure enough, or none came in time
 ├── MissingDependency             3  an extra or a system tool is not installed
 ├── DeviceUnreachable             4  the device did not answer
+├── CloudError                    4  the server did not answer, or not as it should
 ├── UnsupportedError              5  the model, an operator or a scheme is not supported there
 ├── TrustError                    6  a file is not what its signature or hash says, or may run code
 ├── BadData                       7  wrong shape, NaN, too few samples, unreadable file
@@ -16,7 +18,9 @@ EdgekitError                     70  a bug, unless a subclass says otherwise
 from __future__ import annotations
 
 __all__ = [
+    "Abstained",
     "BadData",
+    "CloudError",
     "DeviceUnreachable",
     "EdgekitError",
     "GateFailed",
@@ -69,6 +73,26 @@ class GateFailed(EdgekitError):
     exit_code = 1
 
 
+class Abstained(GateFailed):
+    """No answer was sure enough, or none came in time.
+
+    Args:
+        message, hint: as of every error here.
+        why: the reason, as `edgekit.runtime.answers.Answer.why` has it.
+        best: the device's answer that was not sure enough (an `edgekit.runtime.answers.Answer`);
+            None where there is none at all.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", why: str = "", best: object = None) -> None:
+        super().__init__(message, hint=hint)
+        self.why = why
+        self.best = best
+
+    def __reduce__(self) -> tuple[object, ...]:
+        rest = {"why": self.why, "best": self.best}
+        return (_rebuild, (type(self), self.message, self.hint), rest)
+
+
 class MissingDependency(EdgekitError):
     """An extra or a system tool is not installed; the hint names the install command."""
 
@@ -79,6 +103,37 @@ class DeviceUnreachable(EdgekitError):
     """The device did not answer."""
 
     exit_code = 4
+
+
+class CloudError(EdgekitError):
+    """The server did not answer, or not as it should.
+
+    Args:
+        message, hint: as of every error here; they hold no key and no tensor.
+        kind: what happened, one of `edgekit.runtime.cloud.KINDS`.
+        retry_after_s: how long the server asked to be left alone; None where it did not.
+        attempts: how often it was asked.
+    """
+
+    exit_code = 4
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        kind: str = "server",
+        retry_after_s: float | None = None,
+        attempts: int = 0,
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.kind = kind
+        self.retry_after_s = retry_after_s
+        self.attempts = attempts
+
+    def __reduce__(self) -> tuple[object, ...]:
+        rest = {"kind": self.kind, "retry_after_s": self.retry_after_s, "attempts": self.attempts}
+        return (_rebuild, (type(self), self.message, self.hint), rest)
 
 
 class UnsupportedError(EdgekitError):

@@ -18,10 +18,24 @@ from edgekit.artifact import Artifact, sha256_of, storage_error
 from edgekit.errors import UsageError
 from edgekit.names import BORDERS
 from edgekit.runtime.border import PictureBorder
-from edgekit.runtime.manifest import MANIFEST, SCHEMA, canonical_json, directory_digest
+from edgekit.runtime.bundle import Bundle
+from edgekit.runtime.manifest import (
+    MANIFEST,
+    SCHEMA,
+    canonical_json,
+    directory_digest,
+    parse_manifest,
+)
 from edgekit.signature import Signature
 
-__all__ = ["BundleContent", "PackedArtifact", "check_destination", "pack", "write_clients"]
+__all__ = [
+    "BundleContent",
+    "PackedArtifact",
+    "check_destination",
+    "pack",
+    "rewrite",
+    "write_clients",
+]
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -133,6 +147,43 @@ def pack(content: BundleContent, out: Path) -> Path:
             built = folder / "bundle"
             built.mkdir()
             _fill(content, built)
+            if out.suffix == ".zip":
+                _zip(built, folder / "bundle.zip")
+                (folder / "bundle.zip").replace(out)
+            else:
+                _swap(built, out, folder / "previous")
+    except OSError as error:
+        raise storage_error(out.parent, error) from error
+    return out
+
+
+def rewrite(bundle: Bundle, changes: Mapping[str, Any], out: Path) -> Path:
+    """Writes a bundle again with some fields of its manifest changed, and no byte of any file.
+
+    Args:
+        bundle: an open one, which stays as it is.
+        changes: fields of the manifest.
+        out: another place: a directory, or a file ending in ``.zip``.
+
+    Raises:
+        UsageError: see `check_destination`; or ``out`` is where the bundle lies.
+        TrustError: the manifest would break a rule, or a file changed since it was opened.
+        StorageError: no space or no permission.
+    """
+    out = out.absolute()
+    if out.resolve() == bundle.path.absolute().resolve():
+        raise UsageError(
+            f"{out} is the bundle itself", hint="it stays as it is: name another place"
+        )
+    check_destination(out)
+    manifest = canonical_json({**bundle.manifest, **changes})
+    parse_manifest(manifest)
+    names = sorted({entry["path"] for entry in bundle.manifest["files"]})
+    try:
+        with _aside(out.parent) as folder:
+            built = folder / "bundle"
+            _write({name: bundle.read(name) for name in names}, built)
+            (built / MANIFEST).write_bytes(manifest)
             if out.suffix == ".zip":
                 _zip(built, folder / "bundle.zip")
                 (folder / "bundle.zip").replace(out)

@@ -54,6 +54,10 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     ),
     "recipes": ("edgekit.cli.recipes:command", "List, show and copy the recipes that come along."),
     "bundle": ("edgekit.cli.bundle:command", "Compare two bundles; write client code for one."),
+    "serve": (
+        "edgekit.cli.serve:command",
+        "Serve bundles over the Open Inference Protocol.",
+    ),
     "devices": ("edgekit.cli.devices:command", "List, show and check device profiles."),
     "targets": ("edgekit.cli.targets:command", "List targets, their schemes and delegates."),
     "doctor": (

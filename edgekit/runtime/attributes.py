@@ -54,6 +54,8 @@ ERRORS: Final = (
             *(name for name, value in vars(builtins).items() if _is_error(value)),
             *errors.__all__,
         }
+        # The list is the same on every Python and system.
+        - {"PythonFinalizationError", "WindowsError", "_IncompleteInputError"}
     ),
     *KINDS,
     OTHER,

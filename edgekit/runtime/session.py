@@ -30,6 +30,7 @@ __all__ = [
     "Port",
     "Session",
     "bare_call",
+    "open_batched",
     "open_session",
     "preload",
     "read_signature",
@@ -106,6 +107,21 @@ def open_session(target: str, path: Path, signature: Signature, *, threads: int 
         raise UsageError(f"threads is {threads}; at least 1 is needed")
     module = _session_module(target)
     return cast(Session, module.open(_existing(path, module), signature, threads))
+
+
+def open_batched(target: str, path: Path, signature: Signature, *, threads: int = 1) -> Session:
+    """Loads an artifact for several samples at once, where its runtime can change its batch.
+
+    Args:
+        signature: the model's, with the number of samples as every tensor's first dimension.
+
+    Raises:
+        BadData, UnsupportedError: the artifact's batch is fixed.
+        UsageError, MissingDependency: as `open_session`.
+    """
+    module = _session_module(target)
+    open = getattr(module, "open_batched", module.open)
+    return cast(Session, open(_existing(path, module), signature, threads))
 
 
 def read_signature(target: str, path: Path) -> Signature:

@@ -39,6 +39,7 @@ class OpenVinoSession:
         signature: Signature,
         threads: int,
         settings: Mapping[str, Any] | None = None,
+        batched: bool = False,
     ) -> None:
         self.signature = signature
         self.threads = threads
@@ -46,7 +47,7 @@ class OpenVinoSession:
         self._what = f"{TARGET} {path.name}"
         core, model = _read(path)
         try:
-            self._fix_shapes(model)
+            self._fix_shapes(model, batched)
             compiled = core.compile_model(model, "CPU", _settings(threads) | dict(settings or {}))
         except RuntimeError as error:
             raise UnsupportedError(f"{self._what} does not compile: {_first(error)}") from error
@@ -54,15 +55,21 @@ class OpenVinoSession:
         self._outputs = _ports(signature.outputs, compiled.outputs, self._what)
         self._request: Any = compiled.create_infer_request()
 
-    def _fix_shapes(self, model: Any) -> None:
-        """Static shapes let the plug-in plan memory and choose kernels once, at load."""
+    def _fix_shapes(self, model: Any, batched: bool) -> None:
+        """Static shapes let the plug-in plan memory and choose kernels once, at load.
+
+        With ``batched``, the first dimension becomes the signature's, whatever it was.
+        """
         specs = self.signature.inputs
         order = match(specs, _names(model.inputs, specs), what=self._what)
         shapes = {}
         for spec, position in zip(specs, order, strict=True):
             port = model.inputs[position]
-            check_static(spec, _shape(port), what=self._what)
-            if port.partial_shape.is_dynamic:
+            stated = _shape(port)
+            if batched and stated:
+                stated[0] = -1
+            check_static(spec, stated, what=self._what)
+            if batched or port.partial_shape.is_dynamic:
                 shapes[port] = list(spec.shape)
         if shapes:
             model.reshape(shapes)
@@ -171,6 +178,11 @@ def _ports(specs: Sequence[TensorSpec], nodes: Sequence[Any], what: str) -> list
 def open(path: Path, signature: Signature, threads: int) -> OpenVinoSession:
     """Loads an ``.xml`` file; see `edgekit.runtime.session.open_session`."""
     return OpenVinoSession(path, signature, threads)
+
+
+def open_batched(path: Path, signature: Signature, threads: int) -> OpenVinoSession:
+    """Loads an ``.xml`` file for several samples; see `edgekit.runtime.session.open_batched`."""
+    return OpenVinoSession(path, signature, threads, batched=True)
 
 
 def read_signature(path: Path) -> Signature:

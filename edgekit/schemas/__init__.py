@@ -45,7 +45,10 @@ DOCUMENTS: Final = {
     "edgekit.evidence/1": "evidence",
     "edgekit.report/1": "report",
     "edgekit.doctor/1": "doctor",
+    "edgekit.serve/1": "serve",
+    "edgekit.pair/1": "pair",
     "edgekit.policy/1": "policy",
+    "edgekit.tune/1": "tune",
     "edgekit.telemetry/1": "telemetry",
     "edgekit.error/1": "error",
 }

@@ -80,6 +80,24 @@ def test_a_bundle_runs_with_numpy_alone(null_bundle: Path) -> None:
     assert run(sys.executable, code, str(null_bundle), "null-fp32") == "5\n"
 
 
+ROUTED = """
+    import sys
+
+    from edgekit.runtime import Bundle, Cloud, Policy, Router
+
+    with Bundle.open(sys.argv[1]) as bundle, Cloud("http://127.0.0.1:1", "m") as cloud:
+        policy = Policy(min_confidence=1.0, otherwise="cloud")
+        feeds = {name: value[:1] for name, value in bundle.golden()[0].items()}
+        with Router(bundle, cloud, policy, artifact="null-fp32") as router:
+            print(router.answer(feeds).why)
+"""
+
+
+def test_a_router_runs_with_numpy_alone(null_bundle: Path) -> None:
+    code = textwrap.dedent(HOOK % {"wheel": WHEELS["null"]}) + textwrap.dedent(ROUTED)
+    assert run(sys.executable, code, str(null_bundle)) == "cloud-failed\n"
+
+
 def test_the_hook_refuses_what_is_not_on_the_device() -> None:
     code = textwrap.dedent(HOOK % {"wheel": WHEELS["null"]})
     for module in ("click", "rich.console", "edgekit.cli.main", "edgekit.bench.measure"):

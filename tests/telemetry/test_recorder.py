@@ -27,7 +27,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 
 from edgekit import schemas
 from edgekit.errors import BadData, Locked, UsageError
-from edgekit.runtime.attributes import ATTRIBUTES, DEVICES, allowed
+from edgekit.runtime import answers, cloud
+from edgekit.runtime.attributes import ATTRIBUTES, DEVICES, KINDS, REASONS, allowed
 from edgekit.runtime.bundle import Bundle
 from edgekit.runtime.recorder import Recorder
 from edgekit.runtime.schedule import Answer
@@ -159,6 +160,11 @@ def test_a_routers_events_are_counted(tmp_path: Path) -> None:
     assert values[("edgekit.inference.errors", "MemoryError", "device")] == 1
     assert values[("edgekit.inference.errors", "device", "other")] == 1
     assert values[("edgekit.inference.errors", "cloud", "timeout")] == 1
+
+
+def test_a_routers_words_are_all_on_the_allow_list() -> None:
+    assert {*answers.REASONS, "other"} == set(REASONS)
+    assert set(cloud.KINDS) == set(KINDS)
 
 
 def test_inputs_are_counted_against_the_bundles_reference(tmp_path: Path, made: Made) -> None:

@@ -41,6 +41,7 @@ OPEN = {
     "recipes": {"settings"},
     "run": {"settings", "reads", "versions", "digests", "metrics"},
     "run_plan": {"settings"},
+    "tune": {"policy"},
     "verify": {"self_test"},
 }
 
@@ -128,6 +129,24 @@ def examples() -> dict[str, dict[str, Any]]:
             "screen_on": True,
         },
     }
+    hoped = {"value": 90.0, "low": 88.0, "high": 92.0}
+    policy = {
+        "schema": "edgekit.policy/1", "temperature": 1.2, "min_confidence": 0.6,
+        "otherwise": "cloud", "timeout_ms": 500, "signal": "confidence", "scores": "logits",
+        "output": None, "same_inputs": True,
+        "chosen": {
+            "rule": {"kind": "keep", "value": 99.0}, "bundle": SHA, "artifact": "tflite-w8a8",
+            "teacher": {"name": "large", "version": None, "digest": None},
+            "tuned_on": {"source": "dev.tsv", "digest": SHA, "n": 400},
+            "reported_on": {"source": "test.tsv", "digest": SHA, "n": 600},
+            "expected": {
+                "cloud_share": hoped, "accuracy": hoped, "device": 87.0, "teacher": 91.0,
+                "random": 88.0, "gain_over_random": hoped,
+                "latency": {"device_ms": 1.0, "cloud_ms": 20.0, "mean_ms": 5.0,
+                            "cloud_kind": "measured"},
+            },
+        },
+    }  # fmt: skip
     sensitivity = {
         "n": 32, "sqnr_db": 18.0, "metric": "agreement", "metric_quantized": 93.8,
         "metric_float": 100.0, "layers": [row],
@@ -369,8 +388,17 @@ def examples() -> dict[str, dict[str, Any]]:
                 "verdict": "faster", "unlike": ["cpu: x against y"], "changed": ["kernel: 1, 2"],
             }],
         },
-        "policy": {"schema": "edgekit.policy/1", "temperature": 1.2, "min_confidence": 0.6,
-                   "otherwise": "cloud", "timeout_ms": 500},
+        "policy": policy,
+        "tune": {
+            "schema": "edgekit.tune/1", "bundle": {"name": "n", "version": "1", "digest": SHA},
+            "out": "tuned.zip", "policy": policy, "verdict": "not shown",
+            "calibration": {"nll_before": 0.5, "nll_after": 0.4},
+            "curve": [{
+                "threshold": 0.8, "cloud_share": 20.0, "cloud_share_ci95": [18.0, 22.0],
+                "accuracy": 90.0, "accuracy_ci95": [88.0, 92.0], "random": 88.0, "gain": 2.0,
+                "gain_ci95": [1.0, 3.0], "latency_ms": 4.5,
+            }],
+        },
         "telemetry": {
             "schema": "edgekit.telemetry/1",
             "resource": {"service.name": "edgekit", "edgekit.bundle.version": "1.2.0"},
@@ -383,6 +411,13 @@ def examples() -> dict[str, dict[str, Any]]:
                      "offset": -213, "counts": [1, 0, 2]}]},
             ],
         },
+        "pair": {"schema": "edgekit.pair/1", "student": "a.zip", "teacher": "a-teacher.zip"},
+        "serve": {"schema": "edgekit.serve/1", "url": "http://127.0.0.1:8000", "models": [
+            {"name": "net", "state": "ready", "reason": "", "version": "1", "digest": SHA,
+             "serving": {"artifact": "openvino-w8a8", "runtime": "openvino 2026.4.1", "workers": 2,
+                         "threads": 1, "lone_threads": 2, "batches": [2, 4], "max_rows": 32,
+                         "row_us": 812.5, "notes": ["batches of 8 are no faster: not used"]}},
+            {"name": "other", "state": "failed", "reason": "it does not load"}]},
         "error": {"schema": "edgekit.error/1", "error": {
             "kind": "UsageError", "message": "no", "hint": "", "exit_code": 2}},
     }  # fmt: skip

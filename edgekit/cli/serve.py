@@ -1,0 +1,222 @@
+"""`edgekit serve`: serve bundles over the Open Inference Protocol; subcommands beside it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgekit.cli._output import emit, json_option, note, verbosity_options
+from edgekit.cli._subcommands import WithSubcommands
+from edgekit.errors import EdgekitError, MissingDependency, UsageError
+from edgekit.names import install_command
+
+if TYPE_CHECKING:
+    from edgekit.serve.handler import Handler
+    from edgekit.serve.hosted import Hosted
+
+__all__ = ["SUBCOMMANDS", "command"]
+
+SUBCOMMANDS: dict[str, tuple[str, str]] = {
+    "tune": ("edgekit.cli._serve_tune:command", "Choose when a device asks the cloud."),
+    "pair": ("edgekit.cli._serve_pair:command", "Name a bundle's teacher, to serve both."),
+}
+"""Every subcommand: where its command is, as ``module:attribute``, and its one line of help."""
+
+_INTERRUPTED = 130
+
+
+class _Serve(WithSubcommands):
+    subcommands = SUBCOMMANDS
+
+
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+@click.command(cls=_Serve)
+@click.argument("bundles", nargs=-1, required=True, metavar="[NAME=]BUNDLE...")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, help="Port; 0 takes a free one.")
+@click.option("--artifact", metavar="ID", help="Serve this artifact, not the one chosen.")
+@click.option("--teacher/--no-teacher", default=True, help="Serve teachers that bundles name, too.")
+@click.option("--workers", type=click.IntRange(1, 256), help="Processes per model; by the cores.")
+@click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True,
+              help="Threads of each worker.")  # fmt: skip
+@click.option("--batch", type=click.IntRange(1, 256), help="Largest batch; found out without.")
+@click.option("--delay-ms", type=click.FloatRange(0, 1000), default=0.0, show_default=True,
+              help="How long a request may wait for others to fill a batch.")  # fmt: skip
+@click.option("--queue", type=click.IntRange(1, 100_000),
+              help="Samples that may wait; follows the rate of answers without.")  # fmt: skip
+@click.option("--objective-ms", type=click.FloatRange(1), default=100.0, show_default=True,
+              help="What an answer may take: bounds batches and queue.")  # fmt: skip
+@click.option("--timeout-ms", type=click.FloatRange(1, 3_600_000), default=30_000.0,
+              show_default=True, help="The longest that a request waits.")  # fmt: skip
+@click.option("--max-body-mb", type=click.FloatRange(0.001, 1024), default=32.0,
+              show_default=True, help="The largest body, in MiB.")  # fmt: skip
+@click.option("--header-timeout-s", type=click.FloatRange(0.1, 600), default=10.0,
+              show_default=True, help="The longest that headers may take.")  # fmt: skip
+@click.option("--body-timeout-s", type=click.FloatRange(0.1, 3600), default=30.0,
+              show_default=True, help="The longest that a body may take.")  # fmt: skip
+@click.option("--connections", type=click.IntRange(1), default=20_000, show_default=True,
+              help="Connections at a time.")  # fmt: skip
+@click.option("--keys", type=_FILE, metavar="FILE", help="API keys, one a line: NAME [admin] KEY.")
+@click.option("--rate", type=click.FloatRange(0), default=0.0, metavar="N",
+              help="Requests per second for each key, or address.")  # fmt: skip
+@click.option("--certificate", type=_FILE, metavar="FILE", help="Serve TLS with this, in PEM.")
+@click.option("--certificate-key", type=_FILE, metavar="FILE", help="The certificate's key.")
+@click.option("--client-ca", type=_FILE, metavar="FILE",
+              help="Take clients with a certificate of this authority only.")  # fmt: skip
+@click.option("--linger-s", type=click.FloatRange(0, 600), default=1.0, show_default=True,
+              help="After SIGTERM, say for so long at least that the server ends.")  # fmt: skip
+@click.option("--grace-s", type=click.FloatRange(0, 3600), default=30.0, show_default=True,
+              help="After SIGTERM, the longest that requests may take to end.")  # fmt: skip
+@json_option
+@verbosity_options
+def command(bundles: tuple[str, ...], as_json: bool, **options: Any) -> int:
+    """Serve every BUNDLE over the Open Inference Protocol (KServe, Triton), version 2.
+
+    What runs is the bundle's OpenVINO artifact, else that for ONNX Runtime, int8 before float, in
+    worker processes. Tensors go to /v2/models/NAME/infer as JSON or binary, pictures, texts and
+    recordings to /v1/predict; /docs has the rest. Batches follow the load, and are used only where
+    they give the same bits as one by one. A queue that is full refuses with 429.
+
+    SIGTERM lets finish what is going on; SIGHUP reads bundles and keys again.
+
+    \b
+    Exit codes: 0 ended after SIGTERM with all answered, 130 ended before; 3 the extra 'serve' is
+    missing, 5 or 7 no model can be served here, 6 a bundle is not what its manifest says, 8 the
+    port is taken.
+
+    \b
+    edgekit serve model.zip
+    edgekit serve small=a.zip large=b.zip --port 8080 --keys keys.txt --objective-ms 50
+    """
+    try:
+        import edgekit.serve.server as server
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("edgekit"):
+            raise
+        message = f"{error.name} is not installed"
+        raise MissingDependency(message, hint=install_command("serve")) from error
+    from edgekit.serve.logs import set_up
+
+    set_up(logging.INFO)
+    handler, settings = _handler(bundles, options), _settings(options)
+    if settings.host not in ("127.0.0.1", "localhost", "::1") and settings.keys is None:
+        note("serving to other machines without keys; see --keys")
+    port = 0
+
+    def started(bound: int) -> None:
+        nonlocal port
+        port = bound
+
+    def loaded(error: EdgekitError | None) -> None:
+        if any(model.ready for model in handler.models.values()):
+            document = _document(handler, options, port)
+            emit(document, as_json, lambda: _text(document))
+
+    ended = server.serve(handler, settings, started=started, loaded=loaded)
+    if ended.error is not None:
+        raise ended.error
+    return _INTERRUPTED if ended.forced else 0
+
+
+def _handler(bundles: tuple[str, ...], options: dict[str, Any]) -> Handler:
+    from edgekit.serve.handler import Handler
+    from edgekit.serve.security import Keys, Rates, read_keys
+
+    models = [model for text in bundles for model in _models(text, options)]
+    names = [model.name for model in models]
+    if len(set(names)) != len(names):
+        raise UsageError(
+            f"two models have one name: {', '.join(names)}", hint="give another: NAME=BUNDLE"
+        )
+    keys = Keys() if options["keys"] is None else read_keys(options["keys"])
+    rates = Rates(options["rate"])
+    return Handler(models, keys=keys, rates=rates, timeout_ms=options["timeout_ms"])
+
+
+def _models(text: str, options: dict[str, Any]) -> list[Hosted]:
+    """The model of one bundle, and its teacher if it names one."""
+    from edgekit import cores
+    from edgekit.serve.engine import EngineSettings
+    from edgekit.serve.hosted import Hosted
+    from edgekit.serve.teacher import teacher_of
+
+    found = re.match(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})=(.+)", text)
+    name, path = (found[1], found[2]) if found else (None, text)
+    threads = options["threads"]
+    workers = options["workers"] or max(1, cores.usable() // threads)
+    settings = EngineSettings(
+        workers=workers,
+        threads=threads,
+        wide=max(threads, min(cores.usable(), 8)),
+        batch=options["batch"],
+        delay_ms=options["delay_ms"],
+        queue=options["queue"],
+        objective_ms=options["objective_ms"],
+        raw_bytes=min(16 * 2**20, int(options["max_body_mb"] * 2**20)),
+    )
+    models = [Hosted(Path(path), options["artifact"], settings, name)]
+    teacher = teacher_of(Path(path)) if options["teacher"] else None
+    if teacher is not None:
+        models.append(Hosted(teacher.path, teacher.artifact, settings, teacher.name))
+    return models
+
+
+def _settings(options: dict[str, Any]) -> Any:
+    from edgekit.serve.protocol import Limits
+    from edgekit.serve.server import ServerSettings
+
+    limits = Limits(
+        headers_s=options["header_timeout_s"],
+        body_s=options["body_timeout_s"],
+        connections=options["connections"],
+        body_bytes=int(options["max_body_mb"] * 2**20),
+    )
+    return ServerSettings(
+        host=options["host"],
+        port=options["port"],
+        certificate=options["certificate"],
+        key=options["certificate_key"],
+        client_ca=options["client_ca"],
+        keys=options["keys"],
+        max_body=int(options["max_body_mb"] * 2**20),
+        limits=limits,
+        linger_s=options["linger_s"],
+        grace_s=options["grace_s"],
+    )
+
+
+def _document(handler: Handler, options: dict[str, Any], port: int) -> dict[str, Any]:
+    scheme = "http" if options["certificate"] is None else "https"
+    models = []
+    for model in handler.models.values():
+        version = model.version
+        entry: dict[str, Any] = {"name": model.name, "state": model.state, "reason": model.reason}
+        if version is not None:
+            entry |= {"version": version.version, "digest": version.digest}
+            entry |= {"serving": version.engine.describe()}
+        models.append(entry)
+    host = options["host"]
+    shown = f"[{host}]" if ":" in host else host
+    return {"schema": "edgekit.serve/1", "url": f"{scheme}://{shown}:{port}", "models": models}
+
+
+def _text(document: dict[str, Any]) -> str:
+    lines = [f"{document['url']}  (Ctrl-C ends)"]
+    for model in document["models"]:
+        serving = model.get("serving")
+        if serving is None:
+            lines.append(f"{model['name']}: {model['state']}: {model['reason']}")
+            continue
+        batches = ", ".join(map(str, serving["batches"])) or "none"
+        lines.append(
+            f"{model['name']} {model['version']}: {serving['artifact']} on {serving['runtime']}, "
+            f"{serving['workers']} workers, batches: {batches}"
+        )
+        lines += [f"  {remark}" for remark in serving["notes"]]
+    return "\n".join(lines)
