@@ -117,6 +117,8 @@ WRONG: dict[str, bytes] = {
     "text": json.dumps(_request(data=["0", 1])).encode(),
     "datatype": json.dumps(_request(datatype="INT32")).encode(),
     "no datatype": json.dumps(_request(datatype="BF16")).encode(),
+    "datatypes": json.dumps(_request(datatype=["INT64"])).encode(),
+    "none of too many": json.dumps(_request(shape=[0, 2**62, 2**62], data=[])).encode(),
     "unknown input": json.dumps(_request(name="j")).encode(),
     "missing input": json.dumps({"inputs": []}).encode(),
     "twice": json.dumps({"inputs": _request()["inputs"] * 2}).encode(),
