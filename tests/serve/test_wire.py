@@ -88,8 +88,8 @@ def test_a_refusal_does_not_take_another_answers_place(server: Any) -> None:
     for bad in (long, b"\x00\x01 junk\r\n\r\n"):
         assert _statuses(server, GOOD + GOOD + bad) == ([200] * 2, True)
     # The other way round: what was refused has had its answer.
-    absent = POST.replace(b"lookup", b"absent") + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
-    assert _statuses(server, absent, b"zz\r\n") == ([404], True)
+    absent = POST.replace(b"lookup", b"absent") + b"Transfer-Encoding: chunked\r\n\r\n"
+    assert _statuses(server, absent + b"5\r\nhello\r\n", b"zz\r\n") == ([404], True)
 
 
 def test_many_requests_in_one_breath(server: Any) -> None:
