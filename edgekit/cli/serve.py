@@ -39,7 +39,8 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.command(cls=_Serve)
 @click.argument("bundles", nargs=-1, required=True, metavar="[NAME=]BUNDLE...")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8000, show_default=True, help="Port; 0 takes a free one.")
+@click.option("--port", type=click.IntRange(0, 65_535), default=8000, show_default=True,
+              help="Port; 0 takes a free one.")  # fmt: skip
 @click.option("--artifact", metavar="ID", help="Serve this artifact, not the one chosen.")
 @click.option("--teacher/--no-teacher", default=True, help="Serve teachers that bundles name, too.")
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes per model; by the cores.")
