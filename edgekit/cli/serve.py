@@ -23,6 +23,8 @@ __all__ = ["SUBCOMMANDS", "command"]
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "tune": ("edgekit.cli._serve_tune:command", "Choose when a device asks the cloud."),
     "pair": ("edgekit.cli._serve_pair:command", "Name a bundle's teacher, to serve both."),
+    "export": ("edgekit.cli._serve_export:command", "Write what serves a bundle elsewhere."),
+    "load": ("edgekit.cli._serve_load:command", "Send a server requests, and tell how it answers."),
 }
 """Every subcommand: where its command is, as ``module:attribute``, and its one line of help."""
 

@@ -117,7 +117,7 @@ def test_replicas_are_replaced_under_load(start: Any, bundles: Any, tmp_path: Pa
     make = _conftest(bundles).scores_bundle
     served, second = tmp_path / "served", make(tmp_path / "second", version="2", factor=2.0)
     shutil.copytree(bundles.scores, served)
-    server = start(served, "--engine", "ray", "--replicas", 2)
+    server = start(served, "--engine", "ray", "--replicas", 2, "--max-body-mb", 0.05)
     schemas.validate(server.document)
     assert server.document["engine"] == "ray"
     _, first = server.infer("scores", {"x": X})
@@ -125,7 +125,7 @@ def test_replicas_are_replaced_under_load(start: Any, bundles: Any, tmp_path: Pa
     assert first == direct.infer("scores", {"x": X})[1]
     direct.stop()
     assert server.ask("GET", "/v2/health/ready")[0] == 200
-    status, _, _ = server.ask("POST", "/v2/models/scores/infer", b"x" * (33 * 2**20))
+    status, _, _ = server.ask("POST", "/v2/models/scores/infer", b"x" * 60_000)
     assert status == 413
     status, document = server.infer("scores", {"x": X[:, :1]})
     assert status == 400 and "shape" in document["error"]

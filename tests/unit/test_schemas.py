@@ -405,6 +405,8 @@ def examples() -> dict[str, dict[str, Any]]:
             "window": {"start_s": 0, "end_s": 60}, "counters": {"calls": 3},
             "histograms": {"latency_ms": {"edges": [0, 1, 2], "counts": [1, 2]}},
         },
+        "serve_export": {"schema": "edgekit.serve-export/1", "for": "triton", "out": "models",
+                         "files": ["net/config.pbtxt"], "notes": ["it was not started here"]},
         "pair": {"schema": "edgekit.pair/1", "student": "a.zip", "teacher": "a-teacher.zip"},
         "serve": {"schema": "edgekit.serve/1", "url": "http://127.0.0.1:8000", "models": [
             {"name": "net", "state": "ready", "reason": "", "version": "1", "digest": SHA,
