@@ -9,6 +9,8 @@ from typing import Any
 
 __all__ = ["to_yaml"]
 
+# What YAML has as escapes only; JSON escapes the rest itself.
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
 # Keys that YAML 1.1 takes for a truth value.
 _NOT_PLAIN = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
@@ -33,14 +35,14 @@ def _lines(value: Any, indent: str) -> list[str]:
                 # A list's item begins on the line of its dash.
                 lines += [f"{indent}- {inner[0].lstrip()}", *inner[1:]]
             else:
-                lines.append(f"{indent}- {json.dumps(item)}")
+                lines.append(f"{indent}- {_scalar(item)}")
     return lines
 
 
 def _entry(head: str, item: Any, indent: str) -> list[str]:
     if _nested(item):
         return [head, *_lines(item, f"{indent}  ")]
-    return [f"{head} {json.dumps(item)}"]
+    return [f"{head} {_scalar(item)}"]
 
 
 def _nested(value: Any) -> bool:
@@ -50,4 +52,9 @@ def _nested(value: Any) -> bool:
 
 def _key(key: str) -> str:
     plain = _PLAIN.fullmatch(key) and key.lower() not in _NOT_PLAIN
-    return key if plain else json.dumps(key)
+    return key if plain else _scalar(key)
+
+
+def _scalar(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
