@@ -11,10 +11,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -30,6 +28,7 @@ from edgekit.compress.render import render
 from edgekit.compress.taps import Tap, Tapped, results_of, tap
 from edgekit.compress.unrounded import Unrounded
 from edgekit.errors import EdgekitError
+from edgekit.scratch import scratch
 from edgekit.signature import TensorSpec
 from edgekit.targets import worker
 
@@ -124,8 +123,7 @@ def answers_of(
     """
     from edgekit.targets import find
 
-    with tempfile.TemporaryDirectory(prefix="edgekit-taps-") as folder:
-        base = Path(folder)
+    with scratch("taps") as base:
         save_program(tapped.program, base / "program.pt2")
         (base / "plan.json").write_text(json.dumps(tapped.plan.to_json()))
         np.savez(base / "feeds.npz", **feeds)  # type: ignore[arg-type]

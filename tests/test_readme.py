@@ -131,6 +131,7 @@ def test_the_files_it_names_are_there() -> None:
 def test_the_readme_does_what_it_says(tmp_path: Path) -> None:
     environment = {
         **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "EDGEKIT_STORE": str(tmp_path / "store"),
         "PYTHONWARNINGS": "ignore",
         "NO_COLOR": "1",

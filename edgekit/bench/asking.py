@@ -11,7 +11,6 @@ import os
 import secrets
 import signal
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +20,7 @@ from edgekit import cores, errors
 from edgekit.bench.facts import host_facts
 from edgekit.bench.process import Finished, run_bounded
 from edgekit.errors import EdgekitError, WorkerCrashed
+from edgekit.scratch import scratch
 
 __all__ = ["COMMAND", "Files", "LocalWorker", "Worker", "environment", "part", "read_answer"]
 
@@ -92,8 +92,8 @@ class LocalWorker:
         """See `Worker.ask`; the files are read where they are."""
         nonce = secrets.token_hex(16)
         paths = {field: str(found[0].absolute()) for field, found in files.items()}
-        with tempfile.TemporaryDirectory(prefix="edgekit-bench-") as folder:
-            path = Path(folder) / "request.json"
+        with scratch("bench") as folder:
+            path = folder / "request.json"
             asked = {**question, **paths, "nonce": nonce, "asker": os.getpid()}
             path.write_text(json.dumps(asked, allow_nan=False), encoding="utf-8")
             argv = [*self._command, str(path)]

@@ -17,7 +17,6 @@ are nearest-rank (`edgekit.metrics.percentile`) over all timed calls of all roun
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from edgekit.bench import document, layer_times, sustained
 from edgekit.bench.asking import COMMAND, Files, LocalWorker, Worker, part
 from edgekit.bench.request import BenchRequest, parts, random_feeds
 from edgekit.errors import UnsupportedError, UsageError
+from edgekit.scratch import scratch
 from edgekit.signature import Signature, TensorSpec
 
 __all__ = ["SCHEMA", "BenchRequest", "Settings", "bench", "random_feeds", "stated_signature"]
@@ -147,8 +147,8 @@ def bench(
         # The device's clock times nothing here; how wrong it is belongs to the facts all the same.
         facts["clock_skew_s"] = round(facts["clock"] - begun, 3)
     blocks = [document.Rounds(request) for request in requests]
-    with tempfile.TemporaryDirectory(prefix="edgekit-bench-") as folder:
-        feeds = [_write_feeds(Path(folder), i, r) for i, r in enumerate(requests)]
+    with scratch("bench") as folder:
+        feeds = [_write_feeds(folder, i, r) for i, r in enumerate(requests)]
         run = _Run(place, how, timeout, progress)
         for number in range(how.rounds):
             turn = list(zip(blocks, feeds, strict=True))

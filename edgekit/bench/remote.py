@@ -6,7 +6,6 @@ import hashlib
 import json
 import secrets
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from edgekit.bench.archive import worker_archive
 from edgekit.bench.asking import Files, part, read_answer
 from edgekit.bench.runners import Runner, parse
 from edgekit.errors import MissingDependency
+from edgekit.scratch import scratch
 
 __all__ = ["Pushed", "RemoteWorker", "python_of"]
 
@@ -122,6 +122,6 @@ class RemoteWorker:
     def _ship(self) -> None:
         if self._ready:
             return
-        with tempfile.TemporaryDirectory(prefix="edgekit-worker-") as folder:
-            self._runner.push(worker_archive(Path(folder) / _WORKER), _WORKER)
+        with scratch("worker") as folder:
+            self._runner.push(worker_archive(folder / _WORKER), _WORKER)
         self._ready = True

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Seconds",
-    "alone_here",
     "elsewhere",
     "gates_text",
     "lab_options",
@@ -118,22 +116,6 @@ def elsewhere(lab: Mapping[str, Any]) -> bool:
     """Whether the options ask for a runner, be it that of this machine."""
     # An empty word counts as one: it is a shell's unset variable, and names no device.
     return any(lab[name] not in (None, ()) for name in ("url", "profile_name", "tools", "store"))
-
-
-@contextlib.contextmanager
-def alone_here(wait: float) -> Iterator[None]:
-    """Has this machine for oneself, as any other device; where that can't be kept, says so."""
-    from edgekit.bench.leases import lease
-    from edgekit.bench.runners import device_identity
-    from edgekit.errors import StorageError
-
-    with contextlib.ExitStack() as stack:
-        here = lease(device_identity("local:"), what="this machine", wait=wait, waiting=note)
-        try:
-            stack.enter_context(here)
-        except StorageError as error:
-            note(f"another measurement may run beside this one: {error.message}", verbose=True)
-        yield
 
 
 def place(lab: Mapping[str, Any]) -> tuple[str, Device | None, list[Tool]]:

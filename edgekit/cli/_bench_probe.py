@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from edgekit.cli._output import progress
 from edgekit.errors import UsageError
 from edgekit.names import SCHEMES, TARGETS
+from edgekit.scratch import scratch
 
 __all__ = ["probed"]
 
@@ -35,10 +35,10 @@ def probed(
     target, scheme = _parted(name)
     (job, *_) = plan_targets([load(device or "host")], [target], [scheme])
     documents = []
-    with tempfile.TemporaryDirectory(prefix="edgekit-probe-") as scratch:
+    with scratch("probe") as folder:
         for network in NETWORKS:
             with progress(f"making the probe {network}"):
-                path = write_probe(network, job, Path(scratch), name_of(network, scheme))
+                path = write_probe(network, job, folder, name_of(network, scheme))
             documents.append(measure(path))
     whole = dict(documents[0])
     whole["results"] = [

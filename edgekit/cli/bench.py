@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from edgekit.cli import _bench_kept, _bench_lab
-from edgekit.cli._output import emit, json_option, progress, verbosity_options
+from edgekit.cli._output import emit, json_option, note, progress, verbosity_options
 
 __all__ = ["command"]
 
@@ -196,7 +197,9 @@ def command(
     def measure(path: Path) -> dict[str, Any]:
         if _bench_lab.elsewhere(lab):
             return _bench_lab.measured_on(ctx, path, ids, settings, lab, force=force)
-        with _bench_lab.alone_here(lab["wait"]):
+        from edgekit.bench.here import alone_here
+
+        with alone_here(lab["wait"], waiting=note, unkept=partial(note, verbose=True)):
             return _measured_here(path, ids, settings, force=force)
 
     if subject is not None:

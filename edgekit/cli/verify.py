@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from edgekit.errors import (
     UnsupportedError,
     UsageError,
 )
+from edgekit.scratch import scratch
 
 if TYPE_CHECKING:
     from edgekit.parity import Check, ParityReport
@@ -73,7 +73,7 @@ def command(bundle: Path, ids: tuple[str, ...], keep_going: bool, as_json: bool)
     from edgekit.names import unknown
     from edgekit.runtime.bundle import Bundle
 
-    with Bundle.open(bundle) as opened, tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
+    with Bundle.open(bundle) as opened, scratch("verify") as folder:
         known = [artifact.id for artifact in opened.artifacts]
         for wrong in (id for id in ids if id not in known):
             raise UsageError(unknown(f"artifact of bundle {opened.name!r}", wrong, known))
@@ -87,7 +87,7 @@ def command(bundle: Path, ids: tuple[str, ...], keep_going: bool, as_json: bool)
                 if artifact.id in absent:
                     found.append(failed(artifact, "installed", absent[artifact.id]))
                 else:
-                    found.append(_verify(opened, artifact, Path(scratch), keep_going))
+                    found.append(_verify(opened, artifact, folder, keep_going))
                 advance(1)
     document = document_of(bundle, found)
     emit(document, as_json, lambda: text_of(document))
@@ -119,7 +119,7 @@ def _absent(artifacts: Sequence[BundleArtifact], keep_going: bool) -> dict[str, 
     return absent
 
 
-def _verify(bundle: Bundle, artifact: BundleArtifact, scratch: Path, keep_going: bool) -> Found:
+def _verify(bundle: Bundle, artifact: BundleArtifact, folder: Path, keep_going: bool) -> Found:
     """Runs one artifact and judges it; what its runtime has against it is a failed check."""
     import numpy as np
 
@@ -141,13 +141,13 @@ def _verify(bundle: Bundle, artifact: BundleArtifact, scratch: Path, keep_going:
         if not keep_going:
             raise
         return failed(artifact, "installed", error)
-    np.savez(scratch / "feeds.npz", allow_pickle=False, **feeds)
+    np.savez(folder / "feeds.npz", allow_pickle=False, **feeds)
     task = {
         "op": "infer",
         "artifact": str(path.absolute()),
         "signature": artifact.signature.to_json(),
-        "feeds": str(scratch / "feeds.npz"),
-        "outputs": str(scratch / "outputs.npz"),
+        "feeds": str(folder / "feeds.npz"),
+        "outputs": str(folder / "outputs.npz"),
         "repeats": TOLERANCES[artifact.scheme].repeats,
     }
     tasks = [task, *metadata_tasks(bundle, artifact, path)]
@@ -164,7 +164,7 @@ def _verify(bundle: Bundle, artifact: BundleArtifact, scratch: Path, keep_going:
         return failed(artifact, "installed", error)
     except EdgekitError as error:
         return failed(artifact, "runs", error)
-    with np.load(scratch / "outputs.npz", allow_pickle=False) as data:
+    with np.load(folder / "outputs.npz", allow_pickle=False) as data:
         outputs = {name: data[name] for name in data.files}
     if against == "float":
         found = _judge_float(artifact, outputs, wanted, result)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from edgekit.compress._pairing import Matched, check_labels
 from edgekit.compress._train_types import TrainSet
 from edgekit.errors import BadData, StorageError
 from edgekit.protocols import Watch
+from edgekit.scratch import scratch
 
 __all__ = ["Lesson", "augments", "judge", "kept_answers", "sample_answers"]
 
@@ -171,7 +171,7 @@ def kept_answers(
     )
     with contextlib.ExitStack() as stack:
         if root is None:
-            root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgekit-answers-")))
+            root = stack.enter_context(scratch("answers"))
         kept = stack.enter_context(
             keep(root, key, layout, answers, limit=int(limit * GIB), watch=watch)
         )

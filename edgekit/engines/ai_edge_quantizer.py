@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.engines._common import float_file, named
 from edgekit.errors import UsageError
+from edgekit.scratch import scratch
 from edgekit.signature import Signature
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ class AiEdgeQuantizer:
         if make is None or not settings["recipe"].startswith("static_"):
             raise UsageError(f"ai-edge-quantizer has no static recipe {settings['recipe']!r}")
         rows = named(feeds, signature)
-        with tempfile.TemporaryDirectory(prefix="edgekit-aeq-") as folder:
-            source = float_file(program, signature, target, Path(folder))
+        with scratch("aeq") as folder:
+            source = float_file(program, signature, target, folder)
             # LiteRT narrows int64 ids to int32: the file says what it takes.
             dtypes = {s.name: s.dtype for s in read_signature(target, source).inputs}
             rows = [{k: v.astype(dtypes[k], copy=False) for k, v in r.items()} for r in rows]

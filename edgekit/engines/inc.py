@@ -12,12 +12,12 @@ import contextlib
 import itertools
 import logging
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.engines._common import check_quantized, labelled, samples, store_integers
+from edgekit.scratch import scratch
 from edgekit.signature import Signature
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _flat(result: Any) -> torch.Tensor:
 def _scratch_directory() -> Iterator[None]:
     """A temporary working directory: the tuner leaves its history in the current one."""
     before = Path.cwd()
-    with tempfile.TemporaryDirectory(prefix="edgekit-inc-") as folder:
+    with scratch("inc") as folder:
         os.chdir(folder)
         try:
             yield

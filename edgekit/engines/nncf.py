@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.engines._common import calls, float_file, named
 from edgekit.runtime._silence import silence
+from edgekit.scratch import scratch
 from edgekit.signature import Signature
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ class Nncf:
         logging.getLogger("nncf").setLevel(logging.ERROR)
         rows = named(feeds, signature)
         model_type, preset = _choices(program, settings)
-        with tempfile.TemporaryDirectory(prefix="edgekit-nncf-") as folder:
-            source = float_file(program, signature, target, Path(folder))
+        with scratch("nncf") as folder:
+            source = float_file(program, signature, target, folder)
             quantized = nncf.quantize(
                 _read(target, source),
                 nncf.Dataset(rows),

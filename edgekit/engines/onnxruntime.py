@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.engines._common import float_file, named
+from edgekit.scratch import scratch
 from edgekit.signature import Signature
 
 if TYPE_CHECKING:
@@ -52,10 +52,10 @@ class Onnxruntime:
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
         rows = named(feeds, signature)
-        with tempfile.TemporaryDirectory(prefix="edgekit-ort-") as folder:
-            source = float_file(program, signature, target, Path(folder))
+        with scratch("ort") as folder:
+            source = float_file(program, signature, target, folder)
             if settings["pre_process"]:
-                prepared = Path(folder) / "prepared.onnx"
+                prepared = folder / "prepared.onnx"
                 try:
                     quant_pre_process(str(source), str(prepared))
                 except TypeError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from edgekit.keys import code, versions
 from edgekit.model import Model
 from edgekit.names import FLOAT_IO
 from edgekit.runtime.preprocess import ImagePreprocess
+from edgekit.scratch import scratch
 from edgekit.signature import Signature
 from edgekit.targets import Target, find, installed, worker
 
@@ -92,19 +92,17 @@ def convert(
     keys = {w: _convert_key(made, target, w, planned, signature, about) for w in wanted}
     missing = [w for w in wanted if store.get(keys[w]) is None]
     refused: dict[Wanted, EdgekitError] = {}
-    with tempfile.TemporaryDirectory(prefix="edgekit-convert-") as scratch:
+    with scratch("convert") as place:
         if missing:
             taking = "" if io == FLOAT_IO else f", which take {io}"
             listener.note(f"{target}: converting {', '.join(map(_shown, missing))}{taking}")
-            refused = _run_conversions(
-                made, target, missing, planned, signature, about, Path(scratch)
-            )
+            refused = _run_conversions(made, target, missing, planned, signature, about, place)
         result: dict[Wanted, Artifact | EdgekitError] = {}
         for one in wanted:
             if one in refused:
                 result[one] = refused[one]
                 continue
-            source = Path(scratch) / _shown(one)
+            source = place / _shown(one)
             entry = store.make(
                 keys[one],
                 lambda folder, source=source: _copy(source, folder),  # type: ignore[misc]
@@ -154,12 +152,12 @@ def convert_by_engine(
     )
     if store.get(key) is None:
         listener.note(f"{target}: {engine.id} quantizes, {scheme}")
-    with tempfile.TemporaryDirectory(prefix="edgekit-engine-") as scratch:
-        folder = Path(scratch) / "made"
+    with scratch("engine") as place:
+        folder = place / "made"
 
         def fill(entry: Path) -> None:
             folder.mkdir()
-            out, feeds = folder / f"model{made.suffix}", Path(scratch) / "calib.npz"
+            out, feeds = folder / f"model{made.suffix}", place / "calib.npz"
             rows = [calib.feed(i) for i in range(len(calib))]
             arrays = {s.name: np.stack([row[s.name] for row in rows]) for s in signature.inputs}
             np.savez(feeds, **arrays)  # type: ignore[arg-type]
@@ -222,12 +220,12 @@ def _run_conversions(
     planned: Planned,
     signature: Signature,
     about: About | None,
-    scratch: Path,
+    place: Path,
 ) -> dict[Wanted, EdgekitError]:
     tasks: list[worker.Task] = []
     for one in wanted:
         name = plan_name(target, *one)
-        folder = scratch / _shown(one)
+        folder = place / _shown(one)
         folder.mkdir()
         out = folder / f"model{made.suffix}"
         tasks.append(
@@ -258,7 +256,7 @@ def _run_conversions(
             "stored": stored["stored"],
             "metadata": told["metadata"],
         }
-        (scratch / _shown(one) / "convert.json").write_text(json.dumps(facts))
+        (place / _shown(one) / "convert.json").write_text(json.dumps(facts))
     return refused
 
 

@@ -5,10 +5,8 @@ These are handed to `edgekit.compress.prune.prune`, which stands below and must 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -21,6 +19,7 @@ from edgekit.export.converted import artifacts_of
 from edgekit.model import Model
 from edgekit.paired import MIN_RATIO_PAIRS
 from edgekit.runtime.session import unavailable
+from edgekit.scratch import scratch
 
 __all__ = ["Latency", "Macs", "Parameters"]
 
@@ -134,12 +133,12 @@ class Latency:
             UnsupportedError: a module can't be exported or converted.
             WorkerCrashed: the converter or the runtime died.
         """
-        with tempfile.TemporaryDirectory(prefix="edgekit-cost-") as scratch:
+        with scratch("cost") as folder:
             # Copies, as a module may be in training, and anywhere.
             own = [deepcopy(module).cpu().eval() for module in modules]
             models = [Model.from_module(m, self._examples, name="cost") for m in own]
             calib = {name: tensor.numpy() for name, tensor in self._calib.items()}
-            paths = artifacts_of(models, self._job, calib, Path(scratch))
+            paths = artifacts_of(models, self._job, calib, folder)
             sample = {name: tensor.numpy() for name, tensor in self._examples.items()}
             requests = [
                 BenchRequest(

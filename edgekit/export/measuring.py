@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgekit import cores
 from edgekit.artifact import Artifact, Store, fingerprint
+from edgekit.bench.here import alone_here
 from edgekit.bench.measure import BenchRequest, bench
+from edgekit.errors import Locked
 from edgekit.export.document import Row
 from edgekit.export.request import ExportRequest
 from edgekit.export.sides import Side
 from edgekit.keys import code, isa
 from edgekit.runtime.session import unavailable
 
-__all__ = ["measure"]
+__all__ = ["alone", "measure"]
+
+_WAIT_SECONDS = 600.0
 
 
 def measure(
@@ -70,7 +75,10 @@ def _bench(
 
     def fill(folder: Path) -> None:
         rounds = request.bench_rounds
-        with request.listener.progress(f"measuring {target}", rounds * len(known)) as advance:
+        with (
+            alone(request.listener.note),
+            request.listener.progress(f"measuring {target}", rounds * len(known)) as advance,
+        ):
             document = bench(
                 [
                     BenchRequest(
@@ -96,3 +104,15 @@ def _bench(
     path = store.make(key, fill, what=f"bench {target}")
     loaded: dict[str, Any] = json.loads((path / "bench.json").read_text())
     return loaded
+
+
+@contextlib.contextmanager
+def alone(note: Callable[[str], None]) -> Iterator[None]:
+    """Waits for other measurements of this machine, but loses no export to them."""
+    with contextlib.ExitStack() as stack:
+        try:
+            here = alone_here(_WAIT_SECONDS, waiting=note, unkept=lambda _: None)
+            stack.enter_context(here)
+        except Locked as error:
+            note(f"{error.message} still: measured beside it")
+        yield

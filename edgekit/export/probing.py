@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 
 from edgekit.bench.probes import probe_model
 from edgekit.device import Job
 from edgekit.export.converted import artifacts_of
+from edgekit.scratch import scratch
 
 __all__ = ["write_probe"]
 
@@ -28,8 +28,8 @@ def write_probe(network: str, job: Job, folder: Path, stem: str) -> Path:
         spec.name: tensor.numpy()
         for spec, tensor in zip(model.signature.inputs, model.example_inputs(), strict=True)
     }
-    with tempfile.TemporaryDirectory(prefix="edgekit-probe-") as scratch:
-        (made,) = artifacts_of([model], job, calib, Path(scratch))
+    with scratch("probe") as folder:
+        (made,) = artifacts_of([model], job, calib, folder)
         main = folder / f"{stem}{made.suffix}"
         for part in sorted(made.parent.glob(f"{made.stem}.*")):
             goal = folder / f"{stem}{part.suffix}"

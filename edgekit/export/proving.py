@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -39,6 +39,10 @@ __all__ = ["Proof", "prove"]
 _TRACING = threading.Lock()
 """Targets are proven in threads, and torch keeps what it traces and exports in globals of its own
 (`torch.fx.traceback`): two at a time fail with ``KeyError: 'custom'`` now and then."""
+
+
+_RARE_TIMES: Final = 8
+"""As many times more noise, where the question is how rare a rare event is."""
 
 
 @dataclass(frozen=True)
@@ -277,6 +281,10 @@ def _judge(
         floors = (held.floor, held.probe_floor)
         if not verdict.passed or any(verify.lowers(held.scheme, floor) for floor in floors):
             verdict = judge(dataclasses.replace(held, **other.floors(feeds, store)))
+    verdict = verify.excuse_rare(
+        verdict,
+        lambda: judge(dataclasses.replace(held, **other.floors(feeds, store, times=_RARE_TIMES))),
+    )
     return verify.look_closer(verdict, target, program, plan, model.signature, feeds)
 
 
@@ -328,17 +336,20 @@ class _Otherwise:
         path = store.make(self._key("answers"), fill, what=f"answers {self.name}")
         return load_arrays(path / "outputs.npz")
 
-    def floors(self, feeds: Arrays, store: Store) -> dict[str, Any]:
-        """``floor`` and ``probe_floor``, see `edgekit.verify.rounding_floor`."""
+    def floors(self, feeds: Arrays, store: Store, *, times: int = 1) -> dict[str, Any]:
+        """``floor`` and ``probe_floor``, see `edgekit.export.reference.rounding_floors`."""
         outputs = self.outputs(feeds, store)
         signature, scheme = self.model.signature, self.plan.scheme
         n = len(feeds[self._sides()[0][0]]) - self.reference.probes
 
         def fill(folder: Path) -> None:
-            made = rounding_floors(signature, self._module(), feeds, outputs, self.steps, n, scheme)
+            made = rounding_floors(
+                signature, self._module(), feeds, outputs, self.steps, n, scheme, times=times
+            )
             (folder / "floors.json").write_text(json.dumps(made))
 
-        path = store.make(self._key("floors"), fill, what=f"floors {self.name}")
+        key = self._key("floors" if times == 1 else f"floors of {times}")
+        path = store.make(key, fill, what=f"floors {self.name}")
         loaded: dict[str, Any] = json.loads((path / "floors.json").read_text())
         return loaded
 

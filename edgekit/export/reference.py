@@ -151,6 +151,7 @@ def rounding_floors(
     n: int,
     scheme: str,
     *,
+    times: int = 1,
     tick: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """How far a plan's evaluation moves under rounding noise, on samples and on the probes.
@@ -167,6 +168,7 @@ def rounding_floors(
         steps: quantization steps of its outputs.
         n: how many of ``feeds`` are samples.
         scheme: of the plan.
+        times: as many times more samples or draws of noise.
         tick: called with the number of samples newly evaluated; it may raise.
     """
     from edgekit.compress.evaluate import batches, evaluate, with_rounding_noise
@@ -188,8 +190,8 @@ def rounding_floors(
 
     # Noise treats samples apart: what is found of the graph holds under every draw.
     together = batches(module, feeds, names)
-    count = min(FLOOR_SAMPLES, n)
-    draws = min(PROBE_DRAWS, -(-FLOOR_SAMPLES // count))
+    count = min(times * FLOOR_SAMPLES, n)
+    draws = min(times * PROBE_DRAWS, -(-times * FLOOR_SAMPLES // count))
     probes = slice(n, len(feeds[names[0]]))
     return {
         "floor": floor([moved(slice(0, count), draw) for draw in range(draws)]),

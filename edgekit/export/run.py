@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,6 +41,7 @@ from edgekit.names import (
     unknown,
 )
 from edgekit.pack import check_destination
+from edgekit.scratch import scratch
 from edgekit.targets import find, require_installed, worker
 
 __all__ = ["ExportResult", "export_bundle", "samples_of"]
@@ -188,9 +188,9 @@ def _export(
         given=finished,
     )
     plans = [*planned_for, *own]
-    with tempfile.TemporaryDirectory(prefix="edgekit-feeds-") as folder:
-        given = {FLOAT_IO: Given(model, held, Feeds(model, held, Path(folder) / "feeds.npz"))}
-        given |= {io: given_for(io, model, held, Path(folder)) for io in borders}
+    with scratch("feeds") as folder:
+        given = {FLOAT_IO: Given(model, held, Feeds(model, held, folder / "feeds.npz"))}
+        given |= {io: given_for(io, model, held, folder) for io in borders}
         sides: Mapping[str, Side] = {}
 
         def prove(planned: Planned) -> tuple[Referenced, list[Row]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit.compress.plan import QuantPlan
+from edgekit.scratch import scratch
 from edgekit.signature import Signature, TensorSpec
 from edgekit.targets import _coreml_classifier, _coreml_package
 from edgekit.targets._common import converter_error
@@ -60,7 +60,7 @@ def convert(
         if prelude is not None:
             args = _take_image(module, prelude, args)
         restate(module)
-        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        with warnings.catch_warnings(), scratch("coreml") as folder, torch.no_grad():
             warnings.simplefilter("ignore")
             rendered = torch.export.export(module, args, strict=False)
             rendered = rendered.run_decompositions({})
@@ -78,7 +78,7 @@ def _convert(
     program: torch.export.ExportedProgram,
     scheme: str,
     signature: Signature,
-    folder: str,
+    folder: Path,
     prelude: Prelude | None,
 ) -> Any:
     import coremltools as ct
@@ -100,7 +100,7 @@ def _convert(
             compute_precision=precision,
             pass_pipeline=pipeline,
             skip_model_load=True,
-            package_dir=str(Path(folder) / "made.mlpackage"),
+            package_dir=str(folder / "made.mlpackage"),
         )
 
 

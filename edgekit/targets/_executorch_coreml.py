@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.runtime.session import Array
+from edgekit.scratch import scratch
 from edgekit.signature import Signature
 from edgekit.targets import Stored, _coreml_package
 from edgekit.targets._executorch_xnnpack import Operator, Value
@@ -83,8 +83,8 @@ def _flat(backend: Any, model: Any) -> bytes:
 
     from edgekit.artifact import files_of, fingerprint, sha256_of
 
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / _ROOT
+    with scratch("delegate") as place:
+        folder = place / _ROOT
         package, spec = folder / _PACKAGE, model.get_spec()
         _coreml_package.write(spec, Path(model.weights_dir), package)
         digest = fingerprint(files=[sha256_of(f) for f in files_of(package)])
@@ -159,15 +159,15 @@ class EmulatedDelegate:
     def __init__(self, blob: bytes, signature: Signature, threads: int) -> None:
         from edgekit.targets._coreml_run import EmulatedSession
 
-        with tempfile.TemporaryDirectory() as folder:
-            told = unpacked(blob, Path(folder))
+        with scratch("delegate") as folder:
+            told = unpacked(blob, folder)
             sides = (signature.inputs, told["inputNames"]), (signature.outputs, told["outputNames"])
             inputs, outputs = (
                 tuple(dataclasses.replace(s, name=n) for s, n in zip(specs, names, strict=True))
                 for specs, names in sides
             )
             self._session: Any = EmulatedSession(
-                Path(folder) / _ROOT / _PACKAGE, Signature(inputs, outputs), threads
+                folder / _ROOT / _PACKAGE, Signature(inputs, outputs), threads
             )
         self.signature, self.threads = signature, threads
         self.runtime_version = self._session.runtime_version
@@ -196,9 +196,9 @@ def _program(blob: bytes) -> tuple[dict[str, Any], MilProgram]:
     """The ``metadata.json`` of a package, and its program."""
     from edgekit.targets._coreml_program import program_of
 
-    with tempfile.TemporaryDirectory() as folder:
-        told = unpacked(blob, Path(folder))
-        return told, program_of(_coreml_package.read(Path(folder) / _ROOT / _PACKAGE))
+    with scratch("delegate") as folder:
+        told = unpacked(blob, folder)
+        return told, program_of(_coreml_package.read(folder / _ROOT / _PACKAGE))
 
 
 def unpacked(blob: bytes, folder: Path) -> dict[str, Any]:

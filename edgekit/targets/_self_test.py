@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
+
+from edgekit.scratch import scratch
 
 
 def self_test(name: str) -> dict[str, Any]:
@@ -60,8 +60,8 @@ def _round_trip(name: str) -> str:
             plan = quantize(program, [(x,)], scheme=scheme)
         else:
             plan = QuantPlan("fp32", program_digest(program))
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / f"one{target.suffix}"
+        with scratch("self-test") as folder:
+            out = folder / f"one{target.suffix}"
             target.convert(program, plan, signature, out)
             session = open_session(target, out, signature, 1)
             got = session.run({"x": x.numpy()})["y"]

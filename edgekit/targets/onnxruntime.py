@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 from edgekit.compress.arithmetic import PER_TENSOR
 from edgekit.names import FLOAT_IO, PICTURE_IO, WEIGHTS
 from edgekit.runtime.session_onnxruntime import without_propagation
+from edgekit.scratch import scratch
 from edgekit.signature import Signature
 from edgekit.targets import Placement, Stored
 from edgekit.targets._common import channel_digest, converter_error
@@ -148,8 +148,8 @@ class Onnxruntime:
                 options.add_session_config_entry(name, value)
             return onnxruntime.InferenceSession(str(path), options, providers=[_PROVIDER])
 
-        with tempfile.TemporaryDirectory() as folder:
-            optimized = Path(folder) / "optimized.onnx"
+        with scratch("onnxruntime") as folder:
+            optimized = folder / "optimized.onnx"
             try:
                 session = optimize(optimized, {})
             except Exception as error:  # as the session takes it

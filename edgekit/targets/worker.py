@@ -28,6 +28,7 @@ from edgekit.errors import (
     UnsupportedError,
     WorkerCrashed,
 )
+from edgekit.scratch import scratch
 
 TIMEOUT_S = 1800.0
 _TAIL = 12
@@ -62,9 +63,9 @@ def run(
         WorkerCrashed: the process died or ran out of time; the message carries its last lines.
         StorageError: it died where no space is left for temporary files.
     """
-    with tempfile.TemporaryDirectory(prefix="edgekit-worker-") as folder:
-        request, log = Path(folder) / "request.json", Path(folder) / "log.txt"
-        results = Path(folder) / "results.jsonl"
+    with scratch("worker") as folder:
+        request, log = folder / "request.json", folder / "log.txt"
+        results = folder / "results.jsonl"
         request.write_text(
             json.dumps(
                 {
@@ -78,7 +79,7 @@ def run(
         code = _supervise(request, log, results, timeout, on_done)
         done = _read(results)
         if code != 0 or len(done) < len(tasks):
-            _check_space(Path(folder))
+            _check_space(folder)
             raise WorkerCrashed(
                 f"{target}: the worker process {_cause(code, timeout)} "
                 f"at task {min(len(done) + 1, len(tasks))} of {len(tasks)} "

@@ -15,8 +15,9 @@ import pytest
 
 from edgekit.bench.leases import lease
 from edgekit.bench.process import Cancel, Cancelled
-from edgekit.bench.runners import open_runner
+from edgekit.bench.runners import device_identity, open_runner
 from edgekit.errors import Locked, StorageError
+from edgekit.export import measuring
 
 HOLD = """
     import sys, time
@@ -71,6 +72,26 @@ def test_run_08_a_reused_process_number_is_not_taken_for_the_holder(state: Path)
         path.write_text("not JSON")
         with pytest.raises(Locked, match="in use by another job"), lease("phone", what="p"):
             pass
+
+
+def test_an_export_waits_for_another_measurement_and_is_not_lost_to_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    held = lease(device_identity("local:"), what="this machine")
+    with held:
+        monkeypatch.setattr(measuring, "_WAIT_SECONDS", 0.5)
+        with measuring.alone(said.append):
+            pass
+    assert "waiting for it" in said[0]
+    assert said[1].endswith("still: measured beside it")
+    with (
+        measuring.alone(said.append),
+        pytest.raises(Locked),
+        lease(device_identity("local:"), what="this machine"),
+    ):
+        pass
+    assert len(said) == 2
 
 
 def test_a_wait_can_be_called_off() -> None:
