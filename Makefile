@@ -24,7 +24,7 @@ DEMO := -s teacher.train.epochs=6 -s student.train.epochs=10 -s prune.recover.ep
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install lint demo check test test-full test-arm64 qemu compiler browser bench soak clean $(BENCHES) $(SOAKS) $(EXPORT_TIME)
+.PHONY: help install lint demo check test test-full test-arm64 qemu compiler browser ray bench soak clean $(BENCHES) $(SOAKS) $(EXPORT_TIME)
 
 help:
 	@echo "make demo        export a model for every target: a bundle and a report in out/demo"
@@ -62,7 +62,7 @@ check: lint
 test: lint
 	$(PYTEST) -m "not slow"
 
-test-full: lint qemu compiler browser
+test-full: lint qemu compiler browser ray
 	$(PYTEST)
 
 # A machine of another architecture, in out/arm64: Debian's kernel and programs, and the wheels for
@@ -93,6 +93,12 @@ compiler:
 browser:
 	@command -v chromium >/dev/null || \
 	  { echo "make test-full opens reports in a browser: apt-get install -y chromium" >&2; exit 1; }
+
+# Replicas of the server. Ray takes a quarter of a gigabyte, so it is in neither all nor dev.
+ray: $(INSTALLED)
+	@$(BIN)/python -c 'import ray.serve' 2>/dev/null || \
+	  { echo "make test-full runs Ray Serve: $(BIN)/pip install -c constraints.txt -e '.[ray]'" >&2; \
+	    exit 1; }
 
 bench: $(BENCHES) $(EXPORT_TIME)
 	@test -n "$(BENCHES)" || { echo "no tests/benchmarks/bench_*.py" >&2; exit 1; }

@@ -15,14 +15,16 @@ from edgekit.errors import EdgekitError, MissingDependency, UsageError
 from edgekit.names import install_command
 
 if TYPE_CHECKING:
+    from edgekit.serve.engine import EngineSettings
     from edgekit.serve.handler import Handler
-    from edgekit.serve.hosted import Hosted
 
 __all__ = ["SUBCOMMANDS", "command"]
 
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "tune": ("edgekit.cli._serve_tune:command", "Choose when a device asks the cloud."),
     "pair": ("edgekit.cli._serve_pair:command", "Name a bundle's teacher, to serve both."),
+    "export": ("edgekit.cli._serve_export:command", "Write what serves a bundle elsewhere."),
+    "load": ("edgekit.cli._serve_load:command", "Send a server requests, and tell how it answers."),
 }
 """Every subcommand: where its command is, as ``module:attribute``, and its one line of help."""
 
@@ -41,6 +43,12 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=8000, show_default=True,
               help="Port; 0 takes a free one.")  # fmt: skip
+@click.option("--engine", type=click.Choice(["process", "ray"]), default="process",
+              show_default=True, help="One process, or replicas on Ray Serve.")  # fmt: skip
+@click.option("--replicas", type=click.IntRange(1, 10_000), help="On Ray: so many; by the cores.")
+@click.option("--min-replicas", type=click.IntRange(1, 10_000),
+              help="On Ray: as many as the load asks for, at least so many.")  # fmt: skip
+@click.option("--max-replicas", type=click.IntRange(1, 10_000), help="... and at most so many.")
 @click.option("--artifact", metavar="ID", help="Serve this artifact, not the one chosen.")
 @click.option("--teacher/--no-teacher", default=True, help="Serve teachers that bundles name, too.")
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes per model; by the cores.")
@@ -86,15 +94,24 @@ def command(bundles: tuple[str, ...], as_json: bool, **options: Any) -> int:
 
     SIGTERM lets finish what is going on; SIGHUP reads bundles and keys again.
 
+    With --engine ray every replica is such a server behind Ray Serve's proxy, and SIGHUP replaces
+    them one after the other. Ray is started here, or RAY_ADDRESS says where it is; there, bundles
+    and keys have the same path on every node. --rate then counts in each replica.
+
     \b
-    Exit codes: 0 ended after SIGTERM with all answered, 130 ended before; 3 the extra 'serve' is
-    missing, 5 or 7 no model can be served here, 6 a bundle is not what its manifest says, 8 the
-    port is taken.
+    Exit codes: 0 ended after SIGTERM with all answered, 130 ended before; 3 the extra 'serve' or
+    'ray' is missing, 5 or 7 no model can be served here, 6 a bundle is not what its manifest says,
+    8 the port is taken.
 
     \b
     edgekit serve model.zip
     edgekit serve small=a.zip large=b.zip --port 8080 --keys keys.txt --objective-ms 50
+    edgekit serve model.zip --engine ray --min-replicas 1 --max-replicas 8
     """
+    from edgekit.cli._serve_ray import RAY_ONLY, run_on_ray
+
+    if options["engine"] == "process" and any(options[name] is not None for name in RAY_ONLY):
+        raise UsageError("replicas are Ray Serve's: add --engine ray")
     try:
         import edgekit.serve.server as server
     except ModuleNotFoundError as error:
@@ -105,9 +122,11 @@ def command(bundles: tuple[str, ...], as_json: bool, **options: Any) -> int:
     from edgekit.serve.logs import set_up
 
     set_up(logging.INFO)
+    if options["engine"] == "ray":
+        _warn_open(options)
+        return run_on_ray(_named(bundles, options), options, as_json)
     handler, settings = _handler(bundles, options), _settings(options)
-    if settings.host not in ("127.0.0.1", "localhost", "::1") and settings.keys is None:
-        note("serving to other machines without keys; see --keys")
+    _warn_open(options)
     port = 0
 
     def started(bound: int) -> None:
@@ -125,11 +144,19 @@ def command(bundles: tuple[str, ...], as_json: bool, **options: Any) -> int:
     return _INTERRUPTED if ended.forced else 0
 
 
+def _warn_open(options: dict[str, Any]) -> None:
+    if options["host"] not in ("127.0.0.1", "localhost", "::1") and options["keys"] is None:
+        note("serving to other machines without keys; see --keys")
+
+
 def _handler(bundles: tuple[str, ...], options: dict[str, Any]) -> Handler:
     from edgekit.serve.handler import Handler
+    from edgekit.serve.hosted import Hosted
     from edgekit.serve.security import Keys, Rates, read_keys
 
-    models = [model for text in bundles for model in _models(text, options)]
+    named = _named(bundles, options)
+    settings = _engine(options)
+    models = [Hosted(Path(path), artifact, settings, name) for name, path, artifact in named]
     names = [model.name for model in models]
     if len(set(names)) != len(names):
         raise UsageError(
@@ -140,19 +167,30 @@ def _handler(bundles: tuple[str, ...], options: dict[str, Any]) -> Handler:
     return Handler(models, keys=keys, rates=rates, timeout_ms=options["timeout_ms"])
 
 
-def _models(text: str, options: dict[str, Any]) -> list[Hosted]:
-    """The model of one bundle, and its teacher if it names one."""
-    from edgekit import cores
-    from edgekit.serve.engine import EngineSettings
-    from edgekit.serve.hosted import Hosted
+def _named(
+    bundles: tuple[str, ...], options: dict[str, Any]
+) -> list[tuple[str | None, str, str | None]]:
+    """Of every model, teachers among them: its name if given, its path, its artifact if given."""
     from edgekit.serve.teacher import teacher_of
 
-    found = re.match(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})=(.+)", text)
-    name, path = (found[1], found[2]) if found else (None, text)
+    models: list[tuple[str | None, str, str | None]] = []
+    for text in bundles:
+        found = re.match(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})=(.+)", text)
+        name, path = (found[1], found[2]) if found else (None, text)
+        models.append((name, path, options["artifact"]))
+        teacher = teacher_of(Path(path)) if options["teacher"] else None
+        if teacher is not None:
+            models.append((teacher.name, str(teacher.path), teacher.artifact))
+    return models
+
+
+def _engine(options: dict[str, Any]) -> EngineSettings:
+    from edgekit import cores
+    from edgekit.serve.engine import EngineSettings
+
     threads = options["threads"]
-    workers = options["workers"] or max(1, cores.usable() // threads)
-    settings = EngineSettings(
-        workers=workers,
+    return EngineSettings(
+        workers=options["workers"] or max(1, cores.usable() // threads),
         threads=threads,
         wide=max(threads, min(cores.usable(), 8)),
         batch=options["batch"],
@@ -161,11 +199,6 @@ def _models(text: str, options: dict[str, Any]) -> list[Hosted]:
         objective_ms=options["objective_ms"],
         raw_bytes=min(16 * 2**20, int(options["max_body_mb"] * 2**20)),
     )
-    models = [Hosted(Path(path), options["artifact"], settings, name)]
-    teacher = teacher_of(Path(path)) if options["teacher"] else None
-    if teacher is not None:
-        models.append(Hosted(teacher.path, teacher.artifact, settings, teacher.name))
-    return models
 
 
 def _settings(options: dict[str, Any]) -> Any:

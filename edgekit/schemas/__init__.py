@@ -47,6 +47,8 @@ DOCUMENTS: Final = {
     "edgekit.doctor/1": "doctor",
     "edgekit.serve/1": "serve",
     "edgekit.pair/1": "pair",
+    "edgekit.serve-export/1": "serve_export",
+    "edgekit.serve-load/1": "serve_load",
     "edgekit.policy/1": "policy",
     "edgekit.tune/1": "tune",
     "edgekit.telemetry/1": "telemetry",

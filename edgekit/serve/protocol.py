@@ -189,6 +189,9 @@ class _LimitedProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             # What is no HTTP is told so in JSON, like everything else.
             self._refuse(400, "this is not HTTP/1.1")
+        self._expect_more()
+
+    def _expect_more(self) -> None:
         if self._refused:
             return
         if self._in_body:

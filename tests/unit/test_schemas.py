@@ -41,6 +41,7 @@ OPEN = {
     "recipes": {"settings"},
     "run": {"settings", "reads", "versions", "digests", "metrics"},
     "run_plan": {"settings"},
+    "serve_load": {"statuses", "latency_ms"},
     "tune": {"policy"},
     "verify": {"self_test"},
 }
@@ -410,6 +411,16 @@ def examples() -> dict[str, dict[str, Any]]:
                     {"attributes": {"edgekit.source": "device"}, "scale": 5, "zeros": 0,
                      "offset": -213, "counts": [1, 0, 2]}]},
             ],
+        },
+        "serve_export": {"schema": "edgekit.serve-export/1", "for": "triton", "out": "models",
+                         "files": ["net/config.pbtxt"], "notes": ["it was not started here"]},
+        "serve_load": {
+            "schema": "edgekit.serve-load/1", "url": "http://127.0.0.1:8000", "request": "net",
+            "rate": 50.0, "concurrency": 512, "objective_ms": None, "seconds": 10.0, "sent": 3,
+            "offered_per_s": 0.3, "answered_per_s": 0.2, "good_per_s": 0.2,
+            "statuses": {"200": 2}, "unanswered": 1,
+            "latency_ms": {"200": {"p50": 1.0, "p90": 2.0, "p99": 2.0, "p100": 2.0}},
+            "generator": {"late_ms_p99": 0.2, "cpu_s": 0.1},
         },
         "pair": {"schema": "edgekit.pair/1", "student": "a.zip", "teacher": "a-teacher.zip"},
         "serve": {"schema": "edgekit.serve/1", "url": "http://127.0.0.1:8000", "models": [
