@@ -196,7 +196,8 @@ class _LimitedProtocol(HttpToolsProtocol):
             return
         if self._in_body:
             self._pass_by_the_parser()
-        elif self._timer is None and (self.cycle is None or self.cycle.response_complete):
+        # Before the first request uvicorn has no cycle, whatever its annotation says.
+        elif self._timer is None and getattr(self.cycle, "response_complete", True):
             # Empty lines may come before a request, and are none.
             self._expect(self.limits.headers_s)
 
