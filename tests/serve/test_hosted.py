@@ -75,6 +75,7 @@ def test_a_version_that_finishes_in_peace_is_ended_with_the_server(
             await asyncio.sleep(0.01)
         after = await model.load()
         pids = [*before.engine.pids, *after.engine.pids]
+        assert model.measured().swaps == 1
         assert before.folder.exists() and after.folder.exists() and len(pids) == 2
         await model.close()
         assert (await long).status == 503
