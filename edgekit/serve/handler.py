@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, unquote
 
 import edgekit
 from edgekit.errors import EdgekitError
+from edgekit.runtime import oip
 from edgekit.serve.arguments import check_json, check_outputs, inputs_of
 from edgekit.serve.call import Call, Reply, json_reply, refused
 from edgekit.serve.hosted import Hosted, Version
@@ -24,7 +25,7 @@ from edgekit.serve.metrics import render as render_metrics
 from edgekit.serve.oip import EXTENSIONS, HEADER_LENGTH, parse, render
 from edgekit.serve.predict import check_content_type, largest_raw, prediction
 from edgekit.serve.refusal import Refusal
-from edgekit.serve.security import ANYONE, Caller, Keys, Rates
+from edgekit.serve.security import ANYONE, Caller, Keys, Rates, network
 from edgekit.serve.work import Work
 
 __all__ = ["Handler"]
@@ -149,7 +150,7 @@ class Handler:
 
     def _admit(self, call: Call) -> Caller:
         caller = self.keys.caller(call.headers)
-        self._rates.take(caller.name or call.address)
+        self._rates.take(caller.name or network(call.address))
         return caller
 
     async def _infer(self, call: Call, model: Hosted, version: str | None) -> Reply:
@@ -181,7 +182,7 @@ class Handler:
         if length is None:
             return Reply(200, content, {"Content-Type": "application/json"})
         kind = {"Content-Type": "application/octet-stream"}
-        return Reply(200, content, {**kind, "Inference-Header-Content-Length": str(length)})
+        return Reply(200, content, {**kind, oip.HEADER_LENGTH: str(length)})
 
     async def _predict(self, call: Call, model: Hosted) -> Reply:
         arrived = time.monotonic_ns()

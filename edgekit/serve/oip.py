@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from edgekit.runtime import oip
 from edgekit.serve.refusal import Refusal
 
 __all__ = [
@@ -37,25 +38,19 @@ __all__ = [
 
 Array = np.ndarray[Any, Any]
 
-HEADER_LENGTH: Final = "inference-header-content-length"
+HEADER_LENGTH: Final = oip.HEADER_LENGTH.lower()
 EXTENSIONS: Final = ("binary_tensor_data", "model_repository", "statistics")
 
 DATATYPES: Final = {
-    "BOOL": "bool",
-    "UINT8": "uint8",
+    **{theirs: ours for ours, theirs in oip.DATATYPES.items()},
     "UINT16": "uint16",
     "UINT32": "uint32",
     "UINT64": "uint64",
-    "INT8": "int8",
-    "INT16": "int16",
-    "INT32": "int32",
-    "INT64": "int64",
-    "FP16": "float16",
-    "FP32": "float32",
     "FP64": "float64",
     "BYTES": "object",
 }
-"""The protocol's names of types and numpy's; BYTES are arrays of ``bytes`` objects."""
+"""The protocol's names of types and numpy's; BYTES are arrays of ``bytes`` objects. Those that the
+device's side has not, no model takes: they are read so that a refusal can say what is wrong."""
 
 _NAMES = {theirs: ours for ours, theirs in DATATYPES.items()}
 _MAX_TENSORS = 64

@@ -13,6 +13,7 @@ from typing import Any, Final
 from fastapi import FastAPI, Request, Response
 
 import edgekit
+from edgekit.runtime.oip import HEADER_LENGTH
 from edgekit.serve.call import Call
 from edgekit.serve.handler import Handler
 from edgekit.serve.oip import DATATYPES
@@ -136,7 +137,7 @@ _TIMEOUT: Final[dict[str, Any]] = {
     "schema": {"type": "integer", "minimum": 0, "maximum": 999_999_999},
 }
 _TENSORS_LENGTH: Final[dict[str, Any]] = {
-    "name": "Inference-Header-Content-Length",
+    "name": HEADER_LENGTH,
     "in": "header",
     "description": "Bytes of JSON in front of binary tensors.",
     "schema": {"type": "integer", "minimum": 0},
@@ -153,16 +154,11 @@ def description(handler: Handler) -> FastAPI:
     )
 
     async def answer(request: Request) -> Response:
-        body = await request.body()
-
-        async def read() -> bytes:
-            return body
-
         call = Call(
             request.method,
             request.scope.get("raw_path", request.url.path.encode()).decode("latin-1"),
             {name.lower(): value for name, value in request.headers.items()},
-            read,
+            request.body,
             request.url.query,
             request.client.host if request.client else "",
         )

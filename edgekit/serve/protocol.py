@@ -189,15 +189,16 @@ class _LimitedProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             # What is no HTTP is told so in JSON, like everything else.
             self._refuse(400, "this is not HTTP/1.1")
-        self._expect_more()
+        self._go_on()
 
-    def _expect_more(self) -> None:
+    def _go_on(self) -> None:
+        """What is to come, after what has been parsed."""
+        cycle: Any = self.cycle  # None before the first request
         if self._refused:
             return
         if self._in_body:
             self._pass_by_the_parser()
-        # Before the first request uvicorn has no cycle, whatever its annotation says.
-        elif self._timer is None and getattr(self.cycle, "response_complete", True):
+        elif self._timer is None and (cycle is None or cycle.response_complete):
             # Empty lines may come before a request, and are none.
             self._expect(self.limits.headers_s)
 

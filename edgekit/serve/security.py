@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import math
 import stat
 import time
@@ -20,7 +21,7 @@ from typing import Final
 from edgekit.errors import BadData, TrustError
 from edgekit.serve.refusal import Refusal
 
-__all__ = ["ANYONE", "Caller", "Keys", "Rates", "read_keys"]
+__all__ = ["ANYONE", "Caller", "Keys", "Rates", "network", "read_keys"]
 
 MIN_KEY: Final = 16
 _MAX_FILE = 2**20
@@ -128,6 +129,17 @@ def _caller(words: list[str], where: str) -> tuple[bytes, Caller]:
             hint="python -c 'import secrets; print(secrets.token_urlsafe(32))'",
         )
     return hashlib.sha256(key.encode()).digest(), caller
+
+
+def network(address: str) -> str:
+    """Whose an address is: of IPv6 everybody has 2**64 of them, and each must not be another."""
+    if ":" not in address:
+        return address
+    try:
+        found = ipaddress.IPv6Address(address)
+    except ValueError:
+        return address
+    return str(found.ipv4_mapped or ipaddress.IPv6Address(int(found) >> 64 << 64))
 
 
 class Rates:

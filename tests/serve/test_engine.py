@@ -21,6 +21,7 @@ from edgekit.serve.choice import choose
 from edgekit.serve.engine import Engine, EngineSettings
 from edgekit.serve.handler import Handler
 from edgekit.serve.hosted import Hosted
+from edgekit.serve.layout import OK, Answer
 from edgekit.serve.refusal import Refusal
 from edgekit.serve.work import Outcome, Work
 from edgekit.serve.workforce import back_off_s
@@ -111,6 +112,65 @@ def test_srv_06_clients_that_leave_free_their_place(bundles: Any, per_second: in
             assert (
                 await asyncio.gather(*(status(busy, work([[2]])) for _ in range(20))) == [200] * 20
             )
+
+    run(job())
+
+
+def test_srv_06_who_leaves_takes_nobody_along_who_gets_the_place_after(
+    bundles: Any, per_second: int
+) -> None:
+    async def job() -> None:
+        async with engine(bundles.busy) as busy:
+            for leave in (True, False):
+                # Two more wait in the worker's other slot while it is at the first.
+                long = asyncio.create_task(busy.run(work([[per_second // 4]])))
+                await until(lambda: busy.running == 1)
+                others = [work([[i]]) for i in range(2)]
+                answers = [asyncio.create_task(status(busy, other)) for other in others]
+                await until(lambda: busy.running > 1)
+                for other in others:
+                    if leave:
+                        other.refuse(499, "the client left")
+                assert await asyncio.gather(*answers) == [499 if leave else 200] * 2
+                await long
+                await until(lambda: busy.running == 0)
+
+    run(job())
+
+
+def test_srv_06_who_leaves_after_its_answer_gives_up_nothing(bundles: Any) -> None:
+    async def job() -> None:
+        async with engine(bundles.lookup) as lookup:
+            answered = work([[0, 1]])
+            await lookup.run(answered)
+            answered.give_up()
+            for slot in lookup._force.hands[0].process.slots:
+                assert not slot.given_up.any()
+
+    run(job())
+
+
+def test_an_answer_to_another_group_is_none(bundles: Any, per_second: int) -> None:
+    async def job() -> None:
+        async with engine(bundles.busy) as busy:
+            long = asyncio.create_task(busy.run(work([[per_second // 4]])))
+            await until(lambda: busy.running == 1)
+            (hand,) = busy._force.hands
+            ((index, flight),) = hand.flights.items()
+            stale = [Answer(0, OK, 1, "")]
+            busy._force._answered(hand.process, index, flight.number - 1, stale, 1, True)
+            assert hand.flights == {index: flight} and not long.done()
+            assert (await long).outputs[0].item() == per_second // 4
+
+    run(job())
+
+
+def test_a_worker_loads_no_other_bundle_than_the_server_read(bundles: Any) -> None:
+    async def job() -> None:
+        with Bundle.open(bundles.lookup) as bundle:
+            made = Engine(bundles.lookup, "0" * 64, choose(bundle), EngineSettings())
+        with pytest.raises(EdgekitError, match="the bundle changed"):
+            await made.start()
 
     run(job())
 
@@ -320,7 +380,7 @@ def test_srv_11_what_a_dead_worker_never_got_is_run_by_the_next(bundles: Any) ->
             # Nothing else runs meanwhile: the engine has not seen the death yet.
             os.waitid(os.P_PID, lookup.pids[0], os.WEXITED | os.WNOWAIT)
             assert await status(lookup, work([[0, 1]])) == 200
-            assert lookup.executions == 1
+            assert lookup.executions == 1 and lookup.queued == 0
 
     run(job())
 

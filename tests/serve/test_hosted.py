@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from edgekit.errors import StorageError
+from edgekit.errors import BadData, StorageError
 from edgekit.serve.call import Call
 from edgekit.serve.engine import EngineSettings
 from edgekit.serve.handler import Handler
@@ -75,6 +76,7 @@ def test_a_version_that_finishes_in_peace_is_ended_with_the_server(
             await asyncio.sleep(0.01)
         after = await model.load()
         pids = [*before.engine.pids, *after.engine.pids]
+        assert model.measured().swaps == 1
         assert before.folder.exists() and after.folder.exists() and len(pids) == 2
         await model.close()
         assert (await long).status == 503
@@ -107,6 +109,25 @@ def test_a_version_that_is_loaded_while_the_server_ends_is_not_put_in(bundles: A
 
     run(job())
     assert not list(Path(tempfile.gettempdir()).glob(f"edgekit-serve-{os.getpid()}-*"))
+
+
+def test_another_models_bundle_does_not_take_its_place(bundles: Any, tmp_path: Path) -> None:
+    async def job() -> None:
+        path = tmp_path / "served"
+        shutil.copytree(bundles.lookup, path)
+        model, renamed = (Hosted(path, None, EngineSettings(), name) for name in (None, "mine"))
+        version = await model.load()
+        shutil.rmtree(path)
+        shutil.copytree(bundles.types, path)
+        with pytest.raises(BadData, match="the bundle is now 'types', not 'lookup'"):
+            await model.load()
+        assert model.ready and model.version is version
+        # Under a name that was given it may be any.
+        assert (await renamed.load()).name == "mine"
+        await model.close()
+        await renamed.close()
+
+    run(job())
 
 
 def test_a_disk_that_is_full(bundles: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

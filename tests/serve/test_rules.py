@@ -15,7 +15,7 @@ from edgekit.serve.choice import choose
 from edgekit.serve.metrics import ModelMetrics, render
 from edgekit.serve.policy import Admission, GroupLimit, ServiceTime
 from edgekit.serve.refusal import Refusal
-from edgekit.serve.security import ANYONE, Caller, Keys, Rates, read_keys
+from edgekit.serve.security import ANYONE, Caller, Keys, Rates, network, read_keys
 
 
 def test_srv_04_shedding_begins_at_the_high_mark_and_ends_below_the_low_one() -> None:
@@ -128,6 +128,22 @@ def test_rates_are_each_ones_own() -> None:
     for i in range(30_000):
         assert taken(f"caller-{i}")
     assert len(rates._buckets) <= 10_001
+
+
+@pytest.mark.parametrize(
+    ("address", "who"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::"),
+        ("fe80::1%eth0", "fe80::"),
+        ("", ""),
+        ("a:b", "a:b"),
+    ],
+)
+def test_rates_count_a_network_of_ipv6_as_one(address: str, who: str) -> None:
+    assert network(address) == who
 
 
 def test_metrics_say_what_prometheus_reads() -> None:

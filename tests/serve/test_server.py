@@ -199,6 +199,10 @@ def test_srv_03_content_types_and_sizes(server: Any) -> None:
     assert server.ask("POST", path, body, {"Content-Encoding": "br"})[0] == 415
     assert server.ask("POST", path, b"not gzip", {"Content-Encoding": "gzip"})[0] == 400
     assert server.ask("POST", path, body + b" " * 1_000_000)[0] == 200
+    packed = gzip.compress(body)
+    assert server.ask("POST", path, packed, {"Content-Encoding": "gzip"})[0] == 200
+    for wrong in (packed + b"x", packed * 2, packed[:-9]):
+        assert server.ask("POST", path, wrong, {"Content-Encoding": "gzip"})[0] == 400
     bomb = gzip.compress(b" " * (64 * 2**20))
     assert len(bomb) < 100_000
     assert server.ask("POST", path, bomb, {"Content-Encoding": "gzip"})[0] == 413
@@ -398,6 +402,8 @@ def test_predict_takes_a_text(server: Any) -> None:
     assert ask(b"good " * 50_000)[0] == 200
     assert ask(b"good " * 60_000)[0] == 413
     assert ask(b"good", "image/png")[0] == 415
+    late = {"X-Request-Timeout-Ms": "0"}
+    assert server.ask("POST", "/v1/predict?model=words", b"good", late)[0] == 504
     # Ids of words that are not there are refused, though the runtime would take them.
     ids = {"input_ids": np.full((1, 8), 6), "attention_mask": np.ones((1, 8), np.int64)}
     status, document = server.infer("words", ids)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gc
 import json
 import re
+import socket
+import struct
 import time
+import weakref
 from typing import Any
 
 import pytest
@@ -101,11 +106,54 @@ def test_many_requests_in_one_breath(server: Any) -> None:
     assert time.perf_counter() - start < 5
 
 
-def test_empty_lines_keep_no_connection(bundles: Any, start: Any) -> None:
-    served = start(bundles.lookup, "--workers", "1", "--header-timeout-s", "0.5")
+def test_empty_lines_keep_no_connection_and_one_too_many_is_refused(
+    bundles: Any, start: Any
+) -> None:
+    limits = ("--header-timeout-s", "0.5", "--connections", "2")
+    served = start(bundles.lookup, "--workers", "1", *limits)
+    with served.open(), served.open(), served.open() as third:
+        assert third.recv(9999).startswith(b"HTTP/1.1 503")
+        assert third.recv(9999) == b""
     with served.open() as link:
         link.sendall(ASK + b"\r\n")
         assert link.recv(9999).startswith(b"HTTP/1.1 200")
         link.sendall(b"\r\n")
         assert link.recv(9999).startswith(b"HTTP/1.1 408")
         assert link.recv(9999) == b""
+
+
+def test_a_connection_that_the_client_breaks_off_is_forgotten() -> None:
+    from uvicorn.server import ServerState
+
+    from edgekit.serve.asgi import Application
+    from edgekit.serve.handler import Handler
+    from edgekit.serve.protocol import Limits, protocol
+    from edgekit.serve.server import ServerSettings, _config
+
+    config = _config(Application(Handler([]), None, 2**20), ServerSettings())
+    kept: list[Any] = []
+
+    def made() -> Any:
+        link: Any = protocol(Limits())
+        link = link(config=config, server_state=ServerState(), app_state={})
+        kept.append(weakref.ref(link._inner))
+        return link
+
+    def visit(port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port)) as link:
+            link.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert link.recv(999).startswith(b"HTTP/1.1 200")
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    async def job() -> None:
+        server = await asyncio.get_running_loop().create_server(made, "127.0.0.1", 0)
+        await asyncio.to_thread(visit, server.sockets[0].getsockname()[1])
+        for _ in range(100):
+            await asyncio.sleep(0.02)
+            gc.collect()
+            if kept[0]() is None:
+                break
+        assert kept[0]() is None
+        server.close()
+
+    asyncio.run(asyncio.wait_for(job(), 30))
