@@ -41,7 +41,8 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.command(cls=_Serve)
 @click.argument("bundles", nargs=-1, required=True, metavar="[NAME=]BUNDLE...")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8000, show_default=True, help="Port; 0 takes a free one.")
+@click.option("--port", type=click.IntRange(0, 65_535), default=8000, show_default=True,
+              help="Port; 0 takes a free one.")  # fmt: skip
 @click.option("--engine", type=click.Choice(["process", "ray"]), default="process",
               show_default=True, help="One process, or replicas on Ray Serve.")  # fmt: skip
 @click.option("--replicas", type=click.IntRange(1, 10_000), help="On Ray: so many; by the cores.")

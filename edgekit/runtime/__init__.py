@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from edgekit.runtime.bundle import Bundle as Bundle
     from edgekit.runtime.cloud import Cloud as Cloud
     from edgekit.runtime.policy import Policy as Policy
+    from edgekit.runtime.recorder import Recorder as Recorder
     from edgekit.runtime.router import Router as Router
     from edgekit.runtime.session import Session as Session
     from edgekit.runtime.session import open_session as open_session
@@ -20,13 +21,23 @@ _HOMES = {
     "Bundle": "edgekit.runtime.bundle",
     "Cloud": "edgekit.runtime.cloud",
     "Policy": "edgekit.runtime.policy",
+    "Recorder": "edgekit.runtime.recorder",
     "Router": "edgekit.runtime.router",
     "Session": "edgekit.runtime.session",
     "open_session": "edgekit.runtime.session",
     "read_signature": "edgekit.runtime.session",
 }
 
-__all__ = ["Bundle", "Cloud", "Policy", "Router", "Session", "open_session", "read_signature"]
+__all__ = [
+    "Bundle",
+    "Cloud",
+    "Policy",
+    "Recorder",
+    "Router",
+    "Session",
+    "open_session",
+    "read_signature",
+]
 
 
 def __getattr__(name: str) -> Any:

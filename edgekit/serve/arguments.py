@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import math
+
 from edgekit.serve.hosted import Version
 from edgekit.serve.oip import DATATYPES, InferRequest, datatype_of
 from edgekit.serve.refusal import Refusal
 from edgekit.serve.work import Array
 
-__all__ = ["check_outputs", "inputs_of"]
+__all__ = ["check_json", "check_outputs", "inputs_of"]
+
+
+_JSON_BYTES = 2**20
+_ELEMENT_BYTES = 64
+
+
+def check_json(size: int, version: Version) -> None:
+    """Refuses more JSON than the model's tensors can be, before it is read.
+
+    While JSON is read nothing else is answered, and a few compressed bytes hold up everybody for as
+    long as the largest body takes.
+
+    Raises:
+        Refusal: 413.
+    """
+    elements = sum(math.prod(spec.shape) for spec in version.signature.inputs)
+    most = max(_JSON_BYTES, _ELEMENT_BYTES * elements * version.engine.max_rows)
+    if size > most:
+        raise Refusal(413, f"JSON for this model has at most {most} bytes; tensors can be binary")
 
 
 def inputs_of(request: InferRequest, version: Version) -> tuple[list[Array], int]:

@@ -268,6 +268,8 @@ class Engine:
         hand.flights[index] = Flight(works, self._number, rows, now)
         wide = lone and hand.scout and self.found.wide
         if not hand.process.send(Group(index, wide, self._number, tuple(items))):
+            # It died before: these were not begun, and wait again.
+            self._take_back(hand, index, hand.flights.pop(index))
             self._force.failed(hand)
 
     # -- what workers tell ------------------------------------------------------------------------

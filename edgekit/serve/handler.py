@@ -17,12 +17,12 @@ from urllib.parse import parse_qs, unquote
 
 import edgekit
 from edgekit.errors import EdgekitError
-from edgekit.serve.arguments import check_outputs, inputs_of
+from edgekit.serve.arguments import check_json, check_outputs, inputs_of
 from edgekit.serve.call import Call, Reply, json_reply, refused
 from edgekit.serve.hosted import Hosted, Version
 from edgekit.serve.metrics import render as render_metrics
 from edgekit.serve.oip import EXTENSIONS, HEADER_LENGTH, parse, render
-from edgekit.serve.predict import check_content_type, prediction
+from edgekit.serve.predict import check_content_type, largest_raw, prediction
 from edgekit.serve.refusal import Refusal
 from edgekit.serve.security import ANYONE, Caller, Keys, Rates
 from edgekit.serve.work import Work
@@ -159,16 +159,18 @@ class Handler:
         if content_type not in _TENSOR_TYPES:
             raise Refusal(415, "a request is application/json or application/octet-stream")
         header_length = _length(call.headers.get(HEADER_LENGTH))
-        request = parse(await call.body(), header_length)
+        body = await call.body()
         # Another version may have been put in while the body came.
         now = model.current(version)
+        check_json(len(body) if header_length is None else header_length, now)
+        request = parse(body, header_length)
         inputs, rows = inputs_of(request, now)
         check_outputs(request, now)
         deadline = arrived + self._timeout_ns(call, request.parameters)
         work = Work(inputs, rows, deadline, arrived)
         outcome = await self._run(call, now, work)
         names = (spec.name for spec in now.signature.outputs)
-        body, length = render(
+        content, length = render(
             list(zip(names, outcome.outputs, strict=True)),
             model=now.name,
             version=now.version,
@@ -177,9 +179,9 @@ class Handler:
         took = (time.monotonic_ns() - arrived) // 1000
         model.metrics.succeed(rows, took, outcome.queue_us, outcome.exec_us)
         if length is None:
-            return Reply(200, body, {"Content-Type": "application/json"})
+            return Reply(200, content, {"Content-Type": "application/json"})
         kind = {"Content-Type": "application/octet-stream"}
-        return Reply(200, body, {**kind, "Inference-Header-Content-Length": str(length)})
+        return Reply(200, content, {**kind, "Inference-Header-Content-Length": str(length)})
 
     async def _predict(self, call: Call, model: Hosted) -> Reply:
         arrived = time.monotonic_ns()
@@ -190,8 +192,8 @@ class Handler:
         now = model.current()
         if not raw:
             raise Refusal(400, "the body is empty")
-        if len(raw) > now.engine.raw_bytes:
-            raise Refusal(413, f"at most {now.engine.raw_bytes} bytes are preprocessed")
+        if len(raw) > largest_raw(now):
+            raise Refusal(413, f"at most {largest_raw(now)} bytes are preprocessed")
         work = Work((), 1, arrived + self._timeout_ns(call, {}), arrived, raw)
         outcome = await self._run(call, now, work)
         document = prediction(now, outcome, top)

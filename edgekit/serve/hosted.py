@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -115,7 +116,7 @@ class Hosted:
         self._settings = settings
         self._given = name
         self._lock = asyncio.Lock()
-        self._leaving: dict[asyncio.Task[None], Engine] = {}
+        self._leaving: dict[asyncio.Task[None], Version] = {}
         self._past_executions = 0
         self.state: State = "loading"
         self.reason = ""
@@ -152,6 +153,7 @@ class Hosted:
 
         Raises:
             EdgekitError: it cannot be served; what was served before goes on.
+            Refusal: 503, the server ended meanwhile.
         """
         async with self._lock:
             try:
@@ -161,6 +163,9 @@ class Hosted:
                 if self.version is None:
                     self.state, self.reason = "failed", error.message
                 raise
+            if self.state == "draining":
+                await _end(version)
+                raise Refusal(503, "the server is ending")
             before, self.version = self.version, version
             self.state, self.reason = "ready", ""
             if before is not None:
@@ -179,7 +184,10 @@ class Hosted:
 
     async def _start(self) -> Version:
         prefix = f"{_PREFIX}{os.getpid()}-"
-        folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix=prefix))
+        try:
+            folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix=prefix))
+        except OSError as error:
+            raise StorageError(f"there is no room for a copy of the bundle: {error}") from error
         try:
             read = await asyncio.to_thread(_read, self._path, folder, self._artifact)
             if self._given is None and read.name != self.name:
@@ -218,13 +226,14 @@ class Hosted:
             self._past_executions += engine.executions
 
         task = asyncio.get_running_loop().create_task(finish())
-        self._leaving[task] = engine
+        self._leaving[task] = version
         task.add_done_callback(ended)
 
     def measured(self) -> ModelMetrics:
         """The counters, with what the engine knows now."""
         engine = None if self.version is None else self.version.engine
-        engines = [*self._leaving.values(), *([] if engine is None else [engine])]
+        engines = [version.engine for version in self._leaving.values()]
+        engines += [] if engine is None else [engine]
         return replace(
             self.metrics,
             executions=self._past_executions + sum(e.executions for e in engines),
@@ -234,19 +243,27 @@ class Hosted:
         )
 
     async def close(self) -> None:
-        """Ends its workers."""
+        """Ends its workers, also those of versions that were to finish in peace."""
         self.state = "draining"
+        versions = list(self._leaving.values())
         for task in list(self._leaving):
             task.cancel()
         if self.version is not None:
-            await _end(self.version)
+            versions.append(self.version)
+        for version in versions:
+            await _end(version)
 
 
 def sweep() -> None:
     """Removes copies of bundles that servers left behind which were killed."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
         owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
-        mine = folder.is_dir() and not folder.is_symlink() and folder.stat().st_uid == os.getuid()
+        try:
+            found = folder.lstat()
+        except OSError:
+            # Another server that starts now has removed it.
+            continue
+        mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
         if mine and owner.isdigit() and not _lives(int(owner)):
             shutil.rmtree(folder, ignore_errors=True)
 

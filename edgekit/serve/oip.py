@@ -208,7 +208,7 @@ def _wanted(document: Mapping[str, Any], binary: bool) -> dict[str, bool]:
 
 def _input(entry: Mapping[str, Any], rest: memoryview, at: int) -> tuple[Tensor, int]:
     name, datatype = entry["name"], entry.get("datatype")
-    if datatype not in DATATYPES or not isinstance(datatype, str):
+    if not isinstance(datatype, str) or datatype not in DATATYPES:
         raise _bad(f"input {_short(name)} has no datatype out of {', '.join(DATATYPES)}")
     shape = _shape(entry.get("shape"), name)
     size = _parameters(entry, f"input {_short(name)}").get("binary_data_size")
@@ -230,7 +230,8 @@ def _shape(shape: Any, name: str) -> tuple[int, ...]:
     # bool is an int in Python, not in the protocol.
     if any(type(n) is not int or not 0 <= n < 2**63 for n in shape):
         raise _bad(f"input {_short(name)}: a dimension is not a whole number of 0 or more")
-    if math.prod(shape) > _MAX_ELEMENTS:
+    # numpy cannot hold a shape whose other dimensions are too large, even where one is 0.
+    if math.prod(max(1, n) for n in shape) > _MAX_ELEMENTS:
         raise _bad(f"input {_short(name)}: the shape has too many elements")
     return tuple(shape)
 

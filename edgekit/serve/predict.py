@@ -16,13 +16,14 @@ from edgekit.serve.hosted import Version
 from edgekit.serve.refusal import Refusal
 from edgekit.serve.work import Outcome
 
-__all__ = ["check_content_type", "prediction"]
+__all__ = ["check_content_type", "largest_raw", "prediction"]
 
 _TYPES: tuple[tuple[type, str, tuple[str, ...]], ...] = (
     (ImagePreprocess, "a picture", ("image/",)),
     (TextPreprocess, "a text", ("text/plain",)),
     (AudioPreprocess, "a recording", ("audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave")),
 )
+_MAX_TEXT = 2**18
 _ANY = "application/octet-stream"
 
 
@@ -40,6 +41,13 @@ def check_content_type(preprocess: Preprocess | None, content_type: str) -> None
             allowed = ", ".join(f"{t}*" if t.endswith("/") else t for t in types)
             raise Refusal(415, f"the model takes {what}: {allowed} or {_ANY}")
     raise Refusal(400, "this model takes tensors only; use /v2/models/NAME/infer")
+
+
+def largest_raw(version: Version) -> int:
+    """The most bytes of a body that are preprocessed. A text is read to its end though the model
+    takes its beginning, at about 1 s for each MiB: one client's would hold up all the others."""
+    most = version.engine.raw_bytes
+    return min(most, _MAX_TEXT) if isinstance(version.preprocess, TextPreprocess) else most
 
 
 def prediction(version: Version, outcome: Outcome, top: int) -> dict[str, Any]:

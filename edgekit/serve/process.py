@@ -17,7 +17,7 @@ from typing import Any
 from edgekit.errors import BadData, EdgekitError, WorkerCrashed
 from edgekit.serve.layout import Answer, Group, Layout, Slot, pack_group, unpack_answers
 
-__all__ = ["Found", "WorkerProcess"]
+__all__ = ["Found", "WorkerProcess", "no_process"]
 
 _MESSAGE = 1 << 18
 
@@ -72,15 +72,12 @@ class WorkerProcess:
 
         Raises:
             BadData: the artifact does not load, or gives wrong answers.
-            WorkerCrashed: the process died or took too long.
+            WorkerCrashed: the process cannot be started, died or took too long.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        self._link = ours
-        files = (theirs.fileno(), self._file)
-        command = [sys.executable, "-m", "edgekit.serve.worker", *map(str, files)]
-        with theirs:
-            self._process = subprocess.Popen(command, pass_fds=files, stdin=subprocess.DEVNULL)
+        try:
+            ours = self._begin()
+        except OSError as error:
+            raise no_process(error) from error
         try:
             ours.send(json.dumps(order).encode())
             reply = await asyncio.wait_for(self._loop.sock_recv(ours, _MESSAGE), seconds)
@@ -102,6 +99,16 @@ class WorkerProcess:
             found["runtime"],
             tuple(found["notes"]),
         )
+
+    def _begin(self) -> socket.socket:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        self._link = ours
+        files = (theirs.fileno(), self._file)
+        command = [sys.executable, "-m", "edgekit.serve.worker", *map(str, files)]
+        with theirs:
+            self._process = subprocess.Popen(command, pass_fds=files, stdin=subprocess.DEVNULL)
+        return ours
 
     def send(self, group: Group) -> bool:
         """Hands it a group; False if it is dead."""
@@ -158,6 +165,11 @@ def _reap(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def no_process(error: OSError) -> WorkerCrashed:
+    """What is raised where the system gives no process, memory or file for a worker."""
+    return WorkerCrashed(f"a worker process cannot be started: {error.strerror}")
 
 
 def _error(found: Mapping[str, Any]) -> EdgekitError:

@@ -30,6 +30,9 @@ _HIGH_WATER = 2**20
 _LARGE = 32_768
 """Bytes that are yet to come from which on the parser is passed by."""
 
+_PIPELINED = 32
+"""Requests that wait for their turn on one connection."""
+
 # One for all connections: what is read into it is taken out before the loop reads again.
 _SCRATCH = memoryview(bytearray(262_144))
 
@@ -104,6 +107,7 @@ class _LimitedProtocol(HttpToolsProtocol):
         self._left: list[Callable[[], None]] = []
         self._into: memoryview | None = None
         self._to_come = 0
+        self._again = False
 
     # -- time -------------------------------------------------------------------------------------
 
@@ -118,6 +122,8 @@ class _LimitedProtocol(HttpToolsProtocol):
         self._expect(None)
         if self._stalled is not None:
             self._stalled.cancel()
+        # uvicorn leaves it running where the client broke off, and with it all of the connection.
+        self._unset_keepalive_if_required()
         super().connection_lost(exc)
         left, self._left = self._left, []
         for notify in left:
@@ -131,16 +137,7 @@ class _LimitedProtocol(HttpToolsProtocol):
             self._timer = self.loop.call_later(seconds, self._too_slow)
 
     def _too_slow(self) -> None:
-        cycle: Any = self.cycle  # None before the first request
-        answered = cycle is not None and (cycle.response_started or not cycle.more_body)
-        if self._in_body and cycle.response_complete:
-            # It was refused before its body had come.
-            self.transport.close()
-        elif answered and not cycle.response_complete:
-            # Another answer is on its way, between which and this client's there is no room.
-            self.transport.abort()
-        else:
-            self._refuse(408, CODES[408])
+        self._refuse(408, CODES[408])
 
     def pause_writing(self) -> None:
         """The client does not read its answer: it has as long as for a body."""
@@ -185,9 +182,41 @@ class _LimitedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        super().data_received(data)
-        if self._in_body and not self._refused:
+        self._unset_keepalive_if_required()
+        try:
+            while data:
+                data = self._parse(data)
+        except httptools.HttpParserError:
+            # What is no HTTP is told so in JSON, like everything else.
+            self._refuse(400, "this is not HTTP/1.1")
+        self._expect_more()
+
+    def _expect_more(self) -> None:
+        if self._refused:
+            return
+        if self._in_body:
             self._pass_by_the_parser()
+        # Before the first request uvicorn has no cycle, whatever its annotation says.
+        elif self._timer is None and getattr(self.cycle, "response_complete", True):
+            # Empty lines may come before a request, and are none.
+            self._expect(self.limits.headers_s)
+
+    def _parse(self, data: bytes) -> bytes:
+        """Gives the parser what has come; what it left is to be given again.
+
+        It ends at the headers of a request that offers to speak another protocol than HTTP/1.1,
+        though that has a body like any other (Java's client offers HTTP/2 with each first request).
+        The offer is passed over: another parser is told how long the body is.
+        """
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            framing = (b"content-length", b"transfer-encoding")
+            lines = [b"%s: %s\r\n" % (k, v) for k, v in self.headers if k in framing]
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.feed_data(b"POST / HTTP/1.1\r\n%s\r\n" % b"".join(lines))
+            return data[offer.args[0] :]
+        return b""
 
     def _pass_by_the_parser(self) -> None:
         """Has the rest of a large body read into its place, or over."""
@@ -211,16 +240,24 @@ class _LimitedProtocol(HttpToolsProtocol):
         self._into[: len(came)] = came
 
     def on_message_begin(self) -> None:
+        if self._again:
+            return
         super().on_message_begin()
         self._header_bytes = 0
         self._expect(self.limits.headers_s)
 
     def on_url(self, url: bytes) -> None:
+        if self._again:
+            return
         super().on_url(url)
         self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
+        if self._again:
+            return
+        # Behind a chunked body they are trailers, which say nothing of who asks or what comes.
+        if not self._in_body:
+            super().on_header(name, value)
         self._count(len(name) + len(value))
 
     def _count(self, size: int) -> None:
@@ -232,7 +269,14 @@ class _LimitedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._refused:
             return
+        if self._again:
+            self._again = False
+            return
+        if len(self.pipeline) >= _PIPELINED:
+            self._end_behind()
+            raise _TooMany
         super().on_headers_complete()
+        self._again = self.parser.should_upgrade()
         extensions: dict[str, Any] = {CONNECTION: _Request(self, self.cycle)}
         self.scope["extensions"] = extensions
         self._in_body, self._body_bytes = True, 0
@@ -250,6 +294,8 @@ class _LimitedProtocol(HttpToolsProtocol):
             cycle.message_event.set()
 
     def on_message_complete(self) -> None:
+        if self._again:
+            return
         self._in_body = False
         self._expect(None)
         if not self._refused:
@@ -261,16 +307,33 @@ class _LimitedProtocol(HttpToolsProtocol):
             self.cycle.body = bytearray()
         super().on_response_complete()
 
-    def send_400_response(self, msg: str) -> None:
-        """What is no HTTP is told so in JSON, like everything else."""
-        self._refuse(400, "this is not HTTP/1.1")
-
     def _refuse(self, status: int, message: str) -> None:
-        """Answers without the application, and closes."""
+        """Answers without the application where it is this request's turn, and closes."""
+        cycle: Any = self.cycle  # None before the first request
+        waiting = cycle is not None and not cycle.response_complete
         if self._refused:
+            return
+        if waiting and not self._in_body:
+            self._end_behind()
             return
         self._refused = True
         self._expect(None)
+        if waiting and (self.pipeline or cycle.response_started):
+            # Others' answers come first, or half of its own is sent.
+            self.transport.abort()
+        elif self._in_body and not waiting:
+            # It was refused before its body had come.
+            self.transport.close()
+        else:
+            self._send_refusal(status, message)
+
+    def _end_behind(self) -> None:
+        """Lets what has come before be answered, reads no more, and closes then."""
+        self._refused = True
+        self._expect(None)
+        self.cycle.keep_alive = False
+
+    def _send_refusal(self, status: int, message: str) -> None:
         body = json.dumps({"error": message}).encode()
         head = (
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
@@ -287,6 +350,10 @@ class _LimitedProtocol(HttpToolsProtocol):
             notify()
         else:
             self._left.append(notify)
+
+
+class _TooMany(Exception):
+    """Ends the parser's work on what has been read."""
 
 
 class _Request:

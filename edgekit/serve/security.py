@@ -82,7 +82,8 @@ def read_keys(path: Path) -> Keys:
     """Reads a file of keys.
 
     Raises:
-        BadData: it is absent, empty, or a line is none of the forms above.
+        BadData: it is absent, empty, a line is none of the forms above, or a name or a key stands
+            twice.
         TrustError: others than its owner may read it.
     """
     try:
@@ -101,6 +102,8 @@ def read_keys(path: Path) -> Keys:
         raise BadData(f"{path} holds no key", hint="a line is: NAME KEY, or: NAME admin KEY")
     if len({caller.name for _, caller in callers}) != len(callers):
         raise BadData(f"{path}: a name stands twice")
+    if len({digest for digest, _ in callers}) != len(callers):
+        raise BadData(f"{path}: a key stands twice, under two names")
     return Keys(tuple(callers))
 
 
@@ -117,6 +120,8 @@ def _caller(words: list[str], where: str) -> tuple[bytes, Caller]:
         if len(digest) != 32:
             raise BadData(f"{where}: sha256: is followed by 64 hexadecimal digits")
         return digest, caller
+    if not key.isascii():
+        raise BadData(f"{where}: a header cannot bear the key; letters, digits and -_.+/= can")
     if len(key) < MIN_KEY:
         raise BadData(
             f"{where}: the key has {len(key)} characters, at least {MIN_KEY} are wanted",

@@ -17,7 +17,7 @@ from typing import Any
 
 import uvicorn
 
-from edgekit.errors import EdgekitError, StorageError, UsageError
+from edgekit.errors import BadData, EdgekitError, StorageError, UsageError
 from edgekit.serve.asgi import Application
 from edgekit.serve.handler import Handler
 from edgekit.serve.hosted import Hosted, sweep
@@ -191,7 +191,14 @@ def _config(application: Application, settings: ServerSettings) -> uvicorn.Confi
     )
     try:
         config.load()
-    except (OSError, ssl.SSLError) as error:
+    except ssl.SSLError as error:
+        files = (settings.certificate, settings.key, settings.client_ca)
+        named = ", ".join(str(path) for path in files if path is not None)
+        raise BadData(
+            f"{named} are no certificate and its key: {error.reason or error}",
+            hint="PEM files: the certificate with its chain, and the private key that it is for",
+        ) from error
+    except OSError as error:
         raise StorageError(f"the certificate or its key cannot be read: {error}") from error
     return config
 
@@ -215,6 +222,7 @@ def serve(handler: Handler, settings: ServerSettings, **tell: Any) -> Server:
     except SystemExit as error:
         where = f"{settings.host}:{settings.port}"
         raise StorageError(
-            f"cannot listen on {where}", hint="choose another --port, or 0 for a free one"
+            f"cannot listen on {where}",
+            hint="--host is an address of this machine; choose another --port, or 0 for a free one",
         ) from error
     return server

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 from edgekit.errors import EdgekitError
 from edgekit.runtime.bundle import BundleArtifact
 from edgekit.serve.layout import Answer, Layout, row_signature
-from edgekit.serve.process import Found, WorkerProcess
+from edgekit.serve.process import Found, WorkerProcess, no_process
 from edgekit.serve.work import Work
 
-__all__ = ["EngineSettings", "Flight", "Hand", "Workforce"]
+__all__ = ["EngineSettings", "Flight", "Hand", "Workforce", "back_off_s"]
 
 log = logging.getLogger("edgekit.serve")
 
@@ -122,6 +122,12 @@ class Employer(Protocol):
         ...
 
 
+def back_off_s(deaths: int) -> float:
+    """Seconds before a worker is started again; others may have answered since, so that ``deaths``
+    is 0."""
+    return _BACK_OFF_S[min(max(deaths, 1), len(_BACK_OFF_S)) - 1]
+
+
 class Workforce:
     """The workers of one artifact.
 
@@ -173,10 +179,15 @@ class Workforce:
             EdgekitError: the artifact does not load here, or its warm-up gives wrong answers.
         """
         self.hands.append(await self._hire(scout=True, known=None))
-        known = (self.found.batches, False)
-        others = (self._hire(scout=False, known=known) for _ in range(self._settings.workers - 1))
-        self.hands += await asyncio.gather(*others)
+        others = (self._add() for _ in range(self._settings.workers - 1))
+        # All of them are waited for, so that one that fails leaves none behind that nobody ends.
+        for failure in await asyncio.gather(*others, return_exceptions=True):
+            if failure is not None:
+                raise failure
         self._spawn(self._watch())
+
+    async def _add(self) -> None:
+        self.hands.append(await self._hire(scout=False, known=(self.found.batches, False)))
 
     def close(self) -> None:
         """Ends them: those that have nothing to do in peace."""
@@ -232,7 +243,7 @@ class Workforce:
     async def _replace(self, scout: bool) -> None:
         """Starts a worker in a dead one's place, each time later."""
         while not self.closed:
-            await asyncio.sleep(_BACK_OFF_S[min(self._deaths, len(_BACK_OFF_S)) - 1])
+            await asyncio.sleep(back_off_s(self._deaths))
             try:
                 hand = await self._hire(scout=scout, known=(self.found.batches, self.found.wide))
             except EdgekitError as error:
@@ -245,7 +256,10 @@ class Workforce:
             return
 
     async def _hire(self, *, scout: bool, known: tuple[tuple[int, ...], bool] | None) -> Hand:
-        process = WorkerProcess(self._layout, self._answered, self._died)
+        try:
+            process = WorkerProcess(self._layout, self._answered, self._died)
+        except OSError as error:
+            raise no_process(error) from error
         try:
             found = await process.start(self._order(scout, known), self._settings.load_s)
         except BaseException:

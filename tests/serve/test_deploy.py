@@ -226,7 +226,7 @@ def test_systemd_reads_the_unit(bundles: Any, tmp_path: Path) -> None:
     unit = out / "edgekit-scores.service"
     text = unit.read_text()
     assert "DynamicUser=yes" in text and "ProtectSystem=strict" in text
-    program = "/opt/edgekit/bin/edgekit"
+    program = "/usr/local/lib/edgekit/bin/edgekit"
     assert f"ExecStart={program} serve /var/lib/edgekit-bundles/scores " in text
     # It also looks whether the program is there.
     unit.write_text(text.replace(program, sys.executable))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import time
 from collections.abc import AsyncIterator, Coroutine
@@ -22,6 +23,7 @@ from edgekit.serve.handler import Handler
 from edgekit.serve.hosted import Hosted
 from edgekit.serve.refusal import Refusal
 from edgekit.serve.work import Outcome, Work
+from edgekit.serve.workforce import back_off_s
 
 SECOND = 1_000_000_000
 
@@ -309,3 +311,36 @@ def test_srv_10_ready_only_after_a_warm_up_that_passed(bundles: Any, tmp_path: P
         assert bad.state == "failed" and not bad.ready and "golden" in bad.reason
 
     run(job())
+
+
+def test_srv_11_what_a_dead_worker_never_got_is_run_by_the_next(bundles: Any) -> None:
+    async def job() -> None:
+        async with engine(bundles.lookup) as lookup:
+            os.kill(lookup.pids[0], signal.SIGKILL)
+            # Nothing else runs meanwhile: the engine has not seen the death yet.
+            os.waitid(os.P_PID, lookup.pids[0], os.WEXITED | os.WNOWAIT)
+            assert await status(lookup, work([[0, 1]])) == 200
+            assert lookup.executions == 1
+
+    run(job())
+
+
+def test_srv_11_a_server_out_of_files_gets_its_workers_back(bundles: Any) -> None:
+    async def job() -> None:
+        async with engine(bundles.lookup) as lookup:
+            before = resource.getrlimit(resource.RLIMIT_NOFILE)
+            os.kill(lookup.pids[0], signal.SIGKILL)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+            try:
+                await until(lambda: not lookup.alive)
+                await asyncio.sleep(0.3)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            await until(lambda: lookup.alive)
+            assert await status(lookup, work([[0, 1]])) == 200
+
+    run(job())
+
+
+def test_srv_11_a_worker_that_died_comes_back_soon_though_others_answer() -> None:
+    assert [back_off_s(deaths) for deaths in (0, 1, 2, 100)] == [0.1, 0.1, 0.2, 5.0]

@@ -91,7 +91,8 @@ def test_keys(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "# nothing\n", "app\n", "app key\n", f"app root {'k' * 16}\n", "app sha256:12\n",
-     "app sha256:" + "g" * 64, f"a {'k' * 16}\na {'l' * 16}\n"],
+     f"a {'k' * 16}\nb admin {'k' * 16}\n", "app " + "\u00e9" * 16, "app sha256:" + "g" * 64,
+     f"a {'k' * 16}\na {'l' * 16}\n"],
 )  # fmt: skip
 def test_files_of_keys_that_are_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(BadData):

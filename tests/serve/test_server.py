@@ -117,6 +117,8 @@ WRONG: dict[str, bytes] = {
     "text": json.dumps(_request(data=["0", 1])).encode(),
     "datatype": json.dumps(_request(datatype="INT32")).encode(),
     "no datatype": json.dumps(_request(datatype="BF16")).encode(),
+    "datatypes": json.dumps(_request(datatype=["INT64"])).encode(),
+    "none of too many": json.dumps(_request(shape=[0, 2**62, 2**62], data=[])).encode(),
     "unknown input": json.dumps(_request(name="j")).encode(),
     "missing input": json.dumps({"inputs": []}).encode(),
     "twice": json.dumps({"inputs": _request()["inputs"] * 2}).encode(),
@@ -196,6 +198,7 @@ def test_srv_03_content_types_and_sizes(server: Any) -> None:
     assert server.ask("POST", path, body, {"Content-Type": "text/xml"})[0] == 415
     assert server.ask("POST", path, body, {"Content-Encoding": "br"})[0] == 415
     assert server.ask("POST", path, b"not gzip", {"Content-Encoding": "gzip"})[0] == 400
+    assert server.ask("POST", path, body + b" " * 1_000_000)[0] == 200
     bomb = gzip.compress(b" " * (64 * 2**20))
     assert len(bomb) < 100_000
     assert server.ask("POST", path, bomb, {"Content-Encoding": "gzip"})[0] == 413
@@ -392,6 +395,8 @@ def test_predict_takes_a_text(server: Any) -> None:
     assert found["labels"][0]["score"] == pytest.approx(1 / (1 + np.exp(-1)), rel=1e-6)
     assert ask(b"bad")[1]["labels"][0]["label"] == "negative"
     assert ask(b"\xff")[0] == 400
+    assert ask(b"good " * 50_000)[0] == 200
+    assert ask(b"good " * 60_000)[0] == 413
     assert ask(b"good", "image/png")[0] == 415
     # Ids of words that are not there are refused, though the runtime would take them.
     ids = {"input_ids": np.full((1, 8), 6), "attention_mask": np.ones((1, 8), np.int64)}

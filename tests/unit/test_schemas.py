@@ -42,7 +42,6 @@ OPEN = {
     "run": {"settings", "reads", "versions", "digests", "metrics"},
     "run_plan": {"settings"},
     "serve_load": {"statuses", "latency_ms"},
-    "telemetry": {"counters", "histograms"},
     "tune": {"policy"},
     "verify": {"self_test"},
 }
@@ -402,9 +401,16 @@ def examples() -> dict[str, dict[str, Any]]:
             }],
         },
         "telemetry": {
-            "schema": "edgekit.telemetry/1", "bundle": SHA, "artifact": "tflite-w8a8",
-            "window": {"start_s": 0, "end_s": 60}, "counters": {"calls": 3},
-            "histograms": {"latency_ms": {"edges": [0, 1, 2], "counts": [1, 2]}},
+            "schema": "edgekit.telemetry/1",
+            "resource": {"service.name": "edgekit", "edgekit.bundle.version": "1.2.0"},
+            "metrics": [
+                {"name": "edgekit.inference.requests", "unit": "{request}", "points": [
+                    {"attributes": {"edgekit.source": "device", "edgekit.reason": "sure"},
+                     "value": 3}]},
+                {"name": "edgekit.inference.duration", "unit": "s", "points": [
+                    {"attributes": {"edgekit.source": "device"}, "scale": 5, "zeros": 0,
+                     "offset": -213, "counts": [1, 0, 2]}]},
+            ],
         },
         "serve_export": {"schema": "edgekit.serve-export/1", "for": "triton", "out": "models",
                          "files": ["net/config.pbtxt"], "notes": ["it was not started here"]},

@@ -41,15 +41,16 @@ FROM python:3.12-slim-bookworm
 
 # edgekit itself: from wheels/ where it lies there, else from the package index.
 COPY wheels/ /wheels/
-RUN python -m venv /opt/edgekit \\
- && /opt/edgekit/bin/pip install --no-cache-dir --find-links /wheels \\
+RUN python -m venv /usr/local/lib/edgekit \\
+ && /usr/local/lib/edgekit/bin/pip install --no-cache-dir --find-links /wheels \\
     {packages} \\
  && groupadd --system --gid {user} edgekit \\
  && useradd --system --uid {user} --gid {user} --no-create-home --shell /usr/sbin/nologin edgekit
 
 COPY --chmod=755 bundles/ {home}/
 
-ENV PATH=/opt/edgekit/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
+ENV PATH=/usr/local/lib/edgekit/bin:$PATH
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
 USER {user}:{user}
 WORKDIR /tmp
 EXPOSE {port}

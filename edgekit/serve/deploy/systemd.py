@@ -17,8 +17,8 @@ _UNIT = """\
 # {digest}.
 # Written by edgekit {edgekit}. As root:
 #
-#   python3 -m venv /opt/edgekit
-#   /opt/edgekit/bin/pip install {packages}
+#   python3 -m venv /usr/local/lib/edgekit
+#   /usr/local/lib/edgekit/bin/pip install {packages}
 #   mkdir -p {home} && cp -r bundles/. {home}/
 #   cp {unit} /etc/systemd/system/ && systemctl daemon-reload
 #   systemctl enable --now {unit}
@@ -33,7 +33,7 @@ Wants=network-online.target
 
 [Service]
 Type=exec
-ExecStart=/opt/edgekit/bin/edgekit serve {command}
+ExecStart=/usr/local/lib/edgekit/bin/edgekit serve {command}
 ExecReload=/bin/kill -HUP $MAINPID
 Environment=OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1
 KillMode=mixed

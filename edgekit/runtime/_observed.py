@@ -1,0 +1,47 @@
+"""What the recorder is told by others, in the words that it may send."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from edgekit.runtime.aggregate import InputStatistics
+from edgekit.runtime.attributes import ATTRIBUTES, KINDS, OTHER
+from edgekit.runtime.bundle import Bundle, BundleArtifact
+
+__all__ = ["Routed", "kind_of", "statistics_of"]
+
+
+class Routed(Protocol):
+    """What a router tells its observer of a request; `edgekit.runtime.answers.Event` is one."""
+
+    @property
+    def source(self) -> str | None: ...
+    @property
+    def why(self) -> str: ...
+    @property
+    def confidence(self) -> float | None: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def cloud(self) -> str: ...
+    @property
+    def total_ms(self) -> float: ...
+
+
+def kind_of(error: BaseException | str) -> str:
+    """The name of an error that may be sent: ``other`` where it is somebody's own class."""
+    if isinstance(error, str):
+        return error if ATTRIBUTES["error.type"].admits(error) else OTHER
+    name = type(error).__name__
+    # Somebody's own class may bear a name that is on the list, or a person's.
+    ours = type(error).__module__ in ("builtins", "edgekit.errors")
+    return name if ours and name not in KINDS and ATTRIBUTES["error.type"].admits(name) else OTHER
+
+
+def statistics_of(bundle: Bundle | None, artifact: BundleArtifact | None) -> InputStatistics:
+    """The reference that a bundle holds for the inputs of one of its artifacts."""
+    if bundle is None:
+        return InputStatistics(None, ())
+    signature = bundle.signature if artifact is None else artifact.signature
+    names = [spec.name for spec in signature.inputs]
+    return InputStatistics(bundle.manifest.get("reference_statistics"), names)
