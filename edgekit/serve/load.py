@@ -100,6 +100,8 @@ def run(address: Address, request: bytes, plan: Plan) -> Loaded:
 
     async def job() -> Loaded:
         load = _Load(address, request)
+        await load.connect(plan.concurrency)
+        # From here on: connections, over TLS in particular, take their time.
         begun, before = time.perf_counter(), _cpu_s()
         if plan.rate is None:
             await load.closed(plan.concurrency, plan.seconds)
@@ -216,8 +218,7 @@ class _Load:
         self._jobs: set[asyncio.Task[None]] = set()
 
     async def closed(self, concurrency: int, seconds: float) -> None:
-        """So many clients, each with one request at a time."""
-        await self._connect(concurrency)
+        """Clients, one for each connection, with one request at a time."""
         self.again = True
         for _ in range(concurrency):
             self._due(time.perf_counter())
@@ -227,7 +228,6 @@ class _Load:
 
     async def opened(self, rate: float, plan: Plan) -> None:
         """Requests at times that do not ask for the answers."""
-        await self._connect(plan.concurrency)
         rng = np.random.default_rng(plan.seed)
         gaps = rng.exponential(1 / rate, int(rate * plan.seconds * 1.5) + 100)
         times = np.cumsum(gaps)
@@ -240,7 +240,8 @@ class _Load:
             self._due(start + at)
         await self._end()
 
-    async def _connect(self, n: int) -> None:
+    async def connect(self, n: int) -> None:
+        """So many connections, all of them free."""
         for _ in range(n):
             self.free.append(await self._link())
 

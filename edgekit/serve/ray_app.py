@@ -202,17 +202,20 @@ class Replica:
             await model.close()
 
 
-def build(args: RayArgs) -> Any:
+def build(args: RayArgs | Mapping[str, Any]) -> Any:
     """The application, for Ray Serve to deploy; named by ``import_path`` in a Serve config file.
 
     Args:
-        args: Ray makes them of the file's ``args``.
+        args: the file's ``args`` come as they stand there.
 
     Raises:
         UsageError: fixed and automatic numbers of replicas are mixed, or least is over most.
+        ValueError: an argument is none of `RayArgs`.
     """
     from ray import serve
 
+    if not isinstance(args, RayArgs):
+        args = RayArgs.model_validate(args)
     options: dict[str, Any] = {
         "name": "replica",
         "max_ongoing_requests": _ONGOING,

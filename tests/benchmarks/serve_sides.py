@@ -70,7 +70,20 @@ class Side:
 
 
 @contextlib.contextmanager
-def edgekit(subject: Subject, *options: object, name: str = "edgekit") -> Iterator[Side]:
+def ray(subject: Subject) -> Iterator[Side]:
+    """`edgekit serve --engine ray`: a replica for each core."""
+    options = ("--engine", "ray", "--replicas", subject.cores)
+    with edgekit(subject, *options, name="ray", linger=()) as side:
+        yield side
+
+
+@contextlib.contextmanager
+def edgekit(
+    subject: Subject,
+    *options: object,
+    name: str = "edgekit",
+    linger: Sequence[object] = ("--linger-s", 0),
+) -> Iterator[Side]:
     """`edgekit serve`, as it comes or with some of its settings fixed."""
     model = _model_name(subject.bundle)
     data = subject.value.tobytes()
@@ -86,7 +99,7 @@ def edgekit(subject: Subject, *options: object, name: str = "edgekit") -> Iterat
     )
     command = [
         *(sys.executable, "-m", "edgekit.cli.main", "serve", subject.bundle),
-        *("--artifact", subject.artifact, "--linger-s", 0, *options),
+        *("--artifact", subject.artifact, *linger, *options),
     ]
     with _running(command, "/v2/health/ready", name, request) as side:
         yield side
@@ -107,6 +120,7 @@ def litserve(subject: Subject) -> Iterator[Side]:
 SIDES: Mapping[str, Callable[[Subject], contextlib.AbstractContextManager[Side]]] = {
     "edgekit": edgekit,
     "litserve": litserve,
+    "ray": ray,
 }
 
 

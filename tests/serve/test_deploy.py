@@ -192,6 +192,7 @@ def test_docker(bundles: Any, tmp_path: Path) -> None:
     text = (out / "Dockerfile").read_text()
     words = [line.split()[0] for line in text.splitlines() if line[:1].isupper()]
     assert words[0] == "FROM" and "not built where it was written" in text
+    assert "'edgekit[serve]==" in text and "'openvino==" in text and "'pillow==" in text
     assert words.index("USER") < words.index("ENTRYPOINT") and "USER 10001:10001" in text
     # What the image is told to serve lies in it, and the command is one that the verb takes.
     command = json.loads(

@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +26,8 @@ from edgekit import schemas
 from edgekit.cli.main import main
 from edgekit.errors import UsageError
 
+ROOT = str(Path(__file__).resolve().parents[2])
+ENVIRONMENT = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
 X = np.arange(192, dtype=np.float32).reshape(1, 3, 8, 8)
 
 
@@ -145,6 +151,14 @@ def test_replicas_are_replaced_under_load(start: Any, bundles: Any, tmp_path: Pa
         _wait(lambda: "what is served stays as it was" in server.log(), 60)
         before = found[200, "2"]
         _wait(lambda: found[200, "2"] > before + 20, 60)
+
+        # Neither does one whose answers are wrong, which a replica finds out.
+        shutil.rmtree(served)
+        make(served, version="3", good=False)
+        server.process.send_signal(signal.SIGHUP)
+        _wait(lambda: "no replica starts" in server.log(), 300)
+        before = found[200, "2"]
+        _wait(lambda: found[200, "2"] > before + 20, 60)
     assert set(found) == {(200, "1"), (200, "2")}, found
     _, answer = server.infer("scores", {"x": X})
     ours, theirs = (np.array(d["outputs"][0]["data"]) for d in (answer, first))
@@ -155,22 +169,52 @@ def test_replicas_are_replaced_under_load(start: Any, bundles: Any, tmp_path: Pa
 
 
 @pytest.mark.slow
+def test_serve_run_takes_the_exported_config(bundles: Any, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="pip install 'edgekit[ray]'")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    out = tmp_path / "ray"
+    command = ["serve", "export", str(bundles.scores), "--for", "ray", "-o", str(out)]
+    assert main([*command, "--port", str(port)]) == 0
+    script = "from ray.serve.scripts import cli; cli()"
+    log = tmp_path / "log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, "run", str(out / "serve_config.yaml")],
+            stdout=stream,
+            stderr=stream,
+            env={**ENVIRONMENT, "RAY_USAGE_STATS_ENABLED": "0"},
+        )
+    try:
+        model = f"http://127.0.0.1:{port}/v2/models/scores"
+        _wait(lambda: process.poll() is not None or _document(model) is not None, 200)
+        document = _document(model)
+        assert document is not None, log.read_text()
+        assert document["versions"] == ["1"]
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+
+
+def _document(url: str) -> Any:
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as reply:
+        return json.loads(reply.read())
+    return None
+
+
+@pytest.mark.slow
 def test_a_bundle_that_does_not_load_is_not_deployed(
     bundles: Any, tmp_path: Path, capsys: Any
 ) -> None:
     pytest.importorskip("ray", reason="pip install 'edgekit[ray]'")
-    import os
-    import subprocess
-
     bad = _conftest(bundles).scores_bundle(tmp_path / "bad", good=False)
     command = [sys.executable, "-m", "edgekit.cli.main", "serve", str(bad), "--engine", "ray"]
-    root = str(Path(__file__).resolve().parents[2])
     done = subprocess.run(
         [*command, "--port", "0", "--replicas", "1", "--json"],
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+        env=ENVIRONMENT,
     )
     assert done.returncode == 7, done.stderr
     assert json.loads(done.stdout)["schema"] == "edgekit.error/1"

@@ -118,7 +118,8 @@ def made(facts: Facts, wishes: Wishes) -> Made:
 
 
 def wheels(facts: Facts) -> list[str]:
-    """What pip is to install: edgekit's server, and the runtime that the artifact was made with.
+    """What pip is to install: edgekit's server, the runtime as it is installed here, and what reads
+    pictures where the bundle takes them.
 
     Raises:
         UnsupportedError: the runtime is not for Linux.
@@ -126,13 +127,18 @@ def wheels(facts: Facts) -> list[str]:
     target = facts.artifact.target
     if target not in _WHEELS:
         raise UnsupportedError(f"artifact {facts.artifact.id!r} is for {target}: not on Linux")
-    name = _WHEELS[target]
     least = facts.artifact.requires.get("min_version")
+    found = [f"edgekit[serve]=={edgekit.__version__}", _pinned(_WHEELS[target], least)]
+    if facts.pictures:
+        found.append(_pinned("pillow", None))
+    return found
+
+
+def _pinned(name: str, least: str | None) -> str:
     try:
-        runtime = f"{name}=={version(name)}"
+        return f"{name}=={version(name)}"
     except PackageNotFoundError:
-        runtime = name if least is None else f"{name}>={least}"
-    return [f"edgekit[serve]=={edgekit.__version__}", runtime]
+        return name if least is None else f"{name}>={least}"
 
 
 def _compose(facts: Facts, wishes: Wishes, image: str) -> bytes:

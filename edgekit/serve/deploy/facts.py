@@ -88,6 +88,7 @@ class Facts:
         contents: of the artifact's files, by name beside its main file.
         main: name of the main file.
         labels: class names, or none.
+        pictures: whether the bundle says how pictures are preprocessed.
         teacher: that the bundle names, or None.
     """
 
@@ -100,6 +101,7 @@ class Facts:
     contents: Mapping[str, bytes]
     main: str
     labels: tuple[str, ...]
+    pictures: bool
     teacher: Teacher | None
 
     @property
@@ -185,5 +187,11 @@ def facts_of(bundle: Bundle, path: Path, wishes: Wishes) -> Facts:
         contents,
         PurePosixPath(artifact.path).name,
         bundle.labels,
+        _takes_pictures(bundle),
         teacher_of(path),
     )
+
+
+def _takes_pictures(bundle: Bundle) -> bool:
+    rule = bundle.manifest.get("preprocess")
+    return isinstance(rule, dict) and rule.get("kind") == "image"
