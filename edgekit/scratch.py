@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-__all__ = ["scratch"]
+__all__ = ["scratch", "sweep"]
 
 _PREFIX: Final = "edgekit-"
 _OWNER: Final = ".owner"
@@ -37,7 +37,7 @@ def scratch(name: str) -> Iterator[Path]:
     place = Path(tempfile.gettempdir())
     if str(place) not in _swept:
         _swept.add(str(place))
-        _sweep(place)
+        sweep(place)
     root = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{name}-", dir=place))
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, root, ignore_errors=True)
@@ -58,7 +58,7 @@ def _owned(root: Path) -> Iterator[None]:
         yield
 
 
-def _sweep(place: Path) -> None:
+def sweep(place: Path) -> None:
     """Removes this user's folders in ``place`` whose makers are gone."""
     with contextlib.suppress(OSError), os.scandir(place) as entries:
         for entry in entries:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import os
 import shutil
-import stat
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any, Literal
 from edgekit.errors import BadData, EdgekitError, StorageError
 from edgekit.runtime.bundle import Bundle, BundleArtifact
 from edgekit.runtime.preprocess import Preprocess
+from edgekit.scratch import scratch
 from edgekit.serve.choice import choose
 from edgekit.serve.engine import Engine, EngineSettings
 from edgekit.serve.metrics import ModelMetrics
@@ -23,14 +22,13 @@ from edgekit.serve.oip import datatype_of
 from edgekit.serve.refusal import Refusal
 from edgekit.signature import Signature, TensorSpec
 
-__all__ = ["Hosted", "State", "Version", "sweep"]
+__all__ = ["Hosted", "State", "Version"]
 
 log = logging.getLogger("edgekit.serve")
 
 State = Literal["loading", "ready", "failed", "draining"]
 
 _FINISH_S = 60.0
-_PREFIX = "edgekit-serve-"
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,7 @@ class Version:
         engine: what executes it.
         folder: a private copy of the bundle: what is put in its place on disk changes nothing here,
             also when a worker has to be started again.
+        place: removes it.
     """
 
     name: str
@@ -61,6 +60,7 @@ class Version:
     temperature: float
     engine: Engine
     folder: Path
+    place: contextlib.ExitStack
 
     def metadata(self) -> dict[str, Any]:
         """The protocol's description of the model."""
@@ -183,9 +183,9 @@ class Hosted:
             return version
 
     async def _start(self) -> Version:
-        prefix = f"{_PREFIX}{os.getpid()}-"
+        place = contextlib.ExitStack()
         try:
-            folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix=prefix))
+            folder = await asyncio.to_thread(place.enter_context, scratch("serve"))
         except OSError as error:
             raise StorageError(f"there is no room for a copy of the bundle: {error}") from error
         try:
@@ -195,7 +195,7 @@ class Hosted:
             engine = Engine(read.copy, read.digest, read.artifact, self._settings)
             await engine.start()
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            place.close()
             raise
         return Version(
             self.name,
@@ -208,6 +208,7 @@ class Hosted:
             read.temperature,
             engine,
             folder,
+            place,
         )
 
     def _let_finish(self, version: Version) -> None:
@@ -254,33 +255,9 @@ class Hosted:
             await _end(version)
 
 
-def sweep() -> None:
-    """Removes copies of bundles that servers left behind which were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
-        owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
-        try:
-            found = folder.lstat()
-        except OSError:
-            # Another server that starts now has removed it.
-            continue
-        mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-        if mine and owner.isdigit() and not _lives(int(owner)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
 async def _end(version: Version) -> None:
     await version.engine.close()
-    await asyncio.to_thread(shutil.rmtree, version.folder, True)
+    await asyncio.to_thread(version.place.close)
 
 
 def _read_name(path: Path) -> str:

@@ -23,7 +23,7 @@ from edgekit.errors import BadData, UsageError
 from edgekit.serve.asgi import Application, Receive, Scope, Send
 from edgekit.serve.engine import EngineSettings
 from edgekit.serve.handler import Handler
-from edgekit.serve.hosted import Hosted, sweep
+from edgekit.serve.hosted import Hosted
 from edgekit.serve.logs import set_up
 from edgekit.serve.openapi import description
 from edgekit.serve.security import Keys, Rates, read_keys
@@ -161,7 +161,6 @@ class Replica:
     # Ray awaits it, and sends the replica requests only then.
     async def __init__(self, args: Mapping[str, Any]) -> None:  # type: ignore[misc]
         set_up(logging.INFO)
-        sweep()
         wanted = RayArgs.model_validate(args)
         self._handler = wanted.handler()
         self._application = Application(self._handler, description(self._handler), wanted.max_body)

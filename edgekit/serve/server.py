@@ -20,7 +20,7 @@ import uvicorn
 from edgekit.errors import BadData, EdgekitError, StorageError, UsageError
 from edgekit.serve.asgi import Application
 from edgekit.serve.handler import Handler
-from edgekit.serve.hosted import Hosted, sweep
+from edgekit.serve.hosted import Hosted
 from edgekit.serve.openapi import description
 from edgekit.serve.protocol import Limits, protocol
 from edgekit.serve.security import read_keys
@@ -131,7 +131,6 @@ class Server(uvicorn.Server):
         task.add_done_callback(self._jobs.discard)
 
     async def _load(self) -> None:
-        await asyncio.to_thread(sweep)
         first: EdgekitError | None = None
         models = list(self._handler.models.values())
         for model in models:

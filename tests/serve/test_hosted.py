@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Coroutine
 from pathlib import Path
@@ -20,7 +17,7 @@ from edgekit.errors import BadData, StorageError
 from edgekit.serve.call import Call
 from edgekit.serve.engine import EngineSettings
 from edgekit.serve.handler import Handler
-from edgekit.serve.hosted import Hosted, sweep
+from edgekit.serve.hosted import Hosted
 from edgekit.serve.refusal import Refusal
 
 
@@ -140,20 +137,3 @@ def test_a_disk_that_is_full(bundles: Any, monkeypatch: pytest.MonkeyPatch, tmp_
         assert model.state == "failed"
 
     run(job())
-
-
-def test_servers_that_start_together_clean_up_together(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    kept = [tmp_path / f"edgekit-serve-{os.getpid()}-a", tmp_path / "edgekit-serve-x-a"]
-    link = tmp_path / f"edgekit-serve-{ended.pid}-link"
-    link.symlink_to(kept[0])
-    for folder in [*kept, *(tmp_path / f"edgekit-serve-{ended.pid}-{i}" for i in range(300))]:
-        folder.mkdir()
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        for done in [pool.submit(sweep) for _ in range(4)]:
-            done.result()
-    assert sorted(tmp_path.iterdir()) == sorted([*kept, link])

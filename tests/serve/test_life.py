@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekit.serve.hosted import sweep
+from edgekit.scratch import sweep
 
 X = np.arange(192, dtype=np.float32).reshape(1, 3, 8, 8)
 
@@ -85,9 +84,11 @@ def test_srv_09_a_second_signal_and_the_end_of_grace_refuse_what_is_left(
 
 
 def test_srv_11_kill_9_of_a_worker_and_of_the_server(
-    start: Any, bundles: Any, per_second: int
+    start: Any, bundles: Any, per_second: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     server = start(bundles.busy, "--workers", 1)
+    (copy,) = tmp_path.glob("edgekit-serve-*")
     with concurrent.futures.ThreadPoolExecutor() as pool:
         running = pool.submit(server.infer, "busy", {"n": np.array([[per_second * 60]])})
         _wait(lambda: server.metric("ovms_current_requests", model="busy") == 1)
@@ -104,10 +105,9 @@ def test_srv_11_kill_9_of_a_worker_and_of_the_server(
             running.result(timeout=10)
     # Its worker finishes what it is at, and follows. What it left on disk goes with the next.
     assert server.workers_gone()
-    left = list(Path(tempfile.gettempdir()).glob(f"edgekit-serve-{server.process.pid}-*"))
-    assert len(left) == 1
-    sweep()
-    assert not left[0].exists()
+    assert copy.exists()
+    sweep(tmp_path)
+    assert not copy.exists()
 
 
 def test_srv_12_hot_swap_under_load(start: Any, bundles: Any, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import subprocess
 import sys
 import tempfile
@@ -73,6 +74,16 @@ def test_what_is_not_ours_is_left_alone(place: Path) -> None:
         pass
     names = sorted(path.name for path in place.iterdir())
     assert names == ["edgekit-file", "edgekit-link", "edgekit-users", "elsewhere"]
+
+
+def test_processes_that_start_together_sweep_together(place: Path) -> None:
+    for i in range(300):
+        (place / f"edgekit-{i}").mkdir()
+        (place / f"edgekit-{i}" / ".owner").touch()
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(module.sweep, place) for _ in range(4)]:
+            done.result()
+    assert list(place.iterdir()) == []
 
 
 def test_a_folder_is_not_swept_by_its_own_process(
