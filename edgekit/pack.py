@@ -31,9 +31,11 @@ from edgekit.signature import Signature
 __all__ = [
     "BundleContent",
     "PackedArtifact",
+    "aside",
     "check_destination",
     "pack",
     "rewrite",
+    "swap",
     "write_clients",
 ]
 
@@ -143,15 +145,11 @@ def pack(content: BundleContent, out: Path) -> Path:
     out = out.absolute()
     check_destination(out)
     try:
-        with _aside(out.parent) as folder:
+        with aside(out.parent) as folder:
             built = folder / "bundle"
             built.mkdir()
             _fill(content, built)
-            if out.suffix == ".zip":
-                _zip(built, folder / "bundle.zip")
-                (folder / "bundle.zip").replace(out)
-            else:
-                _swap(built, out, folder / "previous")
+            _put(built, out, folder)
     except OSError as error:
         raise storage_error(out.parent, error) from error
     return out
@@ -180,15 +178,11 @@ def rewrite(bundle: Bundle, changes: Mapping[str, Any], out: Path) -> Path:
     parse_manifest(manifest)
     names = sorted({entry["path"] for entry in bundle.manifest["files"]})
     try:
-        with _aside(out.parent) as folder:
+        with aside(out.parent) as folder:
             built = folder / "bundle"
             _write({name: bundle.read(name) for name in names}, built)
             (built / MANIFEST).write_bytes(manifest)
-            if out.suffix == ".zip":
-                _zip(built, folder / "bundle.zip")
-                (folder / "bundle.zip").replace(out)
-            else:
-                _swap(built, out, folder / "previous")
+            _put(built, out, folder)
     except OSError as error:
         raise storage_error(out.parent, error) from error
     return out
@@ -215,10 +209,10 @@ def write_clients(manifest: Mapping[str, Any], out: Path, languages: Sequence[st
     found = clients.render(manifest, languages)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with _aside(out.parent) as folder:
+        with aside(out.parent) as folder:
             built = folder / "clients"
             _write(found, built)
-            _swap(built, out, folder / "previous")
+            swap(built, out, folder / "previous")
     except OSError as error:
         raise storage_error(out.parent, error) from error
     return list(found)
@@ -339,7 +333,17 @@ def _zip(root: Path, out: Path) -> None:
                 archive.writestr(info, path.read_bytes())
 
 
-def _swap(built: Path, out: Path, previous: Path) -> None:
+def _put(built: Path, out: Path, folder: Path) -> None:
+    """Puts a finished directory in its place, as a zip where that is asked for."""
+    if out.suffix == ".zip":
+        _zip(built, folder / "bundle.zip")
+        (folder / "bundle.zip").replace(out)
+    else:
+        swap(built, out, folder / "previous")
+
+
+def swap(built: Path, out: Path, previous: Path) -> None:
+    """Renames ``built`` to ``out``; what was there goes to ``previous``, or stays if that fails."""
     if not out.exists():
         built.rename(out)
         return
@@ -352,7 +356,7 @@ def _swap(built: Path, out: Path, previous: Path) -> None:
 
 
 @contextlib.contextmanager
-def _aside(parent: Path) -> Iterator[Path]:
+def aside(parent: Path) -> Iterator[Path]:
     """A directory beside the destination, on the same file system, so that moving is a rename."""
     folder = Path(tempfile.mkdtemp(prefix=".edgekit-", dir=parent))
     try:

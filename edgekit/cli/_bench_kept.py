@@ -14,7 +14,7 @@ from edgekit.cli._output import emit, json_option, note, table, verbosity_option
 if TYPE_CHECKING:
     from edgekit.bench.store import Measurement
 
-__all__ = ["OTHERS", "STORE", "Verb", "figures", "plain_url"]
+__all__ = ["STORE", "compare", "figures", "history", "plain_url"]
 
 STORE = click.option(
     "--store",
@@ -23,25 +23,6 @@ STORE = click.option(
     metavar="FILE",
     help="SQLite file of measurements; by default bench.sqlite in the state folder.",
 )
-
-
-class Verb(click.Command):
-    """A command with others below it, for which it makes way if their name comes first."""
-
-    others: Mapping[str, click.Command]
-
-    def make_context(
-        self,
-        info_name: str | None,
-        args: list[str],
-        parent: click.Context | None = None,
-        **extra: Any,
-    ) -> click.Context:
-        """As click does it, for this command or the named one."""
-        if args and args[0] in self.others:
-            name = f"{info_name} {args[0]}"
-            return self.others[args[0]].make_context(name, args[1:], parent, **extra)
-        return super().make_context(info_name, args, parent, **extra)
 
 
 def plain_url(url: str) -> str:
@@ -225,7 +206,3 @@ def _compare_text(document: Mapping[str, Any]) -> str:
         lines += [f"  unlike: {text}" for text in entry["unlike"]]
         lines += [f"  changed: {text}" for text in entry["changed"]]
     return "\n".join(lines)
-
-
-OTHERS = {"history": history, "compare": compare}
-"""Commands below `edgekit bench`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -25,7 +25,7 @@ class WithSubcommands(click.Command):
             of help.
     """
 
-    subcommands: Mapping[str, tuple[str, str]] = {}
+    subcommands: ClassVar[Mapping[str, tuple[str, str]]] = {}
 
     def make_context(
         self,

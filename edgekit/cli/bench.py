@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
-from edgekit.cli import _bench_kept, _bench_lab
+from edgekit.cli import _bench_lab
 from edgekit.cli._output import emit, json_option, note, progress, verbosity_options
+from edgekit.cli._subcommands import WithSubcommands
 
 __all__ = ["command"]
 
@@ -35,7 +36,14 @@ class Cpus(click.ParamType):  # type: ignore[type-arg]
         return tuple(sorted(numbers))
 
 
-@click.command(cls=_bench_kept.Verb)
+class _Bench(WithSubcommands):
+    subcommands: ClassVar = {
+        "history": ("edgekit.cli._bench_kept:history", "List the measurements that were kept."),
+        "compare": ("edgekit.cli._bench_kept:compare", "Say whether one is faster than another."),
+    }
+
+
+@click.command(cls=_Bench)
 @click.argument(
     "subject", metavar="[BUNDLE_OR_ARTIFACT]", type=click.Path(path_type=Path), required=False
 )
@@ -214,9 +222,6 @@ def command(
     gates = measured.get("gates", [])
     emit(measured, as_json, lambda: "\n".join([text(measured), *_bench_lab.gates_text(gates)]))
     return int(any(gate["passed"] is False for gate in gates))
-
-
-command.others = _bench_kept.OTHERS
 
 
 def _measured_here(

@@ -7,10 +7,9 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping
 from typing import Final
 
-from edgekit.runtime._wire import Connection, Deadline, Reply, TooLarge
+from edgekit.runtime._wire import Connection, Deadline, Question, Reply, TooLarge
 
 __all__ = ["Pool", "Trouble"]
 
@@ -43,23 +42,14 @@ class Pool:
         self._idle: list[Connection] = []
         self._lock = threading.Lock()
 
-    def exchange(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None,
-        headers: Mapping[str, str],
-        *,
-        most: int,
-        deadline: Deadline,
-    ) -> Reply:
+    def exchange(self, question: Question, deadline: Deadline) -> Reply:
         """One request and its answer; the arguments are those of `Connection.exchange`.
 
         Raises:
             Trouble: there is no answer.
         """
         try:
-            return self._exchange(method, path, body, headers, most, deadline)
+            return self._exchange(question, deadline)
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
             raise Trouble("reset") from None
         except ssl.SSLError as error:
@@ -80,22 +70,12 @@ class Pool:
         except OSError as error:
             raise Trouble("connect", error.strerror or "") from None
 
-    def _exchange(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None,
-        headers: Mapping[str, str],
-        most: int,
-        deadline: Deadline,
-    ) -> Reply:
+    def _exchange(self, question: Question, deadline: Deadline) -> Reply:
         while True:
             connection = self._connection(deadline)
             reused = connection.used > 0
             try:
-                reply, reusable = connection.exchange(
-                    method, path, body, headers, most=most, deadline=deadline
-                )
+                reply, reusable = connection.exchange(question, deadline)
             except ConnectionError:
                 connection.close()
                 if not reused:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["Connection", "Deadline", "Reply", "TooLarge", "resolve"]
+__all__ = ["Connection", "Deadline", "Question", "Reply", "TooLarge", "resolve"]
 
 _CHUNK: Final = 1 << 16
 
@@ -46,6 +46,17 @@ class Deadline:
         if left <= 0:
             raise TimeoutError("the deadline has passed")
         return left
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request: method, path, body, header fields, and bytes that the answer's body may have."""
+
+    method: str
+    path: str
+    body: bytes | None
+    headers: Mapping[str, str]
+    most: int
 
 
 @dataclass(frozen=True)
@@ -200,21 +211,11 @@ class Connection:
             return False
         return False
 
-    def exchange(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None,
-        headers: Mapping[str, str],
-        *,
-        most: int,
-        deadline: Deadline,
-    ) -> tuple[Reply, bool]:
+    def exchange(self, question: Question, deadline: Deadline) -> tuple[Reply, bool]:
         """Sends a request and reads the answer.
 
         Args:
-            method, path, body, headers: the request.
-            most: bytes that the answer's body may have.
+            question: the request.
             deadline: of all of it.
 
         Returns:
@@ -223,22 +224,24 @@ class Connection:
         Raises:
             OSError: the connection broke, or the time was up (`TimeoutError`).
             http.client.HTTPException: what came is no HTTP.
-            TooLarge: the body is longer than ``most``.
+            TooLarge: the answer is longer than the question allows.
         """
         self._wire.deadline = deadline
         self.used += 1
         try:
-            self._http.request(method, path, body=body, headers=dict(headers))
+            self._http.request(
+                question.method, question.path, body=question.body, headers=dict(question.headers)
+            )
         except TimeoutError:
             raise
         except OSError as error:
             # A server that refuses may answer and close before it has read all.
             try:
-                reply = self._read(most)
+                reply = self._read(question.most)
             except (OSError, http.client.HTTPException):
                 raise error from None
             return reply, False
-        reply = self._read(most)
+        reply = self._read(question.most)
         self.since = time.monotonic()
         return reply, self._http.sock is not None
 

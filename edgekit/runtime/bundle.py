@@ -11,11 +11,11 @@ import re
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from edgekit.errors import BadData, UnsupportedError, UsageError
 from edgekit.names import BORDERS, NO_VNNI, scheme_id
+from edgekit.runtime._closing import Closing
 from edgekit.runtime.container import Container, open_container
 from edgekit.runtime.cpu import lacks_vnni, unmet
 from edgekit.runtime.golden import (
@@ -47,7 +47,7 @@ from edgekit.signature import Signature
 __all__ = ["Bundle", "BundleArtifact", "FileEntry", "canonical_json", "directory_digest"]
 
 
-class Bundle:
+class Bundle(Closing):
     """A checked bundle. Use it as a context manager, or call `close`.
 
     ```python
@@ -285,17 +285,6 @@ class Bundle:
     def close(self) -> None:
         """Removes what was unpacked; sessions opened from a zip must be closed before."""
         self._container.close()
-
-    def __enter__(self) -> Bundle:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _of_tensors(found: list[BundleArtifact]) -> list[BundleArtifact]:

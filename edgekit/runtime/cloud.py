@@ -17,13 +17,13 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Final
 
 import numpy as np
 
 from edgekit.errors import BadData, CloudError, UsageError
 from edgekit.runtime import oip
+from edgekit.runtime._closing import Closing
 from edgekit.runtime._cloud_setup import (
     header_fields,
     is_here,
@@ -33,7 +33,7 @@ from edgekit.runtime._cloud_setup import (
     told,
 )
 from edgekit.runtime._pool import Pool, Trouble
-from edgekit.runtime._wire import Deadline, Reply
+from edgekit.runtime._wire import Deadline, Question, Reply
 from edgekit.runtime.guards import Breaker, Latencies, RetryBudget
 from edgekit.signature import Signature, TensorSpec
 
@@ -84,7 +84,7 @@ class CloudAnswer:
     seconds: float
 
 
-class Cloud:
+class Cloud(Closing):
     """One model on a server. Safe to use from several threads; close it, or use it in a ``with``.
 
     ```python
@@ -217,7 +217,7 @@ class Cloud:
             CloudError: as `infer`; it is asked once.
         """
         deadline = Deadline((self.timeout_ms if timeout_ms is None else timeout_ms) / 1000)
-        reply = self._exchange("GET", self._path, None, {}, 1 << 20, deadline)
+        reply = self._exchange(Question("GET", self._path, None, self._headers, 1 << 20), deadline)
         self._check_status(reply)
         try:
             document = json.loads(reply.body)
@@ -230,17 +230,6 @@ class Cloud:
         """Closes the idle connections, and lets nobody ask any more."""
         self._closed.set()
         self._pool.close()
-
-    def __enter__(self) -> Cloud:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # -- one call -----------------------------------------------------------------------------
 
@@ -302,9 +291,9 @@ class Cloud:
         request = oip.build(id, feeds, outputs, binary=self._binary, timeout_us=timeout_us)
         values = sum(int(np.prod(spec.shape, dtype=np.int64)) for spec in outputs)
         most = _SLACK + _JSON_BYTES * values
-        reply = self._exchange(
-            "POST", f"{self._path}/infer", request.body, request.headers, most, deadline
-        )
+        headers = {**self._headers, **request.headers}
+        question = Question("POST", f"{self._path}/infer", request.body, headers, most)
+        reply = self._exchange(question, deadline)
         self._check_status(reply)
         try:
             return oip.parse(
@@ -320,19 +309,9 @@ class Cloud:
             kind = "garbage" if text.startswith("it is not JSON") else "wrong-answer"
             raise self._error(kind, text) from None
 
-    def _exchange(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None,
-        headers: Mapping[str, str],
-        most: int,
-        deadline: Deadline,
-    ) -> Reply:
+    def _exchange(self, question: Question, deadline: Deadline) -> Reply:
         try:
-            return self._pool.exchange(
-                method, path, body, {**self._headers, **headers}, most=most, deadline=deadline
-            )
+            return self._pool.exchange(question, deadline)
         except Trouble as trouble:
             raise self._error(trouble.kind, trouble.text or KINDS[trouble.kind]) from None
 

@@ -26,12 +26,12 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 import numpy as np
 
 from edgekit.errors import UsageError
+from edgekit.runtime._closing import Closing
 from edgekit.runtime._consent import Consent
 from edgekit.runtime._messages import document, resource_of, stack_hash
 from edgekit.runtime._observed import Routed, kind_of, statistics_of
@@ -52,7 +52,7 @@ _REASONS: Final = frozenset(REASONS)
 _SOURCES: Final = frozenset(SOURCES)
 
 
-class Recorder:
+class Recorder(Closing):
     """Counts what happens, keeps it, and sends it, once the user has agreed.
 
     Safe to use from several threads. In a forked child it is off. Close it, or use it in a
@@ -352,17 +352,6 @@ class Recorder:
             self._on = False
             self._station = None
             station.spool.close()
-
-    def __enter__(self) -> Recorder:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # -- inside -----------------------------------------------------------------------------------
 

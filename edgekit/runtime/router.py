@@ -18,10 +18,10 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Final
 
 from edgekit.errors import Abstained, BadData, UsageError
+from edgekit.runtime._closing import Closing
 from edgekit.runtime._routing import Routing, Setup
 from edgekit.runtime._sides import Arrays, CloudSide, DeviceSide
 from edgekit.runtime.answers import Answer, Event
@@ -39,7 +39,7 @@ _DEADLINE_MS: Final = 1000.0
 _SAMPLE_S: Final = 2.0
 
 
-class Router:
+class Router(Closing):
     """Routes requests between a session on the device and a model in the cloud.
 
     Safe to use from several threads; close it, or use it in a ``with``.
@@ -165,17 +165,6 @@ class Router:
         """
         self._setup.device.close(timeout_s)
         self._setup.cloud.close(timeout_s)
-
-    def __enter__(self) -> Router:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def policy_of(bundle: Bundle) -> Policy:

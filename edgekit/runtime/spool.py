@@ -29,10 +29,10 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Literal
 
 from edgekit.errors import Locked, StorageError, UsageError
+from edgekit.runtime._closing import Closing
 from edgekit.runtime._ledger import Ledger, Stream
 from edgekit.runtime._records import Counts, Record, counts_of
 from edgekit.runtime._segments import Segment, recover
@@ -50,7 +50,7 @@ _MIN_QUOTA: Final = 64 << 10
 _DAY_S: Final = 86400.0
 
 
-class Spool:
+class Spool(Closing):
     """The records of one device, in a folder that one process holds.
 
     Safe to use from several threads. A forked child can't use its parent's: it is told `Locked`.
@@ -281,17 +281,6 @@ class Spool:
                 self._keep_book()
             self._closed = "the spool is closed"
             self._files.close()
-
-    def __enter__(self) -> Spool:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _check(self) -> None:
         if self._closed:

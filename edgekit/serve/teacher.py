@@ -7,13 +7,12 @@ devices get the small one alone, and a server knows that it serves the right pai
 from __future__ import annotations
 
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.artifact import storage_error
 from edgekit.errors import BadData, TrustError, UsageError
-from edgekit.pack import rewrite
+from edgekit.pack import aside, rewrite
 from edgekit.runtime.bundle import Bundle
 from edgekit.runtime.manifest import check_name
 from edgekit.serve.choice import FLOAT_FIRST, choose
@@ -120,8 +119,8 @@ def _check_pair(small: Bundle, large: Bundle) -> None:
 
 def _copy(source: Path, to: Path) -> None:
     try:
-        with tempfile.TemporaryDirectory(prefix=".edgekit-", dir=to.parent) as folder:
-            copy = Path(folder) / to.name
+        with aside(to.parent) as folder:
+            copy = folder / to.name
             if source.is_dir():
                 shutil.copytree(source, copy, symlinks=True)
             else:

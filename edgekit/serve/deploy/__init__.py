@@ -6,13 +6,13 @@ Every kind is one function that gives files by name; `export` writes them.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from edgekit.artifact import storage_error
 from edgekit.errors import UsageError
 from edgekit.names import unknown
+from edgekit.pack import aside, swap
 from edgekit.runtime.bundle import Bundle
 from edgekit.serve.deploy import docker, kserve, ray, repositories, systemd
 from edgekit.serve.deploy.facts import Facts, Made, Wishes, facts_of
@@ -76,8 +76,8 @@ def _inside(out: Path, facts: Facts) -> bool:
 
 def _write(made: Made, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".edgekit-", dir=out.parent) as folder:
-        new = Path(folder) / "new"
+    with aside(out.parent) as folder:
+        new = folder / "new"
         new.mkdir()
         for name, content in made.files.items():
             path = new / name
@@ -88,13 +88,4 @@ def _write(made: Made, out: Path) -> None:
                 shutil.copytree(content, path, symlinks=True)
             else:
                 shutil.copyfile(content, path)
-        if out.exists():
-            old = Path(folder) / "old"
-            out.rename(old)
-            try:
-                new.rename(out)
-            except OSError:
-                old.rename(out)
-                raise
-        else:
-            new.rename(out)
+        swap(new, out, folder / "old")
