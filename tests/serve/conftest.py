@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -465,6 +466,22 @@ class Server:
     def open(self) -> socket.socket:
         """A bare connection."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+
+    @staticmethod
+    def answer(link: socket.socket) -> int:
+        """Status of the one answer that comes next; it is read whole, in however many parts."""
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            byte = link.recv(1)
+            assert byte, f"the connection ended within {head!r}"
+            head += byte
+        length = re.search(rb"(?i)\r\ncontent-length: *(\d+)\r\n", head)
+        left = int(length[1]) if length else 0
+        while left:
+            part = link.recv(left)
+            assert part, f"the connection ended within the body after {head!r}"
+            left -= len(part)
+        return int(head.split(b" ", 2)[1])
 
     def stop(self) -> int:
         """SIGTERM, and its exit code."""

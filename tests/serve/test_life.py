@@ -233,7 +233,7 @@ def test_srv_13_slow_clients_are_timed_out(start: Any, bundles: Any) -> None:
         link.close()
     assert time.monotonic() - begun < 4
     refused.settimeout(5)
-    assert refused.recv(1000).startswith(b"HTTP/1.1 404")
+    assert server.answer(refused) == 404
     assert refused.recv(1000) == b""
     refused.close()
     idle = [server.open() for _ in range(39)]
