@@ -53,9 +53,9 @@ LENGTHS: Final[Mapping[str, Mapping[str, Any]]] = {
     },
     # For an hour or two on a few cores: says which way things go, and holds no bar.
     "short": {
-        "teacher.train.epochs": 8,
-        "student.train.epochs": 8,
-        "prune.recover.epochs": 3,
+        "teacher.train.epochs": 6,
+        "student.train.epochs": 6,
+        "prune.recover.epochs": 2,
         "prune.steps": 1,
     },
 }
