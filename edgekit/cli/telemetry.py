@@ -1,0 +1,138 @@
+"""`edgekit telemetry`: receive what a fleet's devices send."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgekit.cli._output import emit, json_option, note, verbosity_options
+from edgekit.errors import MissingDependency
+from edgekit.names import install_command
+
+__all__ = ["command"]
+
+_INTERRUPTED = 130
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+@click.group()
+def command() -> None:
+    """Receive telemetry from a fleet of devices."""
+
+
+@command.command()
+@click.argument("store", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65_535), default=4318, show_default=True,
+              help="Port; 0 takes a free one.")  # fmt: skip
+@click.option("--keys", type=_FILE, metavar="FILE", help="API keys, one a line: NAME KEY.")
+@click.option("--rate", type=click.FloatRange(0), default=0.0, metavar="N",
+              help="Requests per second for each key, or address.")  # fmt: skip
+@click.option("--certificate", type=_FILE, metavar="FILE", help="Serve TLS with this, in PEM.")
+@click.option("--certificate-key", type=_FILE, metavar="FILE", help="The certificate's key.")
+@click.option("--client-ca", type=_FILE, metavar="FILE",
+              help="Take clients with a certificate of this authority only.")  # fmt: skip
+@click.option("--max-body-mb", type=click.FloatRange(0.001, 64), default=4.0, show_default=True,
+              help="The largest body as it comes, in MiB.")  # fmt: skip
+@click.option("--max-inflated-mb", type=click.FloatRange(0.001, 64), default=8.0,
+              show_default=True, help="... and decompressed.")  # fmt: skip
+@click.option("--max-held-mb", type=click.FloatRange(0.001, 16_384), default=64.0,
+              show_default=True, help="Of all bodies that are not written yet.")  # fmt: skip
+@click.option("--body-timeout-s", type=click.FloatRange(0.1, 3600), default=30.0,
+              show_default=True, help="The longest that a body may take.")  # fmt: skip
+@click.option("--connections", type=click.IntRange(1), default=20_000, show_default=True,
+              help="Connections at a time.")  # fmt: skip
+@click.option("--keep-days", type=click.IntRange(36, 36_500), default=400, show_default=True,
+              help="How long counts are kept; devices' daily names for 35 days.")  # fmt: skip
+@click.option("--grace-s", type=click.FloatRange(0, 3600), default=30.0, show_default=True,
+              help="After SIGTERM, the longest that requests may take to end.")  # fmt: skip
+@json_option
+@verbosity_options
+def serve(store: Path, as_json: bool, **options: Any) -> int:
+    """Receive OTLP/HTTP into STORE, a DuckDB file that is made where it is absent.
+
+    Metrics go to /v1/metrics and events to /v1/logs, as protobuf or JSON, gzip or not. What edgekit
+    devices send is taken, each record once however often it comes, and answered when it is on the
+    disk; anything else is rejected as OTLP has it, and attributes that are not on the allow-list
+    are not kept. /health/live and /health/ready tell how it is.
+
+    SIGTERM lets finish what is going on; SIGHUP reads the keys again.
+
+    \b
+    Exit codes: 0 ended after SIGTERM with all answered, 130 ended before; 3 the extra 'telemetry'
+    is missing, 6 others may read the keys, 7 STORE is no store, 8 it cannot be written or the port
+    is taken, 9 another process has STORE open.
+
+    \b
+    edgekit telemetry serve fleet.duckdb --keys keys.txt
+    edgekit telemetry serve fleet.duckdb --host 0.0.0.0 --certificate c.pem --certificate-key k.pem
+    """
+    try:
+        from edgekit.telemetry.ingest import Ingest
+        from edgekit.telemetry.receiver import receive
+        from edgekit.telemetry.store import Store
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("edgekit"):
+            raise
+        message = f"{error.name} is not installed"
+        raise MissingDependency(message, hint=install_command("telemetry")) from error
+    from edgekit.serve.logs import set_up
+    from edgekit.serve.security import Keys, Rates, read_keys
+
+    set_up(logging.INFO)
+    if options["host"] not in ("127.0.0.1", "localhost", "::1") and options["keys"] is None:
+        note("receiving from other machines without keys; see --keys")
+    keys = Keys() if options["keys"] is None else read_keys(options["keys"])
+    inflated = int(options["max_inflated_mb"] * 2**20)
+
+    def started(port: int) -> None:
+        scheme = "http" if options["certificate"] is None else "https"
+        host = f"[{options['host']}]" if ":" in options["host"] else options["host"]
+        url = f"{scheme}://{host}:{port}"
+        document = {"schema": "edgekit.telemetry-serve/1", "url": url, "store": str(store)}
+        emit(document, as_json, lambda: f"{url} into {store}  (Ctrl-C ends)")
+
+    # Also of the log that the store keeps beside its file.
+    os.umask(0o077)
+    with Store(store) as opened:
+        ingest = Ingest(
+            opened,
+            keys=keys,
+            rates=Rates(options["rate"]),
+            max_body=inflated,
+            max_held=int(options["max_held_mb"] * 2**20),
+        )
+        ended = receive(
+            ingest,
+            _settings(options),
+            max_inflated=inflated,
+            keep_days=options["keep_days"],
+            started=started,
+        )
+    return _INTERRUPTED if ended.forced else 0
+
+
+def _settings(options: dict[str, Any]) -> Any:
+    from edgekit.serve.listening import ServerSettings
+    from edgekit.serve.protocol import Limits
+
+    body = int(options["max_body_mb"] * 2**20)
+    limits = Limits(
+        body_s=options["body_timeout_s"], connections=options["connections"], body_bytes=body
+    )
+    return ServerSettings(
+        host=options["host"],
+        port=options["port"],
+        certificate=options["certificate"],
+        key=options["certificate_key"],
+        client_ca=options["client_ca"],
+        keys=options["keys"],
+        max_body=body,
+        limits=limits,
+        linger_s=0.0,
+        grace_s=options["grace_s"],
+    )
