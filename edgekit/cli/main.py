@@ -60,7 +60,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     ),
     "telemetry": (
         "edgekit.cli.telemetry:command",
-        "Receive what a fleet's devices send.",
+        "Receive what a fleet's devices send, and report on it.",
     ),
     "devices": ("edgekit.cli.devices:command", "List, show and check device profiles."),
     "targets": ("edgekit.cli.targets:command", "List targets, their schemes and delegates."),

@@ -1,16 +1,18 @@
-"""`edgekit telemetry`: receive what a fleet's devices send."""
+"""`edgekit telemetry`: receive what a fleet's devices send, and report on it."""
 
 from __future__ import annotations
 
 import logging
 import os
+import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
 
-from edgekit.cli._output import emit, json_option, note, verbosity_options
-from edgekit.errors import MissingDependency
+from edgekit.cli._output import emit, json_option, note, table, verbosity_options
+from edgekit.errors import MissingDependency, UsageError
 from edgekit.names import install_command
 
 __all__ = ["command"]
@@ -21,7 +23,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 @click.group()
 def command() -> None:
-    """Receive telemetry from a fleet of devices."""
+    """Receive telemetry from a fleet of devices, and report on it."""
 
 
 @command.command()
@@ -71,17 +73,12 @@ def serve(store: Path, as_json: bool, **options: Any) -> int:
     edgekit telemetry serve fleet.duckdb --keys keys.txt
     edgekit telemetry serve fleet.duckdb --host 0.0.0.0 --certificate c.pem --certificate-key k.pem
     """
-    try:
-        from edgekit.telemetry.ingest import Ingest
-        from edgekit.telemetry.receiver import receive
-        from edgekit.telemetry.store import Store
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("edgekit"):
-            raise
-        message = f"{error.name} is not installed"
-        raise MissingDependency(message, hint=install_command("telemetry")) from error
+    _need_extra()
     from edgekit.serve.logs import set_up
     from edgekit.serve.security import Keys, Rates, read_keys
+    from edgekit.telemetry.ingest import Ingest
+    from edgekit.telemetry.receiver import receive
+    from edgekit.telemetry.store import Store
 
     set_up(logging.INFO)
     if options["host"] not in ("127.0.0.1", "localhost", "::1") and options["keys"] is None:
@@ -114,6 +111,95 @@ def serve(store: Path, as_json: bool, **options: Any) -> int:
             started=started,
         )
     return _INTERRUPTED if ended.forced else 0
+
+
+def _need_extra() -> None:
+    for name in ("duckdb", "opentelemetry.proto", "uvicorn", "httptools", "uvloop"):
+        try:
+            import_module(name)
+        except ModuleNotFoundError as error:
+            message = f"{error.name} is not installed"
+            raise MissingDependency(message, hint=install_command("telemetry")) from error
+
+
+@command.command()
+@click.argument("store", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--days", type=click.IntRange(1, 36_500), default=7, show_default=True,
+              help="Of the last days, the present one among them (UTC).")  # fmt: skip
+@click.option("--by", metavar="COLUMNS", default="model,version,device,app", show_default=True,
+              help="One entry for each of their values; 'all': one of everything.")  # fmt: skip
+@click.option("--where", "filters", multiple=True, metavar="COLUMN=VALUE",
+              help="Only these; may be repeated.")  # fmt: skip
+@click.option("-k", "least", type=click.IntRange(2), default=10, show_default=True,
+              help="Say nothing of fewer devices.")  # fmt: skip
+@json_option
+@verbosity_options
+def report(
+    store: Path, days: int, by: str, filters: tuple[str, ...], least: int, as_json: bool
+) -> int:
+    """Show how the fleet in STORE does: latency, errors, crashes, confidence.
+
+    Percentiles are of all values of all devices, within the error that is given. A model's version
+    on a class of device in a version of the app is left out on days on which fewer than k devices
+    had it, of totals too, so that no difference of two reports shows fewer either.
+
+    \b
+    Exit codes: 0 shown; 2 a column is not known, 3 the extra 'telemetry' is missing, 7 STORE is no
+    store, 9 a receiver has STORE open.
+
+    \b
+    edgekit telemetry report fleet.duckdb
+    edgekit telemetry report fleet.duckdb --by version --where device=pixel-8 --days 30 --json
+    """
+    _need_extra()
+    from edgekit.telemetry.cohorts import Window
+    from edgekit.telemetry.report import report as made
+    from edgekit.telemetry.store import Store
+
+    where: dict[str, str] = {}
+    for text in filters:
+        name, sign, value = text.partition("=")
+        if not sign or name in where:
+            raise UsageError(f"--where {text} is no COLUMN=VALUE, or its column stands twice")
+        where[name] = value
+    today = int(time.time() // 86_400)
+    columns = () if by == "all" else tuple(by.split(","))
+    with Store(store, read_only=True) as opened:
+        window = Window(today - days + 1, today)
+        document = made(opened, window, by=columns, where=where, k=least)
+    emit(document, as_json, lambda: _report_text(document))
+    return 0
+
+
+def _report_text(document: dict[str, Any]) -> str:
+    rows = []
+    for entry in document["cohorts"]:
+        latency = entry["latency_s"].get("device") or {}
+        rows.append(
+            [
+                " ".join(entry[name] or "-" for name in document["by"]) or "all",
+                entry["devices"],
+                entry["requests"],
+                *(_shown(latency.get(p), 1000, " ms") for p in ("p50", "p95", "p99")),
+                _shown(entry["error_rate"], 100, " %"),
+                _shown(entry["crashes_per_device_day"], 1, ""),
+                _shown((entry["confidence"] or {}).get("mean"), 1, ""),
+            ]
+        )
+    titles = [
+        "cohort", "devices", "requests", "p50", "p95", "p99", "errors", "crashes a day",
+        "confidence",
+    ]  # fmt: skip
+    lines = [table(titles, rows)] if rows else ["nothing that is of enough devices"]
+    out = document["base_cells"]["left_out"]
+    if out != 0:
+        many = "some" if out is None else str(out)
+        lines.append(f"left out: {many}, of fewer than {document['k']} devices on a day")
+    return "\n".join(lines)
+
+
+def _shown(value: float | None, scale: float, unit: str) -> str:
+    return "-" if value is None else f"{value * scale:.3g}{unit}"
 
 
 def _settings(options: dict[str, Any]) -> Any:
