@@ -130,18 +130,32 @@ def _need_extra() -> None:
               help="One entry for each of their values; 'all': one of everything.")  # fmt: skip
 @click.option("--where", "filters", multiple=True, metavar="COLUMN=VALUE",
               help="Only these; may be repeated.")  # fmt: skip
+@click.option("--baseline-days", type=click.IntRange(1, 36_500), metavar="N",
+              help="Tell drift, against so many days before them.")  # fmt: skip
+@click.option("--false-alarms", type=click.FloatRange(0, 1, min_open=True, max_open=True),
+              default=0.01, show_default=True,
+              help="Share of cohorts without drift that may be flagged.")  # fmt: skip
 @click.option("-k", "least", type=click.IntRange(2), default=10, show_default=True,
               help="Say nothing of fewer devices.")  # fmt: skip
 @json_option
 @verbosity_options
 def report(
-    store: Path, days: int, by: str, filters: tuple[str, ...], least: int, as_json: bool
+    store: Path,
+    days: int,
+    by: str,
+    filters: tuple[str, ...],
+    baseline_days: int | None,
+    false_alarms: float,
+    least: int,
+    as_json: bool,
 ) -> int:
     """Show how the fleet in STORE does: latency, errors, crashes, confidence.
 
     Percentiles are of all values of all devices, within the error that is given. A model's version
     on a class of device in a version of the app is left out on days on which fewer than k devices
-    had it, of totals too, so that no difference of two reports shows fewer either.
+    had it, of totals too, so that no difference of two reports shows fewer either. Drift is that of
+    confidence, classes and inputs: by PSI, Jensen-Shannon and Kolmogorov-Smirnov, each beyond what
+    chance does at the rate of false alarms.
 
     \b
     Exit codes: 0 shown; 2 a column is not known, 3 the extra 'telemetry' is missing, 7 STORE is no
@@ -166,7 +180,17 @@ def report(
     columns = () if by == "all" else tuple(by.split(","))
     with Store(store, read_only=True) as opened:
         window = Window(today - days + 1, today)
-        document = made(opened, window, by=columns, where=where, k=least)
+        document = made(
+            opened,
+            window,
+            by=columns,
+            where=where,
+            k=least,
+            baseline=None
+            if baseline_days is None
+            else Window(window.first - baseline_days, window.first - 1),
+            false_alarms=false_alarms,
+        )
     emit(document, as_json, lambda: _report_text(document))
     return 0
 
@@ -191,6 +215,15 @@ def _report_text(document: dict[str, Any]) -> str:
         "confidence",
     ]  # fmt: skip
     lines = [table(titles, rows)] if rows else ["nothing that is of enough devices"]
+    for entry, row in zip(document["cohorts"], rows, strict=True):
+        for feature, drift in entry.get("drift", {}).items():
+            if drift["flagged"]:
+                beyond = ", ".join(
+                    f"{name} {one['value']:.3g} (limit {one['limit']:.3g})"
+                    for name, one in drift["distances"].items()
+                    if one["value"] > one["limit"]
+                )
+                lines.append(f"drift of {row[0]}: {feature}: {beyond}")
     out = document["base_cells"]["left_out"]
     if out != 0:
         many = "some" if out is None else str(out)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from edgekit.telemetry.cohorts import BASE, DEFAULT_K, Window, base_of, check_columns
+from edgekit.telemetry.drifting import drifts
 from edgekit.telemetry.merged import quantiles
 from edgekit.telemetry.store import Store
 
@@ -31,6 +32,8 @@ def report(
     by: Sequence[str] = BASE,
     where: Mapping[str, str] | None = None,
     k: int = DEFAULT_K,
+    baseline: Window | None = None,
+    false_alarms: float = 0.01,
 ) -> dict[str, Any]:
     """A document of the form ``edgekit.telemetry/1``.
 
@@ -39,6 +42,8 @@ def report(
         by: columns of `BASE`, of which each set of values is one entry.
         where: values that columns of `BASE` must have.
         k: devices that anything in it is of, at least.
+        baseline: what drift is told against; none is told without.
+        false_alarms: the share of cohorts without drift that may be flagged.
 
     Raises:
         UsageError: a column is none of `BASE`, or k is less than 2.
@@ -63,9 +68,14 @@ def report(
         entry["memory_bytes"] = _percentiles(sketches[group].get("", []))
         entry["confidence"] = _confidence(bins[group])
         entries.append(entry)
+    if baseline is not None:
+        found = drifts(store, baseline, window, by=by, where=where, k=k, false_alarms=false_alarms)
+        for group, entry in zip(sorted(groups), entries, strict=True):
+            entry["drift"] = found.get(group, {})
     return {
         "schema": "edgekit.telemetry/1",
         "first_day": window.first,
+        "baseline": None if baseline is None else [baseline.first, baseline.last],
         "last_day": window.last,
         "by": list(by),
         "where": dict(where or {}),

@@ -180,3 +180,41 @@ def test_the_command_shows_it(store: Store, capsys: pytest.CaptureFixture[str]) 
     document = json.loads(capsys.readouterr().out)
     assert [entry["requests"] for entry in document["cohorts"]] == [120]
     assert main(["telemetry", "report", str(store.path), "--where", "device"]) == 2
+
+
+def test_drift_is_told_of_what_drifted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(3)
+    day = 86_400 * 10**9
+    with Store(tmp_path / "fleet.duckdb", clock_ns=lambda: NOW) as store:
+        for back in range(8):
+            for name in ("pixel-6", "pixel-8"):
+                drifted = back == 0 and name == "pixel-6"
+                records = []
+                for _ in range(12):
+                    aggregate = Aggregate()
+                    for sure in rng.beta(4 if drifted else 6, 2, 100):
+                        aggregate.add(
+                            "device", "sure", 0.01, float(sure), int(rng.integers(10)), None
+                        )
+                    resource = {**RESOURCE, "edgekit.device.class": name}
+                    when = NOW - back * day
+                    records.append(metrics_record(aggregate, resource=resource, time_ns=when))
+                store.write(read_metrics(otlp.request(records)).deliveries)
+        now, before = Window(TODAY, TODAY), Window(TODAY - 7, TODAY - 1)
+        entries = report(store, now, by=("device",), baseline=before)["cohorts"]
+    flags = {
+        (entry["device"], name): drift["flagged"]
+        for entry in entries
+        for name, drift in entry["drift"].items()
+    }
+    assert flags == {
+        ("pixel-6", "prediction.confidence"): True,
+        ("pixel-6", "prediction.classes"): False,
+        ("pixel-8", "prediction.confidence"): False,
+        ("pixel-8", "prediction.classes"): False,
+    }
+    arguments = ["--days", "1", "--baseline-days", "7", "--by", "device"]
+    assert main(["telemetry", "report", str(store.path), *arguments]) == 0
+    text = capsys.readouterr().out
+    assert "drift of pixel-6: prediction.confidence: psi" in text
+    assert "drift of pixel-8" not in text
