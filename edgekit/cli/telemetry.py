@@ -50,6 +50,8 @@ def command() -> None:
               help="Connections at a time.")  # fmt: skip
 @click.option("--keep-days", type=click.IntRange(36, 36_500), default=400, show_default=True,
               help="How long counts are kept; devices' daily names for 35 days.")  # fmt: skip
+@click.option("-k", "least", type=click.IntRange(2), default=10, show_default=True,
+              help="Reports say nothing of fewer devices.")  # fmt: skip
 @click.option("--grace-s", type=click.FloatRange(0, 3600), default=30.0, show_default=True,
               help="After SIGTERM, the longest that requests may take to end.")  # fmt: skip
 @json_option
@@ -60,7 +62,8 @@ def serve(store: Path, as_json: bool, **options: Any) -> int:
     Metrics go to /v1/metrics and events to /v1/logs, as protobuf or JSON, gzip or not. What edgekit
     devices send is taken, each record once however often it comes, and answered when it is on the
     disk; anything else is rejected as OTLP has it, and attributes that are not on the allow-list
-    are not kept. /health/live and /health/ready tell how it is.
+    are not kept. /v1/report answers what 'telemetry report' does, to admin keys where there are
+    keys, and /health/live and /health/ready tell how it is.
 
     SIGTERM lets finish what is going on; SIGHUP reads the keys again.
 
@@ -102,6 +105,7 @@ def serve(store: Path, as_json: bool, **options: Any) -> int:
             rates=Rates(options["rate"]),
             max_body=inflated,
             max_held=int(options["max_held_mb"] * 2**20),
+            k=options["least"],
         )
         ended = receive(
             ingest,

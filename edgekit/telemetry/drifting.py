@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from edgekit.errors import UsageError
 from edgekit.runtime.aggregate import CONFIDENCE_BOUNDS, DEVIATION_BOUNDS, MEAN_BOUNDS
 from edgekit.telemetry.cohorts import Window, base_of
 from edgekit.telemetry.drift import Drift, compare
@@ -45,6 +46,8 @@ def drifts(
     Raises:
         UsageError: a column is not known, k is less than 2, or the rate is none.
     """
+    if not 0 < false_alarms < 1:
+        raise UsageError(f"a rate of false alarms is between 0 and 1, not {false_alarms}")
     base_of(store, baseline, k, where)
     before = _counts(store, by)
     base_of(store, window, k, where)

@@ -15,11 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
-from edgekit.errors import BadData, EdgekitError
+from edgekit.errors import BadData, EdgekitError, UsageError
 from edgekit.runtime import otlp
 from edgekit.serve.call import Call, Reply, json_reply, refused
 from edgekit.serve.refusal import Refusal
 from edgekit.serve.security import Keys, Rates, network
+from edgekit.telemetry.cohorts import DEFAULT_K
+from edgekit.telemetry.question import Question
 from edgekit.telemetry.reading import Request, read_logs, read_metrics
 from edgekit.telemetry.store import Store
 
@@ -54,6 +56,7 @@ class Ingest:
         rates: how often.
         max_body: bytes of one body, decompressed.
         max_held: bytes of all bodies that are read or wait.
+        k: devices that a report is of, at least; a question may ask for more.
 
     Attributes:
         draining: the receiver ends: no more is taken.
@@ -70,11 +73,13 @@ class Ingest:
         rates: Rates | None = None,
         max_body: int = 8 * 2**20,
         max_held: int = 64 * 2**20,
+        k: int = DEFAULT_K,
     ) -> None:
         self.store = store
         self.keys = keys or Keys()
         self._rates = rates or Rates(0)
         self._max_body, self._max_held = max_body, max(max_held, max_body)
+        self._k = k
         self._held = 0
         self._waiting: list[_Waiting] = []
         self._writer = ThreadPoolExecutor(1, "edgekit-telemetry-store")
@@ -109,10 +114,14 @@ class Ingest:
             if call.method != "POST":
                 raise Refusal(405, f"{call.path} takes POST", {"Allow": "POST"})
             return await self._take(call)
-        if call.path not in ("/health/live", "/health/ready"):
-            raise Refusal(404, "there are /v1/metrics, /v1/logs, /health/live and /health/ready")
+        if call.path not in ("/health/live", "/health/ready", "/v1/report"):
+            raise Refusal(
+                404, "there are /v1/metrics, /v1/logs, /v1/report, /health/live and /health/ready"
+            )
         if call.method not in ("GET", "HEAD"):
             raise Refusal(405, f"{call.path} takes GET", {"Allow": "GET, HEAD"})
+        if call.path == "/v1/report":
+            return await self._report(call)
         if call.path == "/health/ready" and self.draining:
             raise Refusal(503, "the receiver is ending")
         return json_reply({"ok": True})
@@ -142,6 +151,20 @@ class Ingest:
             return await asyncio.shield(waiting.answer)
         finally:
             self._held -= room
+
+    async def _report(self, call: Call) -> Reply:
+        """A report, for callers who may administer: what devices send is not for those who send."""
+        caller = self.keys.caller(call.headers)
+        if self.keys.callers and not caller.admin:
+            raise Refusal(403, "the key may send, not read; an admin's may")
+        self._rates.take(caller.name or network(call.address))
+        asked = Question.parsed(call.query, self._k)
+        loop = asyncio.get_running_loop()
+        try:
+            document = await loop.run_in_executor(self._writer, asked.answer, self.store)
+        except UsageError as error:
+            raise Refusal(400, str(error)) from error
+        return json_reply(document)
 
     def _room(self, call: Call) -> int:
         stated = call.headers.get("content-length", "")

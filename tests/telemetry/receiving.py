@@ -47,6 +47,14 @@ class Receiving:
             response = connection.getresponse()
             return response.status, response.read(), dict(response.getheaders())
 
+    def get(self, path: str, key: str | None = None) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        with contextlib.closing(connection):
+            headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+            connection.request("GET", path, headers=headers)
+            response = connection.getresponse()
+            return response.status, response.read()
+
     def end(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(20)

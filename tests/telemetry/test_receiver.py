@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import stat
 import time
@@ -175,13 +176,38 @@ def test_json_is_read_as_well(store: Path) -> None:
 
 def test_keys_are_asked_for(store: Path) -> None:
     keys = store.with_name("keys")
-    keys.write_text("fleet 0123456789abcdef\n")
+    keys.write_text("fleet 0123456789abcdef\nops admin fedcba9876543210\n")
     keys.chmod(0o600)
     body, headers = zipped(otlp.request([metrics_record(window())]))
     with receiver(store, "--keys", keys) as running:
         assert running.post("/v1/metrics", body, headers)[0] == 401
         bearer = {**headers, "Authorization": "Bearer 0123456789abcdef"}
         assert running.post("/v1/metrics", body, bearer)[0] == 200
+        # Who may send may not read.
+        assert running.get("/v1/report")[0] == 401
+        assert running.get("/v1/report", "0123456789abcdef")[0] == 403
+        assert running.get("/v1/report", "fedcba9876543210")[0] == 200
+
+
+def test_reports_are_asked_of_the_receiver(store: Path) -> None:
+    records = [metrics_record(window()) for _ in range(12)]
+    with receiver(store) as running:
+        assert running.post("/v1/metrics", *zipped(otlp.request(records)))[0] == 200
+        status, body = running.get("/v1/report?by=device&model=net&baseline_days=7")
+        assert status == 200
+        (entry,) = json.loads(body)["cohorts"]
+        assert (entry["device"], entry["devices"], entry["requests"]) == ("pixel-8", 12, 120)
+        for wrong in (
+            "by=os",
+            "k=9",
+            "k=x",
+            "days=-1",
+            "user=ann",
+            "false_alarms=2&baseline_days=1",
+        ):
+            status, body = running.get(f"/v1/report?{wrong}")
+            assert (wrong, status) == (wrong, 400)
+        assert running.end() == 0
 
 
 def test_finer_sketches_become_coarser_exactly() -> None:
