@@ -199,6 +199,64 @@ def report(
     return 0
 
 
+@command.command()
+@click.argument("store", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("control")
+@click.argument("canary")
+@click.option("--model", metavar="NAME", help="Only of this model.")
+@click.option("--days", type=click.IntRange(1, 35), default=14, show_default=True,
+              help="Of the last days, the present one among them (UTC).")  # fmt: skip
+@click.option("--alpha", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.01,
+              show_default=True, help="False alarms, however often one looks.")  # fmt: skip
+@click.option("-k", "least", type=click.IntRange(2), default=10, show_default=True,
+              help="Use no fewer devices of a kind on a day.")  # fmt: skip
+@json_option
+@verbosity_options
+def canary(
+    store: Path,
+    control: str,
+    canary: str,
+    model: str | None,
+    days: int,
+    alpha: float,
+    least: int,
+    as_json: bool,
+) -> int:
+    """Tell whether devices with the version CANARY fail more often than those with CONTROL.
+
+    A device failed on a day on which it crashed or had errors in more than 5 % of its requests. It
+    is compared with devices of its class with the same app on the same day. One may look every
+    hour: the rate of false alarms is of all looks together.
+
+    \b
+    Exit codes: 0 not worse as far as one can tell, 1 worse; 2 the versions are one, 3 the extra
+    'telemetry' is missing, 7 STORE is no store, 9 a receiver has STORE open.
+
+    \b
+    edgekit telemetry canary fleet.duckdb 1.0 1.1
+    """
+    _need_extra()
+    from edgekit.telemetry.cohorts import Window
+    from edgekit.telemetry.store import Store
+    from edgekit.telemetry.versions import against
+
+    today = int(time.time() // 86_400)
+    where = {} if model is None else {"model": model}
+    with Store(store, read_only=True) as opened:
+        window = Window(today - days + 1, today)
+        document = against(opened, window, control, canary, where=where, k=least, alpha=alpha)
+    emit(document, as_json, lambda: _canary_text(document))
+    return int(document["worse"] is True)
+
+
+def _canary_text(document: dict[str, Any]) -> str:
+    sides = [document["control"], document["canary"]]
+    rows = [[side["version"], side["device_days"], side["failed"]] for side in sides]
+    said = {None: "no day on which both have enough devices", True: "worse", False: "not worse"}
+    words = f"{said[document['worse']]}, p {document['p']:.3g} (alpha {document['alpha']:g})"
+    return f"{table(['version', 'device-days', 'failed'], rows)}\n{words}"
+
+
 def _report_text(document: dict[str, Any]) -> str:
     rows = []
     for entry in document["cohorts"]:

@@ -27,6 +27,7 @@ from edgekit.telemetry.merged import quantiles
 from edgekit.telemetry.reading import read_logs, read_metrics
 from edgekit.telemetry.report import RANKS, report
 from edgekit.telemetry.store import Store
+from edgekit.telemetry.versions import against
 
 NOW = time.time_ns()
 TODAY = NOW // (86_400 * 10**9)
@@ -218,3 +219,32 @@ def test_drift_is_told_of_what_drifted(tmp_path: Path, capsys: pytest.CaptureFix
     text = capsys.readouterr().out
     assert "drift of pixel-6: prediction.confidence: psi" in text
     assert "drift of pixel-8" not in text
+
+
+def test_a_canary_that_crashes_is_worse(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(version: str, devices: int, crashes: int) -> None:
+        resource = {**RESOURCE, "edgekit.bundle.version": version}
+        for i in range(devices):
+            aggregate = window(10)
+            if i < crashes:
+                aggregate.add_error("device", "MemoryError")
+            record = metrics_record(aggregate, resource=resource, time_ns=NOW)
+            store.write(read_metrics(otlp.request([record])).deliveries)
+
+    run("1.0", 60, 2)
+    run("1.1", 20, 10)
+    run("1.2", 20, 1)
+    run("1.3", 9, 9)
+    bad = against(store, DAYS, "1.0", "1.1")
+    assert bad["canary"] == {"version": "1.1", "device_days": 20, "failed": 10}
+    assert (bad["worse"], bad["since_day"]) == (True, TODAY)
+    assert against(store, DAYS, "1.0", "1.2")["worse"] is False
+    # Of fewer than k devices nothing is said, be it ever so bad.
+    few = against(store, DAYS, "1.0", "1.3")
+    assert (few["worse"], few["canary"]["failed"]) == (None, 0)
+    with pytest.raises(UsageError, match="one version against another"):
+        against(store, DAYS, "1.0", "1.0")
+    store.close()
+    assert main(["telemetry", "canary", str(store.path), "1.0", "1.1"]) == 1
+    assert "worse, p" in capsys.readouterr().out
+    assert main(["telemetry", "canary", str(store.path), "1.0", "1.2"]) == 0
