@@ -17,6 +17,7 @@ pytest.importorskip("duckdb", reason="pip install 'edgekit[telemetry]'")
 from receiving import (
     PROTOBUF,
     RESOURCE,
+    Receiving,
     crash,
     logs_request,
     metrics_record,
@@ -27,6 +28,8 @@ from receiving import (
 
 from edgekit.errors import BadData, Locked
 from edgekit.runtime import otlp
+from edgekit.runtime.recorder import Recorder
+from edgekit.runtime.schedule import Pace
 from edgekit.telemetry.reading import read_logs, read_metrics
 from edgekit.telemetry.store import Store
 
@@ -273,6 +276,47 @@ def test_a_clock_that_is_wrong_counts_now(store: Path) -> None:
             record = metrics_record(window(), time_ns=max(when, 60 * 10**9))
             kept.write(read_metrics(otlp.request([record])).deliveries)
         assert kept.query("SELECT DISTINCT hour FROM cell") == [(now // (3600 * 10**9),)]
+
+
+def delivered(recorder: Recorder, seconds: float = 5.0) -> bool:
+    """Sends until nothing waits any more, or the time is over."""
+    recorder.flush()
+    end = time.monotonic() + seconds
+    while recorder.counts().pending and time.monotonic() < end:
+        time.sleep(min(recorder.upload(), 0.1))
+    return not recorder.counts().pending
+
+
+def test_recorders_reach_it_though_it_is_killed(store: Path) -> None:
+    """The device's side as it ships: what it calls delivered is in the store, once."""
+    pace = Pace(upload_s=0.01, between_s=0.01, first_s=0.01, longest_s=0.05)
+
+    def recorder(running: Receiving) -> contextlib.closing[Recorder]:
+        where = f"http://127.0.0.1:{running.port}"
+        folder = store.parent / "spool"
+        return contextlib.closing(Recorder(folder, endpoint=where, pace=pace, background=False))
+
+    with receiver(store) as first, recorder(first) as device:
+        device.give_consent()
+        for _ in range(50):
+            device.record(0.01, confidence=0.9, predicted=3)
+        device.crash(MemoryError("at /home/ann"))
+        assert delivered(device)
+        first.process.kill()
+        first.process.wait()
+        for _ in range(30):
+            device.record(0.01)
+        assert not delivered(device, 0.5)
+    with receiver(store) as second:
+        with recorder(second) as device:
+            assert delivered(device)
+            counts = device.counts()
+            assert counts.conserved and not counts.dropped
+        assert second.end() == 0
+    with Store(store, read_only=True) as kept:
+        assert requests(kept) == 80
+        assert kept.query("SELECT name FROM event") == [("edgekit.crash",)]
+    assert b"/home/ann" not in store.read_bytes()
 
 
 # -- TEL-15 ---------------------------------------------------------------------------------------
