@@ -58,6 +58,10 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "edgekit.cli.serve:command",
         "Serve bundles over the Open Inference Protocol.",
     ),
+    "telemetry": (
+        "edgekit.cli.telemetry:command",
+        "Receive what a fleet's devices send, and report on it.",
+    ),
     "devices": ("edgekit.cli.devices:command", "List, show and check device profiles."),
     "targets": ("edgekit.cli.targets:command", "List targets, their schemes and delegates."),
     "doctor": (

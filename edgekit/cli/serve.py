@@ -202,8 +202,8 @@ def _engine(options: dict[str, Any]) -> EngineSettings:
 
 
 def _settings(options: dict[str, Any]) -> Any:
+    from edgekit.serve.listening import ServerSettings
     from edgekit.serve.protocol import Limits
-    from edgekit.serve.server import ServerSettings
 
     limits = Limits(
         headers_s=options["header_timeout_s"],

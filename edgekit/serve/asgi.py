@@ -7,10 +7,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 
 from edgekit.serve.call import Call, Reply, never
-from edgekit.serve.handler import Handler
 from edgekit.serve.refusal import Refusal
 
-__all__ = ["CONNECTION", "Application", "Connection"]
+__all__ = ["CONNECTION", "Answers", "Application", "Connection"]
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -39,19 +38,35 @@ class Connection(Protocol):
         ...
 
 
+class Answers(Protocol):
+    """What answers: a handler."""
+
+    async def handle(self, call: Call) -> Reply:
+        """Answers one request; never raises but for cancellation."""
+        ...
+
+
 class Application:
     """Answers by the handler; the pages that describe it come from another application.
 
     Args:
         handler: answers.
         description: FastAPI's application for ``/docs`` and ``/openapi.json``, or None.
-        max_body: bytes of a body, also of one that was compressed.
+        max_body: bytes of a body, as it comes.
+        max_inflated: bytes of one that was compressed; as many as of any other without.
     """
 
-    def __init__(self, handler: Handler, description: Asgi | None, max_body: int) -> None:
+    def __init__(
+        self,
+        handler: Answers,
+        description: Asgi | None,
+        max_body: int,
+        max_inflated: int | None = None,
+    ) -> None:
         self._handler = handler
         self._description = description
         self._max_body = max_body
+        self._max_inflated = max_body if max_inflated is None else max_inflated
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
@@ -73,7 +88,7 @@ class Application:
             scope["method"],
             raw_path.decode("latin-1"),
             headers,
-            _Body(receive, connection, headers, self._max_body).read,
+            _Body(receive, connection, headers, self._max_body, self._max_inflated).read,
             scope["query_string"].decode("latin-1"),
             client[0] if client else "",
             never if connection is None else connection.when_gone,
@@ -106,18 +121,20 @@ class _Body:
         connection: Connection | None,
         headers: dict[str, str],
         limit: int,
+        inflated: int,
     ) -> None:
         self._receive = receive
         self._connection = connection
         self._headers = headers
         self._limit = limit
+        self._most = inflated
 
     async def read(self) -> bytes | memoryview:
         """All of it, decompressed; see `Call.body`."""
         stated = self._headers.get("content-length", "")
         # Before a byte of it is waited for.
         if stated.isdigit() and int(stated) > self._limit:
-            raise self._too_large()
+            raise _too_large(self._limit)
         encoding = self._headers.get("content-encoding", "").strip().lower()
         if encoding not in ("", "identity", "gzip", "deflate"):
             raise Refusal(415, "a body is sent as it is, or as gzip or deflate")
@@ -126,7 +143,7 @@ class _Body:
         else:
             body = await self._received()
         if len(body) > self._limit:
-            raise self._too_large()
+            raise _too_large(self._limit)
         return body if encoding in ("", "identity") else self._inflated(body, encoding)
 
     async def _received(self) -> bytes:
@@ -145,14 +162,15 @@ class _Body:
         inflater = zlib.decompressobj(31 if encoding == "gzip" else 15)
         try:
             # One byte more than is allowed tells that there is more, and costs no more.
-            whole = inflater.decompress(body, self._limit + 1)
+            whole = inflater.decompress(body, self._most + 1)
         except zlib.error as error:
             raise Refusal(400, f"the body is no {encoding}") from error
-        if len(whole) > self._limit:
-            raise self._too_large()
+        if len(whole) > self._most:
+            raise _too_large(self._most)
         if not inflater.eof or inflater.unused_data:
             raise Refusal(400, f"the body is cut off, or more than one {encoding}")
         return whole
 
-    def _too_large(self) -> Refusal:
-        return Refusal(413, f"a body has at most {self._limit} bytes", {"Connection": "close"})
+
+def _too_large(limit: int) -> Refusal:
+    return Refusal(413, f"a body has at most {limit} bytes", {"Connection": "close"})

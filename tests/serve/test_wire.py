@@ -127,10 +127,10 @@ def test_a_connection_that_the_client_breaks_off_is_forgotten() -> None:
 
     from edgekit.serve.asgi import Application
     from edgekit.serve.handler import Handler
+    from edgekit.serve.listening import ServerSettings, configuration
     from edgekit.serve.protocol import Limits, protocol
-    from edgekit.serve.server import ServerSettings, _config
 
-    config = _config(Application(Handler([]), None, 2**20), ServerSettings())
+    config = configuration(Application(Handler([]), None, 2**20), ServerSettings())
     kept: list[Any] = []
 
     def made() -> Any:

@@ -1,0 +1,319 @@
+"""`edgekit telemetry`: receive what a fleet's devices send, and report on it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgekit.cli._output import emit, json_option, note, table, verbosity_options
+from edgekit.errors import MissingDependency, UsageError
+from edgekit.names import install_command
+
+__all__ = ["command"]
+
+_INTERRUPTED = 130
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+@click.group()
+def command() -> None:
+    """Receive telemetry from a fleet of devices, and report on it."""
+
+
+@command.command()
+@click.argument("store", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65_535), default=4318, show_default=True,
+              help="Port; 0 takes a free one.")  # fmt: skip
+@click.option("--keys", type=_FILE, metavar="FILE", help="API keys, one a line: NAME KEY.")
+@click.option("--rate", type=click.FloatRange(0), default=0.0, metavar="N",
+              help="Requests per second for each key, or address.")  # fmt: skip
+@click.option("--certificate", type=_FILE, metavar="FILE", help="Serve TLS with this, in PEM.")
+@click.option("--certificate-key", type=_FILE, metavar="FILE", help="The certificate's key.")
+@click.option("--client-ca", type=_FILE, metavar="FILE",
+              help="Take clients with a certificate of this authority only.")  # fmt: skip
+@click.option("--max-body-mb", type=click.FloatRange(0.001, 64), default=4.0, show_default=True,
+              help="The largest body as it comes, in MiB.")  # fmt: skip
+@click.option("--max-inflated-mb", type=click.FloatRange(0.001, 64), default=8.0,
+              show_default=True, help="... and decompressed.")  # fmt: skip
+@click.option("--max-held-mb", type=click.FloatRange(0.001, 16_384), default=64.0,
+              show_default=True, help="Of all bodies that are not written yet.")  # fmt: skip
+@click.option("--body-timeout-s", type=click.FloatRange(0.1, 3600), default=30.0,
+              show_default=True, help="The longest that a body may take.")  # fmt: skip
+@click.option("--connections", type=click.IntRange(1), default=20_000, show_default=True,
+              help="Connections at a time.")  # fmt: skip
+@click.option("--keep-days", type=click.IntRange(36, 36_500), default=400, show_default=True,
+              help="How long counts are kept; devices' daily names for 35 days.")  # fmt: skip
+@click.option("-k", "least", type=click.IntRange(2), default=10, show_default=True,
+              help="Reports say nothing of fewer devices.")  # fmt: skip
+@click.option("--grace-s", type=click.FloatRange(0, 3600), default=30.0, show_default=True,
+              help="After SIGTERM, the longest that requests may take to end.")  # fmt: skip
+@json_option
+@verbosity_options
+def serve(store: Path, as_json: bool, **options: Any) -> int:
+    """Receive OTLP/HTTP into STORE, a DuckDB file that is made where it is absent.
+
+    Metrics go to /v1/metrics and events to /v1/logs, as protobuf or JSON, gzip or not. What edgekit
+    devices send is taken, each record once however often it comes, and answered when it is on the
+    disk; anything else is rejected as OTLP has it, and attributes that are not on the allow-list
+    are not kept. /v1/report answers what 'telemetry report' does, to admin keys where there are
+    keys, and /health/live and /health/ready tell how it is.
+
+    SIGTERM lets finish what is going on; SIGHUP reads the keys again.
+
+    \b
+    Exit codes: 0 ended after SIGTERM with all answered, 130 ended before; 3 the extra 'telemetry'
+    is missing, 6 others may read the keys, 7 STORE is no store, 8 it cannot be written or the port
+    is taken, 9 another process has STORE open.
+
+    \b
+    edgekit telemetry serve fleet.duckdb --keys keys.txt
+    edgekit telemetry serve fleet.duckdb --host 0.0.0.0 --certificate c.pem --certificate-key k.pem
+    """
+    _need_extra()
+    from edgekit.serve.logs import set_up
+    from edgekit.serve.security import Keys, Rates, read_keys
+    from edgekit.telemetry.ingest import Ingest
+    from edgekit.telemetry.receiver import receive
+    from edgekit.telemetry.store import Store
+
+    set_up(logging.INFO)
+    if options["host"] not in ("127.0.0.1", "localhost", "::1") and options["keys"] is None:
+        note("receiving from other machines without keys; see --keys")
+    keys = Keys() if options["keys"] is None else read_keys(options["keys"])
+    inflated = int(options["max_inflated_mb"] * 2**20)
+
+    def started(port: int) -> None:
+        scheme = "http" if options["certificate"] is None else "https"
+        host = f"[{options['host']}]" if ":" in options["host"] else options["host"]
+        url = f"{scheme}://{host}:{port}"
+        document = {"schema": "edgekit.telemetry-serve/1", "url": url, "store": str(store)}
+        emit(document, as_json, lambda: f"{url} into {store}  (Ctrl-C ends)")
+
+    # Also of the log that the store keeps beside its file.
+    os.umask(0o077)
+    with Store(store) as opened:
+        ingest = Ingest(
+            opened,
+            keys=keys,
+            rates=Rates(options["rate"]),
+            max_body=inflated,
+            max_held=int(options["max_held_mb"] * 2**20),
+            k=options["least"],
+        )
+        ended = receive(
+            ingest,
+            _settings(options),
+            max_inflated=inflated,
+            keep_days=options["keep_days"],
+            started=started,
+        )
+    return _INTERRUPTED if ended.forced else 0
+
+
+def _need_extra() -> None:
+    for name in ("duckdb", "opentelemetry.proto", "uvicorn", "httptools", "uvloop"):
+        try:
+            import_module(name)
+        except ModuleNotFoundError as error:
+            message = f"{error.name} is not installed"
+            raise MissingDependency(message, hint=install_command("telemetry")) from error
+
+
+@command.command()
+@click.argument("store", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--days", type=click.IntRange(1, 36_500), default=7, show_default=True,
+              help="Of the last days, the present one among them (UTC).")  # fmt: skip
+@click.option("--by", metavar="COLUMNS", default="model,version,device,app", show_default=True,
+              help="One entry for each of their values; 'all': one of everything.")  # fmt: skip
+@click.option("--where", "filters", multiple=True, metavar="COLUMN=VALUE",
+              help="Only these; may be repeated.")  # fmt: skip
+@click.option("--baseline-days", type=click.IntRange(1, 36_500), metavar="N",
+              help="Tell drift, against so many days before them.")  # fmt: skip
+@click.option("--false-alarms", type=click.FloatRange(0, 1, min_open=True, max_open=True),
+              default=0.01, show_default=True,
+              help="Share of cohorts without drift that may be flagged.")  # fmt: skip
+@click.option("-k", "least", type=click.IntRange(2), default=10, show_default=True,
+              help="Say nothing of fewer devices.")  # fmt: skip
+@json_option
+@verbosity_options
+def report(
+    store: Path,
+    days: int,
+    by: str,
+    filters: tuple[str, ...],
+    baseline_days: int | None,
+    false_alarms: float,
+    least: int,
+    as_json: bool,
+) -> int:
+    """Show how the fleet in STORE does: latency, errors, crashes, confidence.
+
+    Percentiles are of all values of all devices, within the error that is given. A model's version
+    on a class of device in a version of the app is left out on days on which fewer than k devices
+    had it, of totals too, so that no difference of two reports shows fewer either. Drift is that of
+    confidence, classes and inputs: by PSI, Jensen-Shannon and Kolmogorov-Smirnov, each beyond what
+    chance does at the rate of false alarms.
+
+    \b
+    Exit codes: 0 shown; 2 a column is not known, 3 the extra 'telemetry' is missing, 7 STORE is no
+    store, 9 a receiver has STORE open.
+
+    \b
+    edgekit telemetry report fleet.duckdb
+    edgekit telemetry report fleet.duckdb --by version --where device=pixel-8 --days 30 --json
+    """
+    _need_extra()
+    from edgekit.telemetry.cohorts import Window
+    from edgekit.telemetry.report import report as made
+    from edgekit.telemetry.store import Store
+
+    where: dict[str, str] = {}
+    for text in filters:
+        name, sign, value = text.partition("=")
+        if not sign or name in where:
+            raise UsageError(f"--where {text} is no COLUMN=VALUE, or its column stands twice")
+        where[name] = value
+    today = int(time.time() // 86_400)
+    columns = () if by == "all" else tuple(by.split(","))
+    with Store(store, read_only=True) as opened:
+        window = Window(today - days + 1, today)
+        document = made(
+            opened,
+            window,
+            by=columns,
+            where=where,
+            k=least,
+            baseline=None
+            if baseline_days is None
+            else Window(window.first - baseline_days, window.first - 1),
+            false_alarms=false_alarms,
+        )
+    emit(document, as_json, lambda: _report_text(document))
+    return 0
+
+
+@command.command()
+@click.argument("store", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("control")
+@click.argument("canary")
+@click.option("--model", metavar="NAME", help="Only of this model.")
+@click.option("--days", type=click.IntRange(1, 35), default=14, show_default=True,
+              help="Of the last days, the present one among them (UTC).")  # fmt: skip
+@click.option("--alpha", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.01,
+              show_default=True, help="False alarms, however often one looks.")  # fmt: skip
+@click.option("-k", "least", type=click.IntRange(2), default=10, show_default=True,
+              help="Use no fewer devices of a kind on a day.")  # fmt: skip
+@json_option
+@verbosity_options
+def canary(
+    store: Path,
+    control: str,
+    canary: str,
+    model: str | None,
+    days: int,
+    alpha: float,
+    least: int,
+    as_json: bool,
+) -> int:
+    """Tell whether devices with the version CANARY fail more often than those with CONTROL.
+
+    A device failed on a day on which it crashed or had errors in more than 5 % of its requests. It
+    is compared with devices of its class with the same app on the same day. One may look every
+    hour: the rate of false alarms is of all looks together.
+
+    \b
+    Exit codes: 0 not worse as far as one can tell, 1 worse; 2 the versions are one, 3 the extra
+    'telemetry' is missing, 7 STORE is no store, 9 a receiver has STORE open.
+
+    \b
+    edgekit telemetry canary fleet.duckdb 1.0 1.1
+    """
+    _need_extra()
+    from edgekit.telemetry.cohorts import Window
+    from edgekit.telemetry.store import Store
+    from edgekit.telemetry.versions import against
+
+    today = int(time.time() // 86_400)
+    where = {} if model is None else {"model": model}
+    with Store(store, read_only=True) as opened:
+        window = Window(today - days + 1, today)
+        document = against(opened, window, control, canary, where=where, k=least, alpha=alpha)
+    emit(document, as_json, lambda: _canary_text(document))
+    return int(document["worse"] is True)
+
+
+def _canary_text(document: dict[str, Any]) -> str:
+    sides = [document["control"], document["canary"]]
+    rows = [[side["version"], side["device_days"], side["failed"]] for side in sides]
+    said = {None: "no day on which both have enough devices", True: "worse", False: "not worse"}
+    words = f"{said[document['worse']]}, p {document['p']:.3g} (alpha {document['alpha']:g})"
+    return f"{table(['version', 'device-days', 'failed'], rows)}\n{words}"
+
+
+def _report_text(document: dict[str, Any]) -> str:
+    rows = []
+    for entry in document["cohorts"]:
+        latency = entry["latency_s"].get("device") or {}
+        rows.append(
+            [
+                " ".join(entry[name] or "-" for name in document["by"]) or "all",
+                entry["devices"],
+                entry["requests"],
+                *(_shown(latency.get(p), 1000, " ms") for p in ("p50", "p95", "p99")),
+                _shown(entry["error_rate"], 100, " %"),
+                _shown(entry["crashes_per_device_day"], 1, ""),
+                _shown((entry["confidence"] or {}).get("mean"), 1, ""),
+            ]
+        )
+    titles = [
+        "cohort", "devices", "requests", "p50", "p95", "p99", "errors", "crashes a day",
+        "confidence",
+    ]  # fmt: skip
+    lines = [table(titles, rows)] if rows else ["nothing that is of enough devices"]
+    for entry, row in zip(document["cohorts"], rows, strict=True):
+        for feature, drift in entry.get("drift", {}).items():
+            if drift["flagged"]:
+                beyond = ", ".join(
+                    f"{name} {one['value']:.3g} (limit {one['limit']:.3g})"
+                    for name, one in drift["distances"].items()
+                    if one["value"] > one["limit"]
+                )
+                lines.append(f"drift of {row[0]}: {feature}: {beyond}")
+    out = document["base_cells"]["left_out"]
+    if out != 0:
+        many = "some" if out is None else str(out)
+        lines.append(f"left out: {many}, of fewer than {document['k']} devices on a day")
+    return "\n".join(lines)
+
+
+def _shown(value: float | None, scale: float, unit: str) -> str:
+    return "-" if value is None else f"{value * scale:.3g}{unit}"
+
+
+def _settings(options: dict[str, Any]) -> Any:
+    from edgekit.serve.listening import ServerSettings
+    from edgekit.serve.protocol import Limits
+
+    body = int(options["max_body_mb"] * 2**20)
+    limits = Limits(
+        body_s=options["body_timeout_s"], connections=options["connections"], body_bytes=body
+    )
+    return ServerSettings(
+        host=options["host"],
+        port=options["port"],
+        certificate=options["certificate"],
+        key=options["certificate_key"],
+        client_ca=options["client_ca"],
+        keys=options["keys"],
+        max_body=body,
+        limits=limits,
+        linger_s=0.0,
+        grace_s=options["grace_s"],
+    )

@@ -1,0 +1,117 @@
+"""The receiver in one process: the server of `edgekit serve`, with `Ingest` behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, Final
+
+import uvicorn
+
+from edgekit.errors import EdgekitError
+from edgekit.serve.asgi import Application
+from edgekit.serve.listening import ServerSettings, configuration, listen
+from edgekit.serve.security import read_keys
+from edgekit.telemetry.ingest import Ingest
+
+__all__ = ["Receiver", "receive"]
+
+log = logging.getLogger("edgekit.telemetry")
+
+_TIDY_S: Final = 3600.0
+
+
+class Receiver(uvicorn.Server):
+    """Receives until SIGTERM or SIGINT, then answers what has come. SIGHUP reads the keys again.
+
+    Args:
+        ingest: answers.
+        settings: where it listens; ``max_body`` is of a body as it comes.
+        max_inflated: bytes of a body, decompressed.
+        keep_days: how long counts are kept.
+        started: is called when it listens, with its port.
+    """
+
+    def __init__(
+        self,
+        ingest: Ingest,
+        settings: ServerSettings,
+        *,
+        max_inflated: int = 8 * 2**20,
+        keep_days: int = 400,
+        started: Callable[[int], None] = lambda _port: None,
+    ) -> None:
+        self._ingest, self._settings = ingest, settings
+        self._keep_days = keep_days
+        self._on_started = started
+        self._since: float | None = None
+        self._upkeep: asyncio.Task[None] | None = None
+        self.forced = False
+        application = Application(ingest, None, settings.max_body, max_inflated)
+        super().__init__(configuration(application, settings))
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal lets finish, the second ends."""
+        if self._since is None:
+            self._since = time.monotonic()
+            self._ingest.draining = True
+        else:
+            self.forced = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether it is time to end; asked every tenth of a second."""
+        await super().on_tick(counter)
+        if self.should_exit or self._since is None:
+            return self.should_exit
+        waited = time.monotonic() - self._since
+        if waited > self._settings.grace_s:
+            self.forced = True
+        idle = self._ingest.current == 0
+        return self.forced or (idle and waited >= self._settings.linger_s)
+
+    async def startup(self, sockets: list[Any] | None = None) -> None:
+        """Listens, and begins the store's upkeep."""
+        await super().startup(sockets)
+        if not self.started:
+            return
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, self._read_keys)
+        self._upkeep = loop.create_task(self._tidy())
+        self._on_started(int(self.servers[0].sockets[0].getsockname()[1]))
+
+    async def shutdown(self, sockets: list[Any] | None = None) -> None:
+        """Writes and answers what has come, and closes."""
+        if self._upkeep is not None:
+            self._upkeep.cancel()
+        await super().shutdown(sockets)
+        await self._ingest.close()
+
+    def _read_keys(self) -> None:
+        if self._settings.keys is not None:
+            try:
+                self._ingest.keys = read_keys(self._settings.keys)
+            except EdgekitError as error:
+                log.error("the keys stay as they were", extra={"reason": str(error)})
+
+    async def _tidy(self) -> None:
+        while True:
+            await asyncio.sleep(_TIDY_S)
+            try:
+                await self._ingest.tidy(self._keep_days)
+            except EdgekitError as error:
+                log.error("the store was not tidied", extra={"reason": str(error)})
+
+
+def receive(ingest: Ingest, settings: ServerSettings, **more: Any) -> Receiver:
+    """Runs a receiver until it ends, and gives it back for how it ended.
+
+    Raises:
+        StorageError: the port is taken, or may not be listened on.
+    """
+    receiver = Receiver(ingest, settings, **more)
+    listen(receiver, settings)
+    return receiver

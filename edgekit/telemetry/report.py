@@ -1,0 +1,202 @@
+"""Report: how a fleet does, by model version, class of device and version of the app.
+
+Counts are added up in the store, cohort by cohort, from base cells of k devices only (see
+`edgekit.telemetry.cohorts`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from edgekit.telemetry.cohorts import BASE, DEFAULT_K, Window, base_of, check_columns
+from edgekit.telemetry.drifting import drifts
+from edgekit.telemetry.merged import quantiles
+from edgekit.telemetry.store import Store
+
+__all__ = ["RANKS", "report"]
+
+RANKS: Final = (0.5, 0.9, 0.95, 0.99)
+_DURATION: Final = "edgekit.inference.duration"
+_MEMORY: Final = "edgekit.inference.memory"
+_BINS: Final = 20
+
+_Group = tuple[str, ...]
+
+
+def report(
+    store: Store,
+    window: Window,
+    *,
+    by: Sequence[str] = BASE,
+    where: Mapping[str, str] | None = None,
+    k: int = DEFAULT_K,
+    baseline: Window | None = None,
+    false_alarms: float = 0.01,
+) -> dict[str, Any]:
+    """A document of the form ``edgekit.telemetry/1``.
+
+    Args:
+        window: of whole days, UTC, by the devices' clocks.
+        by: columns of `BASE`, of which each set of values is one entry.
+        where: values that columns of `BASE` must have.
+        k: devices that anything in it is of, at least.
+        baseline: what drift is told against; none is told without.
+        false_alarms: the share of cohorts without drift that may be flagged.
+
+    Raises:
+        UsageError: a column is none of `BASE`, or k is less than 2.
+    """
+    check_columns(by)
+    base = base_of(store, window, k, where)
+    groups = _groups(store, by)
+    sums = _sums(store, by)
+    sketches = _sketches(store, by)
+    bins = _confidences(store, by)
+    crashes = _crashes(store, by)
+    entries = []
+    for group, (devices, device_days) in sorted(groups.items()):
+        entry: dict[str, Any] = dict(zip(by, group, strict=True))
+        entry |= {"devices": devices, "device_days": device_days}
+        entry |= _rates(sums[group], crashes.get(group, 0), device_days)
+        entry["latency_s"] = {
+            source: _percentiles(cells)
+            for source, cells in sorted(sketches[group].items())
+            if source
+        }
+        entry["memory_bytes"] = _percentiles(sketches[group].get("", []))
+        entry["confidence"] = _confidence(bins[group])
+        entries.append(entry)
+    if baseline is not None:
+        found = drifts(store, baseline, window, by=by, where=where, k=k, false_alarms=false_alarms)
+        for group, entry in zip(sorted(groups), entries, strict=True):
+            entry["drift"] = found.get(group, {})
+    return {
+        "schema": "edgekit.telemetry/1",
+        "first_day": window.first,
+        "baseline": None if baseline is None else [baseline.first, baseline.last],
+        "last_day": window.last,
+        "by": list(by),
+        "where": dict(where or {}),
+        "k": k,
+        "base_cells": {"shown": base.shown, "left_out": base.left_out},
+        "cohorts": entries,
+    }
+
+
+def _columns(by: Sequence[str]) -> str:
+    return "".join(f'shown."{name}", ' for name in by)
+
+
+def _groups(store: Store, by: Sequence[str]) -> dict[_Group, tuple[int, int]]:
+    """Devices on the day that had the most, and device-days. Names are made anew every day, so no
+    one can tell how many devices several days have together."""
+    columns = "".join(f'"{name}", ' for name in by)
+    rows = store.query(
+        f"""SELECT {columns} max(devices)::BIGINT, sum(devices)::BIGINT FROM (
+            SELECT {columns} day, sum(devices) AS devices
+            FROM (SELECT DISTINCT day, devices, {", ".join(f'"{n}"' for n in BASE)} FROM shown)
+            GROUP BY ALL
+        ) GROUP BY ALL"""
+    )
+    # Without columns there is one row even of nothing.
+    return {tuple(row[:-2]): (row[-2], row[-1]) for row in rows if row[-1]}
+
+
+def _sums(store: Store, by: Sequence[str]) -> dict[_Group, list[tuple[str, str, str, int]]]:
+    """Metric, source, reason or error, and count."""
+    rows = store.query(
+        f"""SELECT {_columns(by)} metric, source, reason || error, sum(n)::BIGINT
+        FROM cell JOIN shown ON cell.cohort = shown.cohort AND cell.hour // 24 = shown.day
+        JOIN series ON series.id = cell.series
+        WHERE metric IN ('edgekit.inference.requests', 'edgekit.inference.errors')
+        GROUP BY ALL"""
+    )
+    found: dict[_Group, list[tuple[str, str, str, int]]] = defaultdict(list)
+    for row in rows:
+        found[tuple(row[:-4])].append(row[-4:])
+    return found
+
+
+def _sketches(
+    store: Store, by: Sequence[str]
+) -> dict[_Group, dict[str, list[tuple[int, int, int]]]]:
+    """Scale, bucket and count, by source; memory under no source."""
+    rows = store.query(
+        f"""SELECT {_columns(by)} CASE WHEN metric = ? THEN source ELSE '' END, scale, bucket,
+            sum(n)::BIGINT
+        FROM cell JOIN shown ON cell.cohort = shown.cohort AND cell.hour // 24 = shown.day
+        JOIN series ON series.id = cell.series
+        WHERE metric IN (?, ?) AND (metric = ? OR source != '') GROUP BY ALL""",
+        [_DURATION, _DURATION, _MEMORY, _MEMORY],
+    )
+    found: dict[_Group, dict[str, list[tuple[int, int, int]]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for row in rows:
+        found[tuple(row[:-4])][row[-4]].append(row[-3:])
+    return found
+
+
+def _confidences(store: Store, by: Sequence[str]) -> dict[_Group, list[int]]:
+    rows = store.query(
+        f"""SELECT {_columns(by)} bucket, sum(n)::BIGINT
+        FROM cell JOIN shown ON cell.cohort = shown.cohort AND cell.hour // 24 = shown.day
+        JOIN series ON series.id = cell.series
+        WHERE metric = 'edgekit.prediction.confidence' GROUP BY ALL"""
+    )
+    found: dict[_Group, list[int]] = defaultdict(lambda: [0] * _BINS)
+    for row in rows:
+        found[tuple(row[:-2])][row[-2]] = row[-1]
+    return found
+
+
+def _crashes(store: Store, by: Sequence[str]) -> dict[_Group, int]:
+    rows = store.query(
+        f"""SELECT {_columns(by)} count(*)
+        FROM event JOIN shown ON event.cohort = shown.cohort AND event.hour // 24 = shown.day
+        WHERE name = 'edgekit.crash' GROUP BY ALL"""
+    )
+    return {tuple(row[:-1]): row[-1] for row in rows}
+
+
+def _rates(
+    sums: Sequence[tuple[str, str, str, int]], crashes: int, device_days: int
+) -> dict[str, Any]:
+    sources: dict[str, int] = defaultdict(int)
+    reasons: dict[str, int] = defaultdict(int)
+    errors: dict[str, int] = defaultdict(int)
+    for metric, source, what, n in sums:
+        if metric == "edgekit.inference.errors":
+            errors[what] += n
+        else:
+            sources[source] += n
+            reasons[what] += n
+    requests = sum(sources.values())
+    return {
+        "requests": requests,
+        "sources": {name: n / requests for name, n in sorted(sources.items()) if requests},
+        "reasons": {name: n / requests for name, n in sorted(reasons.items()) if requests},
+        "error_rate": sum(errors.values()) / requests if requests else None,
+        "errors": dict(sorted(errors.items())),
+        "crashes": crashes,
+        "crashes_per_device_day": crashes / device_days,
+    }
+
+
+def _percentiles(cells: Sequence[tuple[int, int, int]]) -> dict[str, Any] | None:
+    found = quantiles(cells, RANKS)
+    if found is None:
+        return None
+    named = {f"p{rank * 100:g}": value for rank, value in zip(RANKS, found.values, strict=True)}
+    return {**named, "count": found.count, "relative_error": found.relative_error}
+
+
+def _confidence(bins: Sequence[int]) -> dict[str, Any] | None:
+    """The mean is that of the bins' middles: within half a bin, 0.025, of the values' own."""
+    count = sum(bins)
+    if not count:
+        return None
+    mean = sum((i + 0.5) / _BINS * n for i, n in enumerate(bins)) / count
+    return {"count": count, "mean": mean, "mean_error": 0.5 / _BINS, "bins": list(bins)}
