@@ -23,7 +23,7 @@ _BINS: Final = {
 }
 _CLASSES: Final = "edgekit.prediction.classes"
 
-_Group = tuple[str, ...]
+_Group = tuple[Any, ...]
 _Feature = tuple[str, str]
 _Days = dict[int, dict[int, int]]
 
@@ -37,11 +37,13 @@ def drifts(
     where: Mapping[str, str] | None = None,
     k: int,
     false_alarms: float = 0.01,
+    daily: bool = False,
 ) -> dict[_Group, dict[str, Any]]:
     """By cohort and feature, what `edgekit.telemetry.drift.compare` says of a window against a
     baseline, of which the days are the parts.
 
-    The rate of false alarms is that of a cohort: its features share it.
+    The rate of false alarms is that of a cohort: its features share it. With ``daily`` the cohorts
+    have a day more at their ends, each is compared by itself, and the rate is that of each day.
 
     Raises:
         UsageError: a column is not known, k is less than 2, or the rate is none.
@@ -53,13 +55,18 @@ def drifts(
     base_of(store, window, k, where)
     now = _counts(store, by)
     found: dict[_Group, dict[str, Any]] = {}
-    for group in sorted(before.keys() & now.keys()):
-        features = sorted(before[group].keys() & now[group].keys())
+    if daily:
+        now = _by_day(now)
+    for group in sorted(now):
+        against = before.get(group[:-1] if daily else group)
+        if against is None:
+            continue
+        features = sorted(against.keys() & now[group].keys())
         found[group] = {
             _name(feature): _document(
                 _compared(
                     feature,
-                    before[group][feature],
+                    against[feature],
                     now[group][feature],
                     false_alarms,
                     len(features),
@@ -87,6 +94,15 @@ def _counts(store: Store, by: Sequence[str]) -> dict[_Group, dict[_Feature, _Day
         metric, which, day, place, n = row[-5:]
         days = found[tuple(row[:-5])].setdefault((metric, which), {})
         days.setdefault(day, {})[place] = n
+    return found
+
+
+def _by_day(counts: dict[_Group, dict[_Feature, _Days]]) -> dict[_Group, dict[_Feature, _Days]]:
+    found: dict[_Group, dict[_Feature, _Days]] = defaultdict(dict)
+    for group, features in counts.items():
+        for feature, days in features.items():
+            for day, bins in days.items():
+                found[(*group, day)][feature] = {day: bins}
     return found
 
 

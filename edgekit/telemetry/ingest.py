@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 from edgekit.errors import BadData, EdgekitError, UsageError
 from edgekit.runtime import otlp
@@ -21,7 +21,8 @@ from edgekit.serve.call import Call, Reply, json_reply, refused
 from edgekit.serve.refusal import Refusal
 from edgekit.serve.security import Keys, Rates, network
 from edgekit.telemetry.cohorts import DEFAULT_K
-from edgekit.telemetry.question import Question
+from edgekit.telemetry.dashboard import page
+from edgekit.telemetry.question import Comparison, Question
 from edgekit.telemetry.reading import Request, read_logs, read_metrics
 from edgekit.telemetry.store import Store
 
@@ -35,8 +36,11 @@ _RESPONSES: Final = {
     "/v1/logs": ("ExportLogsServiceResponse", "rejectedLogRecords"),
 }
 _TYPES: Final = {"application/x-protobuf": False, "application/json": True}
+_READ: Final = ("/", "/v1/report", "/v1/canary", "/v1/alerts", "/health/live", "/health/ready")
 _MOST_TOGETHER: Final = 8 * 2**20
 _AGAIN: Final = {"Retry-After": "5"}
+
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -114,16 +118,22 @@ class Ingest:
             if call.method != "POST":
                 raise Refusal(405, f"{call.path} takes POST", {"Allow": "POST"})
             return await self._take(call)
-        if call.path not in ("/health/live", "/health/ready", "/v1/report"):
-            raise Refusal(
-                404, "there are /v1/metrics, /v1/logs, /v1/report, /health/live and /health/ready"
-            )
+        if call.path not in _READ:
+            raise Refusal(404, f"there are {', '.join((*_READERS, *_READ))}")
         if call.method not in ("GET", "HEAD"):
             raise Refusal(405, f"{call.path} takes GET", {"Allow": "GET, HEAD"})
-        if call.path == "/v1/report":
-            return await self._report(call)
-        if call.path == "/health/ready" and self.draining:
-            raise Refusal(503, "the receiver is ending")
+        match call.path:
+            case "/":
+                return page()
+            case "/v1/report":
+                return await self._ask(call, Question.parsed)
+            case "/v1/canary":
+                return await self._ask(call, Comparison.parsed)
+            case "/v1/alerts":
+                self._admit_reader(call)
+                return json_reply({"schema": "edgekit.telemetry-alerts/1", "rules": []})
+            case "/health/ready" if self.draining:
+                raise Refusal(503, "the receiver is ending")
         return json_reply({"ok": True})
 
     async def _take(self, call: Call) -> Reply:
@@ -152,19 +162,25 @@ class Ingest:
         finally:
             self._held -= room
 
-    async def _report(self, call: Call) -> Reply:
+    async def _ask(self, call: Call, parsed: Callable[[str, int], Question | Comparison]) -> Reply:
         """A report, for callers who may administer: what devices send is not for those who send."""
+        self._admit_reader(call)
+        asked = parsed(call.query, self._k)
+        try:
+            return json_reply(await self.read(asked.answer))
+        except UsageError as error:
+            raise Refusal(400, str(error)) from error
+
+    def _admit_reader(self, call: Call) -> None:
         caller = self.keys.caller(call.headers)
         if self.keys.callers and not caller.admin:
             raise Refusal(403, "the key may send, not read; an admin's may")
         self._rates.take(caller.name or network(call.address))
-        asked = Question.parsed(call.query, self._k)
+
+    async def read(self, function: Callable[[Store], _T]) -> _T:
+        """What a function finds in the store."""
         loop = asyncio.get_running_loop()
-        try:
-            document = await loop.run_in_executor(self._writer, asked.answer, self.store)
-        except UsageError as error:
-            raise Refusal(400, str(error)) from error
-        return json_reply(document)
+        return await loop.run_in_executor(self._writer, function, self.store)
 
     def _room(self, call: Call) -> int:
         stated = call.headers.get("content-length", "")

@@ -1,8 +1,9 @@
-"""Questions: what a report is asked for over HTTP."""
+"""Questions: what a report, and a comparison of two versions, are asked for over HTTP."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -11,10 +12,13 @@ from edgekit.serve.refusal import Refusal
 from edgekit.telemetry.cohorts import BASE, Window
 from edgekit.telemetry.report import report
 from edgekit.telemetry.store import Store
+from edgekit.telemetry.tables import DEVICE_DAYS
+from edgekit.telemetry.versions import against
 
-__all__ = ["Question"]
+__all__ = ["Comparison", "Question"]
 
-_NAMES: Final = ("days", "baseline_days", "by", "k", "false_alarms", *BASE)
+_NAMES: Final = ("days", "baseline_days", "by", "k", "false_alarms", "series", *BASE)
+_COMPARED: Final = ("control", "canary", "days", "k", "alpha", "model", "device", "app")
 _MOST_DAYS: Final = 36_500
 
 
@@ -29,6 +33,7 @@ class Question:
         where: values that columns must have.
         k: devices, at least.
         false_alarms: of drift.
+        daily: whether each cohort has its days, too; asked for by ``series=day``.
     """
 
     days: int = 7
@@ -37,6 +42,7 @@ class Question:
     where: dict[str, str] = field(default_factory=dict)
     k: int = 10
     false_alarms: float = 0.01
+    daily: bool = False
 
     @classmethod
     def parsed(cls, query: str, least_k: int) -> Question:
@@ -45,18 +51,11 @@ class Question:
         Raises:
             Refusal: 400, something in it is not known, stands twice or has no such value.
         """
-        pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=32)
-        given = dict(pairs)
-        unknown = sorted(set(given) - set(_NAMES))
-        if unknown or len(given) != len(pairs):
-            raise Refusal(400, f"a report is asked by {', '.join(_NAMES)}, each once")
-        k = _whole(given, "k", least_k, 2**31)
-        if k < least_k:
-            raise Refusal(400, f"k is {least_k} here, or more")
-        try:
-            false_alarms = float(given.get("false_alarms", "0.01"))
-        except ValueError as error:
-            raise Refusal(400, "false_alarms is a number") from error
+        given = _given(query, _NAMES, "a report")
+        k = _k(given, least_k)
+        false_alarms = _number(given, "false_alarms")
+        if given.get("series", "day") != "day":
+            raise Refusal(400, "a series is by day")
         by = given.get("by")
         return cls(
             max(1, _whole(given, "days", 7, _MOST_DAYS)),
@@ -65,6 +64,7 @@ class Question:
             {name: given[name] for name in BASE if name in given},
             k,
             false_alarms,
+            "series" in given,
         )
 
     def answer(self, store: Store) -> dict[str, Any]:
@@ -84,7 +84,91 @@ class Question:
             k=self.k,
             baseline=baseline if self.baseline_days else None,
             false_alarms=self.false_alarms,
+            daily=self.daily,
         )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison of two versions is asked for.
+
+    Attributes:
+        control, canary: versions of the model.
+        days: the last so many, the present one among them.
+        where: values that other columns must have.
+        k: devices, at least.
+        alpha: false alarms, however often one asks.
+    """
+
+    control: str
+    canary: str
+    days: int = 14
+    where: dict[str, str] = field(default_factory=dict)
+    k: int = 10
+    alpha: float = 0.01
+
+    @classmethod
+    def parsed(cls, query: str, least_k: int) -> Comparison:
+        """Out of a URL's query: the names of the attributes, and of columns for ``where``.
+
+        Raises:
+            Refusal: 400, something in it is not known, stands twice, is missing or has no such
+                value.
+        """
+        given = _given(query, _COMPARED, "a comparison")
+        if "control" not in given or "canary" not in given:
+            raise Refusal(400, "a comparison is of two versions: control and canary")
+        return cls(
+            given["control"],
+            given["canary"],
+            max(1, _whole(given, "days", 14, DEVICE_DAYS)),
+            {name: given[name] for name in BASE if name in given},
+            _k(given, least_k),
+            _number(given, "alpha"),
+        )
+
+    def answer(self, store: Store) -> dict[str, Any]:
+        """The comparison.
+
+        Raises:
+            UsageError: the versions are one, or alpha is none.
+        """
+        today = int(time.time() // 86_400)
+        window = Window(today - self.days + 1, today)
+        return against(
+            store,
+            window,
+            self.control,
+            self.canary,
+            where=self.where,
+            k=self.k,
+            alpha=self.alpha,
+        )
+
+
+def _given(query: str, names: Sequence[str], what: str) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=32)
+    except ValueError as error:
+        raise Refusal(400, f"{what} is asked by fewer fields") from error
+    given = dict(pairs)
+    if set(given) - set(names) or len(given) != len(pairs):
+        raise Refusal(400, f"{what} is asked by {', '.join(names)}, each once")
+    return given
+
+
+def _k(given: dict[str, str], least: int) -> int:
+    k = _whole(given, "k", least, 2**31)
+    if k < least:
+        raise Refusal(400, f"k is {least} here, or more")
+    return k
+
+
+def _number(given: dict[str, str], name: str) -> float:
+    try:
+        return float(given.get(name, "0.01"))
+    except ValueError as error:
+        raise Refusal(400, f"{name} is a number") from error
 
 
 def _whole(given: dict[str, str], name: str, default: int, most: int) -> int:

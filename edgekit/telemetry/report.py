@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from edgekit.telemetry.cohorts import BASE, DEFAULT_K, Window, base_of, check_columns
 from edgekit.telemetry.drifting import drifts
 from edgekit.telemetry.merged import quantiles
+from edgekit.telemetry.spread import intervals, spreads
 from edgekit.telemetry.store import Store
 
 __all__ = ["RANKS", "report"]
@@ -22,7 +24,7 @@ _DURATION: Final = "edgekit.inference.duration"
 _MEMORY: Final = "edgekit.inference.memory"
 _BINS: Final = 20
 
-_Group = tuple[str, ...]
+_Group = tuple[Any, ...]
 
 
 def report(
@@ -34,6 +36,7 @@ def report(
     k: int = DEFAULT_K,
     baseline: Window | None = None,
     false_alarms: float = 0.01,
+    daily: bool = False,
 ) -> dict[str, Any]:
     """A document of the form ``edgekit.telemetry/1``.
 
@@ -43,35 +46,25 @@ def report(
         where: values that columns of `BASE` must have.
         k: devices that anything in it is of, at least.
         baseline: what drift is told against; none is told without.
-        false_alarms: the share of cohorts without drift that may be flagged.
+        false_alarms: the share of cohorts without drift that may be flagged; of each day, too.
+        daily: whether each entry has a ``series`` of its days. A base cell is of one day, so a day
+            of an entry is a sum of base cells like the entry itself.
 
     Raises:
         UsageError: a column is none of `BASE`, or k is less than 2.
     """
     check_columns(by)
     base = base_of(store, window, k, where)
-    groups = _groups(store, by)
-    sums = _sums(store, by)
-    sketches = _sketches(store, by)
-    bins = _confidences(store, by)
-    crashes = _crashes(store, by)
-    entries = []
-    for group, (devices, device_days) in sorted(groups.items()):
-        entry: dict[str, Any] = dict(zip(by, group, strict=True))
-        entry |= {"devices": devices, "device_days": device_days}
-        entry |= _rates(sums[group], crashes.get(group, 0), device_days)
-        entry["latency_s"] = {
-            source: _percentiles(cells)
-            for source, cells in sorted(sketches[group].items())
-            if source
-        }
-        entry["memory_bytes"] = _percentiles(sketches[group].get("", []))
-        entry["confidence"] = _confidence(bins[group])
-        entries.append(entry)
+    entries = _entries(store, by)
+    days = _entries(store, (*by, "day")) if daily else {}
     if baseline is not None:
-        found = drifts(store, baseline, window, by=by, where=where, k=k, false_alarms=false_alarms)
-        for group, entry in zip(sorted(groups), entries, strict=True):
-            entry["drift"] = found.get(group, {})
+        told = partial(drifts, store, baseline, window, by=by, where=where, k=k)
+        for found in (entries, days) if daily else (entries,):
+            drift = told(false_alarms=false_alarms, daily=found is days)
+            for group, entry in found.items():
+                entry["drift"] = drift.get(group, {})
+    for group, entry in days.items():
+        entries[group[:-1]].setdefault("series", []).append(entry)
     return {
         "schema": "edgekit.telemetry/1",
         "first_day": window.first,
@@ -81,8 +74,33 @@ def report(
         "where": dict(where or {}),
         "k": k,
         "base_cells": {"shown": base.shown, "left_out": base.left_out},
-        "cohorts": entries,
+        "cohorts": list(entries.values()),
     }
+
+
+def _entries(store: Store, by: Sequence[str]) -> dict[_Group, dict[str, Any]]:
+    """What is said of each group of the base cells that are shown, in order; of days, too, where
+    ``day`` is the last of the columns."""
+    sums = _sums(store, by)
+    sketches = _sketches(store, by)
+    bins = _confidences(store, by)
+    crashes = _crashes(store, by)
+    spread = spreads(store, by)
+    entries: dict[_Group, dict[str, Any]] = {}
+    for group, (devices, device_days) in sorted(_groups(store, by).items()):
+        entry: dict[str, Any] = dict(zip(by, group, strict=True))
+        entry |= {"devices": devices, "device_days": device_days}
+        entry |= _rates(sums[group], crashes.get(group, 0), device_days)
+        entry |= intervals(entry, spread.get(group))
+        entry["latency_s"] = {
+            source: _percentiles(cells)
+            for source, cells in sorted(sketches[group].items())
+            if source
+        }
+        entry["memory_bytes"] = _percentiles(sketches[group].get("", []))
+        entry["confidence"] = _confidence(bins[group])
+        entries[group] = entry
+    return entries
 
 
 def _columns(by: Sequence[str]) -> str:
@@ -93,9 +111,10 @@ def _groups(store: Store, by: Sequence[str]) -> dict[_Group, tuple[int, int]]:
     """Devices on the day that had the most, and device-days. Names are made anew every day, so no
     one can tell how many devices several days have together."""
     columns = "".join(f'"{name}", ' for name in by)
+    days = columns if "day" in by else f"{columns} day, "
     rows = store.query(
         f"""SELECT {columns} max(devices)::BIGINT, sum(devices)::BIGINT FROM (
-            SELECT {columns} day, sum(devices) AS devices
+            SELECT {days} sum(devices) AS devices
             FROM (SELECT DISTINCT day, devices, {", ".join(f'"{n}"' for n in BASE)} FROM shown)
             GROUP BY ALL
         ) GROUP BY ALL"""
@@ -179,6 +198,7 @@ def _rates(
         "sources": {name: n / requests for name, n in sorted(sources.items()) if requests},
         "reasons": {name: n / requests for name, n in sorted(reasons.items()) if requests},
         "error_rate": sum(errors.values()) / requests if requests else None,
+        "fallback_rate": (requests - sources["device"]) / requests if requests else None,
         "errors": dict(sorted(errors.items())),
         "crashes": crashes,
         "crashes_per_device_day": crashes / device_days,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,15 +16,8 @@ import pytest
 from edgekit.cli.main import main
 
 RECIPE = Path(__file__).resolve().parents[1] / "report" / "recipe.py"
-CHROMIUM = shutil.which("chromium")
 SECTIONS = {"results", "gates", "training", "sensitivity", "sizes", "classes", "worst", "lineage",
             "settings", "facts"}  # fmt: skip
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.runtime,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium; `make test-full` insists on it"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -50,36 +42,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             os.environ["EDGEKIT_STORE"] = before
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # In a container, as root, Chromium has no sandbox to be in.
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
-def opened(browser: Any, place: Path, **how: Any) -> tuple[Any, list[str], list[str]]:
-    """The page, what its console said, and what it asked for."""
-    context = browser.new_context(**how)
-    page = context.new_page()
-    said: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: said.append(f"error: {error}"))
-    page.on("requestfailed", lambda request: said.append(f"failed: {request.url[:80]}"))
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(place.as_uri())
-    return page, said, [url for url in asked if not url.startswith("data:")]
-
-
 @pytest.mark.parametrize("width", [320, 390, 768, 1024, 1440])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_is_quiet_and_fits(browser: Any, page: Path, width: int, scheme: str) -> None:
+def test_the_page_is_quiet_and_fits(opened: Any, page: Path, width: int, scheme: str) -> None:
     tab, said, asked = opened(
-        browser, page, viewport={"width": width, "height": 900}, color_scheme=scheme
+        page.as_uri(), viewport={"width": width, "height": 900}, color_scheme=scheme
     )
     assert said == []
     assert asked == [page.as_uri()]
@@ -97,9 +64,9 @@ def test_the_page_is_quiet_and_fits(browser: Any, page: Path, width: int, scheme
 
 @pytest.mark.parametrize("width", [360, 1280])
 def test_one_drawing_of_each_is_shown_and_its_texts_do_not_cover_each_other(
-    browser: Any, page: Path, width: int
+    opened: Any, page: Path, width: int
 ) -> None:
-    tab, _, _ = opened(browser, page, viewport={"width": width, "height": 900})
+    tab, _, _ = opened(page.as_uri(), viewport={"width": width, "height": 900})
     covered = tab.evaluate("""() => {
       const found = [];
       for (const svg of document.querySelectorAll('svg')) {
@@ -125,29 +92,29 @@ def test_one_drawing_of_each_is_shown_and_its_texts_do_not_cover_each_other(
     tab.context.close()
 
 
-def test_it_works_without_scripts_and_on_paper(browser: Any, page: Path) -> None:
-    tab, said, asked = opened(browser, page, java_script_enabled=False)
+def test_it_works_without_scripts_and_on_paper(opened: Any, page: Path) -> None:
+    tab, said, asked = opened(page.as_uri(), java_script_enabled=False)
     assert tab.locator("h2").count() == len(SECTIONS)
     tab.context.close()
-    tab, _, _ = opened(browser, page)
+    tab, _, _ = opened(page.as_uri())
     printed = tab.pdf(format="A4")
     assert printed.startswith(b"%PDF") and len(printed) > 20_000
     assert said == [] and asked == [page.as_uri()]
     tab.context.close()
 
 
-def test_a_label_that_would_be_a_script_is_text(browser: Any, page: Path) -> None:
-    tab, _, _ = opened(browser, page)
+def test_a_label_that_would_be_a_script_is_text(opened: Any, page: Path) -> None:
+    tab, _, _ = opened(page.as_uri())
     assert tab.evaluate("document.scripts.length") == 0
     assert tab.locator("text=<script>alert(1)</script>").count() > 0
     tab.context.close()
 
 
-def test_the_policy_holds_where_something_gets_in(browser: Any, page: Path, tmp_path: Path) -> None:
+def test_the_policy_holds_where_something_gets_in(opened: Any, page: Path, tmp_path: Path) -> None:
     spoilt = tmp_path / "spoilt.html"
     inject = '<script>document.title = "ran"</script><img src="http://127.0.0.1:9/x.png">'
     spoilt.write_text(page.read_text().replace("<footer>", f"{inject}<footer>"))
-    tab, said, asked = opened(browser, spoilt)
+    tab, said, asked = opened(spoilt.as_uri())
     assert tab.title() != "ran"
     assert sum("Content Security Policy" in s for s in said) == 2
     assert not [url for url in asked if url.startswith("http")] or any(

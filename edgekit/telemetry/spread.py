@@ -1,0 +1,86 @@
+"""Spread: how much errors and answers from elsewhere differ from device to device.
+
+Of days of which the names of devices are kept (`edgekit.telemetry.tables.DEVICE_DAYS`): without
+them nobody can tell whether a thousand errors were of one device or of a thousand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgekit.telemetry.intervals import Clusters, interval
+from edgekit.telemetry.store import Store
+
+__all__ = ["Spread", "intervals", "spreads"]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of a cohort's device-days.
+
+    Attributes:
+        device_days: how many there are.
+        crashed: on how many of them there was a crash, at least one.
+        errors, elsewhere: of requests, by device-day.
+    """
+
+    device_days: int
+    crashed: int
+    errors: Clusters
+    elsewhere: Clusters
+
+
+def spreads(store: Store, by: Sequence[str]) -> dict[tuple[Any, ...], Spread]:
+    """Of each group of the base cells that are shown; groups without named devices are absent."""
+    columns = "".join(f'"{name}", ' for name in by)
+    # Rows of one device in several cohorts of a base cell are one device.
+    rows = store.query(
+        f"""SELECT {columns} count(*), count(*) FILTER (crashes > 0),
+            sum(r), sum(r * r), sum(e), sum(e * e), sum(e * r), sum(x), sum(x * x), sum(x * r)
+        FROM (
+            SELECT s.day, s.model, s.version, s.device, s.app, d.device AS name,
+                sum(d.requests)::DOUBLE AS r, sum(d.errors)::DOUBLE AS e,
+                sum(d.elsewhere)::DOUBLE AS x, sum(d.crashes) AS crashes
+            FROM device_day d JOIN shown s ON s.cohort = d.cohort AND s.day = d.day GROUP BY ALL
+        ) GROUP BY ALL"""
+    )
+    found = {}
+    for row in rows:
+        n, crashed, r, r_2, e, e_2, e_r, x, x_2, x_r = row[len(by) :]
+        if n:
+            errors = Clusters(n, r, e, r_2, e_2, e_r)
+            found[tuple(row[: len(by)])] = Spread(
+                n, crashed, errors, Clusters(n, r, x, r_2, x_2, x_r)
+            )
+    return found
+
+
+def intervals(entry: Mapping[str, Any], spread: Spread | None) -> dict[str, Any]:
+    """What a report's entry says beside its rates: their 95 % intervals, and the share of its
+    device-days on which there was a crash. None where no names of devices are kept.
+
+    Crashes are of device-days, each one trial; `edgekit.telemetry.canary` says what that takes for
+    granted.
+    """
+    errors = elsewhere = crashed = crash_rate = None
+    if spread is not None:
+        errors = _interval(entry["error_rate"], entry["requests"], spread.errors)
+        elsewhere = _interval(entry["fallback_rate"], entry["requests"], spread.elsewhere)
+        crash_rate = spread.crashed / spread.device_days
+        crashed = list(interval(crash_rate, spread.device_days))
+    return {
+        "error_rate_ci95": errors,
+        "fallback_rate_ci95": elsewhere,
+        "crash_rate": crash_rate,
+        "crash_rate_ci95": crashed,
+    }
+
+
+def _interval(rate: float | None, requests: int, clusters: Clusters) -> list[float] | None:
+    if rate is None or not clusters.trials:
+        return None
+    # Devices without a name are in the requests, and are taken to be like the others.
+    trials = clusters.effective(0.025) * requests / clusters.trials
+    return list(interval(min(rate, 1.0), trials))
