@@ -1,4 +1,4 @@
-"""Questions: what a report is asked for over HTTP."""
+"""Questions: what a report, or a comparison of two versions, is asked for over HTTP."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from urllib.parse import parse_qsl
 from edgekit.serve.refusal import Refusal
 from edgekit.telemetry.cohorts import BASE, Window
 from edgekit.telemetry.report import report
-from edgekit.telemetry.store import Store
+from edgekit.telemetry.store import Reader
+from edgekit.telemetry.tables import DEVICE_DAYS
+from edgekit.telemetry.versions import against
 
-__all__ = ["Question"]
+__all__ = ["Comparison", "Question"]
 
 _NAMES: Final = ("days", "baseline_days", "by", "k", "false_alarms", *BASE)
+_COMPARED: Final = ("control", "canary", "model", "days", "alpha", "k")
 _MOST_DAYS: Final = 36_500
 
 
@@ -45,29 +48,18 @@ class Question:
         Raises:
             Refusal: 400, something in it is not known, stands twice or has no such value.
         """
-        pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=32)
-        given = dict(pairs)
-        unknown = sorted(set(given) - set(_NAMES))
-        if unknown or len(given) != len(pairs):
-            raise Refusal(400, f"a report is asked by {', '.join(_NAMES)}, each once")
-        k = _whole(given, "k", least_k, 2**31)
-        if k < least_k:
-            raise Refusal(400, f"k is {least_k} here, or more")
-        try:
-            false_alarms = float(given.get("false_alarms", "0.01"))
-        except ValueError as error:
-            raise Refusal(400, "false_alarms is a number") from error
+        given = _given(query, "report", _NAMES)
         by = given.get("by")
         return cls(
             max(1, _whole(given, "days", 7, _MOST_DAYS)),
             _whole(given, "baseline_days", 0, _MOST_DAYS),
             BASE if by is None else tuple(name for name in by.split(",") if name),
             {name: given[name] for name in BASE if name in given},
-            k,
-            false_alarms,
+            _least(given, least_k),
+            _number(given, "false_alarms"),
         )
 
-    def answer(self, store: Store) -> dict[str, Any]:
+    def answer(self, store: Reader) -> dict[str, Any]:
         """The report.
 
         Raises:
@@ -85,6 +77,88 @@ class Question:
             baseline=baseline if self.baseline_days else None,
             false_alarms=self.false_alarms,
         )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two versions that are compared.
+
+    Attributes:
+        control, canary: versions of the model.
+        model: only of this one; None: of all.
+        days: the last so many, the present one among them.
+        k: devices of a side, at least.
+        alpha: the rate of false alarms, however often one looks.
+    """
+
+    control: str
+    canary: str
+    model: str | None = None
+    days: int = 14
+    k: int = 10
+    alpha: float = 0.01
+
+    @classmethod
+    def parsed(cls, query: str, least_k: int) -> Comparison:
+        """Out of a URL's query: the names of the attributes.
+
+        Raises:
+            Refusal: 400, something in it is not known, stands twice, is missing or has no such
+                value.
+        """
+        given = _given(query, "comparison", _COMPARED)
+        if not given.get("control") or not given.get("canary"):
+            raise Refusal(400, "a comparison is of a control and a canary: name both")
+        return cls(
+            given["control"],
+            given["canary"],
+            given.get("model"),
+            max(1, _whole(given, "days", 14, DEVICE_DAYS)),
+            _least(given, least_k),
+            _number(given, "alpha"),
+        )
+
+    def answer(self, store: Reader) -> dict[str, Any]:
+        """The comparison.
+
+        Raises:
+            UsageError: the versions are one, or alpha is no rate.
+        """
+        today = int(time.time() // 86_400)
+        return against(
+            store,
+            Window(today - self.days + 1, today),
+            self.control,
+            self.canary,
+            where={} if self.model is None else {"model": self.model},
+            k=self.k,
+            alpha=self.alpha,
+        )
+
+
+def _given(query: str, what: str, names: tuple[str, ...]) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=32)
+    except ValueError as error:
+        raise Refusal(400, "the query has too many fields") from error
+    given = dict(pairs)
+    if not given.keys() <= set(names) or len(given) != len(pairs):
+        raise Refusal(400, f"a {what} is asked by {', '.join(names)}, each once")
+    return given
+
+
+def _least(given: dict[str, str], least_k: int) -> int:
+    k = _whole(given, "k", least_k, 2**31)
+    if k < least_k:
+        raise Refusal(400, f"k is {least_k} here, or more")
+    return k
+
+
+def _number(given: dict[str, str], name: str) -> float:
+    try:
+        return float(given.get(name, "0.01"))
+    except ValueError as error:
+        raise Refusal(400, f"{name} is a number") from error
 
 
 def _whole(given: dict[str, str], name: str, default: int, most: int) -> int:

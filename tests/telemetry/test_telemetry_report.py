@@ -23,10 +23,10 @@ from edgekit.runtime import otlp
 from edgekit.runtime.aggregate import Aggregate
 from edgekit.runtime.sketch import RELATIVE_ERROR
 from edgekit.telemetry.cohorts import BASE, Window
+from edgekit.telemetry.duck import DuckStore
 from edgekit.telemetry.merged import quantiles
 from edgekit.telemetry.reading import read_logs, read_metrics
 from edgekit.telemetry.report import RANKS, report
-from edgekit.telemetry.store import Store
 from edgekit.telemetry.versions import against
 
 NOW = time.time_ns()
@@ -34,7 +34,7 @@ TODAY = NOW // (86_400 * 10**9)
 DAYS = Window(TODAY - 1, TODAY)
 
 
-def fill(store: Store, devices: int, requests: int = 10, **resource: str) -> None:
+def fill(store: DuckStore, devices: int, requests: int = 10, **resource: str) -> None:
     attributes = {**RESOURCE, **{k.replace("_", "."): v for k, v in resource.items()}}
     aggregate = window(1)
     aggregate.requests = {("device", "sure"): requests}
@@ -43,11 +43,11 @@ def fill(store: Store, devices: int, requests: int = 10, **resource: str) -> Non
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "fleet.duckdb", clock_ns=lambda: NOW)
+def store(tmp_path: Path) -> DuckStore:
+    return DuckStore(tmp_path / "fleet.duckdb", clock_ns=lambda: NOW)
 
 
-def test_percentiles_are_those_of_all_values_within_the_bound(store: Store) -> None:
+def test_percentiles_are_those_of_all_values_within_the_bound(store: DuckStore) -> None:
     rng = np.random.default_rng(0)
     values = rng.lognormal(-4, 1, (20, 200))
     records = []
@@ -78,7 +78,7 @@ def test_sketches_of_two_scales_merge_at_the_coarser() -> None:
     assert quantiles([], [0.5]) is None
 
 
-def test_rates_are_counted(store: Store) -> None:
+def test_rates_are_counted(store: DuckStore) -> None:
     device = uuid.uuid4().hex
     fill(store, 9)
     aggregate = window(6)
@@ -99,7 +99,7 @@ def test_rates_are_counted(store: Store) -> None:
 # -- TEL-18 ---------------------------------------------------------------------------------------
 
 
-def test_a_cohort_below_k_is_in_no_report(store: Store) -> None:
+def test_a_cohort_below_k_is_in_no_report(store: DuckStore) -> None:
     """TEL-18: k devices are shown, k - 1 are not, and not in the total either."""
     fill(store, 10)
     fill(store, 9, requests=7, edgekit_device_class="pixel-6")
@@ -112,7 +112,7 @@ def test_a_cohort_below_k_is_in_no_report(store: Store) -> None:
     assert whole["base_cells"] == {"shown": 1, "left_out": None}
 
 
-def test_no_difference_of_two_reports_is_of_fewer_than_k(store: Store) -> None:
+def test_no_difference_of_two_reports_is_of_fewer_than_k(store: DuckStore) -> None:
     """TEL-18: every report that can be asked for, less every other one."""
     rng = random.Random(1)
     k, sizes = 5, {}
@@ -152,7 +152,7 @@ def digits(number: int) -> list[int]:
     return found
 
 
-def test_devices_without_a_name_make_no_cohort(store: Store) -> None:
+def test_devices_without_a_name_make_no_cohort(store: DuckStore) -> None:
     for _ in range(20):
         record = otlp.decode("ResourceMetrics", metrics_record(window(), time_ns=NOW))
         record["resource"]["attributes"] = otlp.key_values(RESOURCE)
@@ -161,7 +161,7 @@ def test_devices_without_a_name_make_no_cohort(store: Store) -> None:
     assert report(store, DAYS)["cohorts"] == []
 
 
-def test_what_a_report_does_not_know_is_refused(store: Store) -> None:
+def test_what_a_report_does_not_know_is_refused(store: DuckStore) -> None:
     with pytest.raises(UsageError, match="model, version, device, app"):
         report(store, DAYS, by=("os",))
     with pytest.raises(UsageError, match="model, version, device, app"):
@@ -170,7 +170,7 @@ def test_what_a_report_does_not_know_is_refused(store: Store) -> None:
         report(store, DAYS, k=1)
 
 
-def test_the_command_shows_it(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_shows_it(store: DuckStore, capsys: pytest.CaptureFixture[str]) -> None:
     fill(store, 12)
     fill(store, 3, edgekit_device_class="ipad")
     store.close()
@@ -186,7 +186,7 @@ def test_the_command_shows_it(store: Store, capsys: pytest.CaptureFixture[str]) 
 def test_drift_is_told_of_what_drifted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(3)
     day = 86_400 * 10**9
-    with Store(tmp_path / "fleet.duckdb", clock_ns=lambda: NOW) as store:
+    with DuckStore(tmp_path / "fleet.duckdb", clock_ns=lambda: NOW) as store:
         for back in range(8):
             for name in ("pixel-6", "pixel-8"):
                 drifted = back == 0 and name == "pixel-6"
@@ -221,7 +221,9 @@ def test_drift_is_told_of_what_drifted(tmp_path: Path, capsys: pytest.CaptureFix
     assert "drift of pixel-8" not in text
 
 
-def test_a_canary_that_crashes_is_worse(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_canary_that_crashes_is_worse(
+    store: DuckStore, capsys: pytest.CaptureFixture[str]
+) -> None:
     def run(version: str, devices: int, crashes: int) -> None:
         resource = {**RESOURCE, "edgekit.bundle.version": version}
         for i in range(devices):
