@@ -17,6 +17,7 @@ pytest.importorskip("duckdb", reason="pip install 'edgekit[telemetry]'")
 
 from receiving import RESOURCE, crash, logs_request, metrics_record, window
 
+from edgekit import schemas
 from edgekit.cli.main import main
 from edgekit.errors import UsageError
 from edgekit.runtime import otlp
@@ -104,6 +105,7 @@ def test_a_cohort_below_k_is_in_no_report(store: DuckStore) -> None:
     fill(store, 10)
     fill(store, 9, requests=7, edgekit_device_class="pixel-6")
     whole = report(store, DAYS)
+    schemas.validate(whole)
     assert [entry["device"] for entry in whole["cohorts"]] == ["pixel-8"]
     (total,) = report(store, DAYS, by=())["cohorts"]
     assert total["requests"] == 100
@@ -179,6 +181,7 @@ def test_the_command_shows_it(store: DuckStore, capsys: pytest.CaptureFixture[st
     assert "pixel-8" in text and "ipad" not in text and "some, of fewer than 10" in text
     assert main(["telemetry", "report", str(store.path), "--by", "all", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
+    schemas.validate(document)
     assert [entry["requests"] for entry in document["cohorts"]] == [120]
     assert main(["telemetry", "report", str(store.path), "--where", "device"]) == 2
 
@@ -202,7 +205,9 @@ def test_drift_is_told_of_what_drifted(tmp_path: Path, capsys: pytest.CaptureFix
                     records.append(metrics_record(aggregate, resource=resource, time_ns=when))
                 store.write(read_metrics(otlp.request(records)).deliveries)
         now, before = Window(TODAY, TODAY), Window(TODAY - 7, TODAY - 1)
-        entries = report(store, now, by=("device",), baseline=before)["cohorts"]
+        document = report(store, now, by=("device",), baseline=before)
+    schemas.validate(json.loads(json.dumps(document)))
+    entries = document["cohorts"]
     flags = {
         (entry["device"], name): drift["flagged"]
         for entry in entries
@@ -238,12 +243,14 @@ def test_a_canary_that_crashes_is_worse(
     run("1.2", 20, 1)
     run("1.3", 9, 9)
     bad = against(store, DAYS, "1.0", "1.1")
+    schemas.validate(bad)
     assert bad["canary"] == {"version": "1.1", "device_days": 20, "failed": 10}
     assert (bad["worse"], bad["since_day"]) == (True, TODAY)
     assert against(store, DAYS, "1.0", "1.2")["worse"] is False
     # Of fewer than k devices nothing is said, be it ever so bad.
     few = against(store, DAYS, "1.0", "1.3")
     assert (few["worse"], few["canary"]["failed"]) == (None, 0)
+    schemas.validate(few)
     with pytest.raises(UsageError, match="one version against another"):
         against(store, DAYS, "1.0", "1.0")
     store.close()
