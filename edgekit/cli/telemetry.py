@@ -79,9 +79,9 @@ def serve(store: Path, as_json: bool, **options: Any) -> int:
     _need_extra()
     from edgekit.serve.logs import set_up
     from edgekit.serve.security import Keys, Rates, read_keys
+    from edgekit.telemetry.duck import DuckStore
     from edgekit.telemetry.ingest import Ingest
     from edgekit.telemetry.receiver import receive
-    from edgekit.telemetry.store import Store
 
     set_up(logging.INFO)
     if options["host"] not in ("127.0.0.1", "localhost", "::1") and options["keys"] is None:
@@ -98,7 +98,7 @@ def serve(store: Path, as_json: bool, **options: Any) -> int:
 
     # Also of the log that the store keeps beside its file.
     os.umask(0o077)
-    with Store(store) as opened:
+    with DuckStore(store) as opened:
         ingest = Ingest(
             opened,
             keys=keys,
@@ -171,8 +171,8 @@ def report(
     """
     _need_extra()
     from edgekit.telemetry.cohorts import Window
+    from edgekit.telemetry.duck import DuckStore
     from edgekit.telemetry.report import report as made
-    from edgekit.telemetry.store import Store
 
     where: dict[str, str] = {}
     for text in filters:
@@ -182,7 +182,7 @@ def report(
         where[name] = value
     today = int(time.time() // 86_400)
     columns = () if by == "all" else tuple(by.split(","))
-    with Store(store, read_only=True) as opened:
+    with DuckStore(store, read_only=True) as opened:
         window = Window(today - days + 1, today)
         document = made(
             opened,
@@ -237,12 +237,12 @@ def canary(
     """
     _need_extra()
     from edgekit.telemetry.cohorts import Window
-    from edgekit.telemetry.store import Store
+    from edgekit.telemetry.duck import DuckStore
     from edgekit.telemetry.versions import against
 
     today = int(time.time() // 86_400)
     where = {} if model is None else {"model": model}
-    with Store(store, read_only=True) as opened:
+    with DuckStore(store, read_only=True) as opened:
         window = Window(today - days + 1, today)
         document = against(opened, window, control, canary, where=where, k=least, alpha=alpha)
     emit(document, as_json, lambda: _canary_text(document))

@@ -52,6 +52,9 @@ DOCUMENTS: Final = {
     "edgekit.policy/1": "policy",
     "edgekit.tune/1": "tune",
     "edgekit.telemetry/1": "telemetry",
+    "edgekit.telemetry-report/1": "telemetry_report",
+    "edgekit.telemetry-canary/1": "telemetry_canary",
+    "edgekit.telemetry-serve/1": "telemetry_serve",
     "edgekit.error/1": "error",
 }
 """Which schema file (its name without ``.json``) each value of the ``schema`` field means."""

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from edgekit.errors import UsageError
-from edgekit.telemetry.store import Store
+from edgekit.telemetry.store import Reader
 
-__all__ = ["BASE", "DEFAULT_K", "LEAST_K", "Base", "Window", "base_of", "check_columns"]
+__all__ = ["BASE", "DEFAULT_K", "LEAST_K", "Base", "Window", "base_of", "check_columns", "grouped"]
 
 BASE: Final = ("model", "version", "device", "app")
 """What reports can group by, and filter on."""
@@ -56,7 +56,7 @@ class Base:
 
 
 def base_of(
-    store: Store, window: Window, k: int = DEFAULT_K, where: Mapping[str, str] | None = None
+    store: Reader, window: Window, k: int = DEFAULT_K, where: Mapping[str, str] | None = None
 ) -> Base:
     """Makes the temporary table ``shown`` (``cohort``, ``day``, ``devices`` of its base cell, and
     the columns of `BASE`) of what a report of a window may be made of.
@@ -75,30 +75,32 @@ def base_of(
     names = ", ".join(f'"{name}"' for name in BASE)
     wanted = "".join(f' AND "{name}" = ?' for name in where)
     span = [window.first, window.last]
+    store.query("DROP TABLE IF EXISTS base")
     store.query(
-        f"""CREATE OR REPLACE TEMP TABLE base AS
+        f"""CREATE TEMP TABLE base AS
         SELECT day, {names}, max(devices) AS devices FROM (
             SELECT day, {columns}, count(DISTINCT d.device) AS devices
             FROM device_day d JOIN cohort c ON c.id = d.cohort
-            WHERE day BETWEEN ? AND ? GROUP BY ALL
+            WHERE day BETWEEN ? AND ? GROUP BY day, {columns}
             UNION ALL
             SELECT day, {columns}, max(devices)
             FROM cohort_day d JOIN cohort c ON c.id = d.cohort
-            WHERE day BETWEEN ? AND ? GROUP BY ALL
-        ) WHERE true{wanted} GROUP BY ALL""",
+            WHERE day BETWEEN ? AND ? GROUP BY day, {columns}
+        ) AS found WHERE true{wanted} GROUP BY day, {names}""",
         [*span, *span, *where.values()],
     )
     same = " AND ".join(f'b."{name}" = c."{name}"' for name in BASE)
     named = ", ".join(f'b."{name}"' for name in BASE)
+    store.query("DROP TABLE IF EXISTS shown")
     store.query(
-        f"""CREATE OR REPLACE TEMP TABLE shown AS
+        f"""CREATE TEMP TABLE shown AS
         SELECT c.id AS cohort, b.day, b.devices, {named}
         FROM base b JOIN cohort c ON {same} WHERE b.devices >= ?""",
         [k],
     )
     (row,) = store.query(
-        "SELECT count(*) FILTER (devices >= ?), count(*) FILTER (devices < ?), "
-        "coalesce(sum(devices) FILTER (devices < ?), 0) FROM base",
+        "SELECT count(*) FILTER (WHERE devices >= ?), count(*) FILTER (WHERE devices < ?), "
+        "coalesce(sum(devices) FILTER (WHERE devices < ?), 0)::BIGINT FROM base",
         [k, k, k],
     )
     shown, out, devices = row
@@ -114,3 +116,9 @@ def check_columns(names: Mapping[str, str] | Sequence[str]) -> None:
     for name in names:
         if name not in BASE:
             raise UsageError(f"a report does not know {name!r}; it knows: {', '.join(BASE)}")
+
+
+def grouped(columns: int) -> str:
+    """``GROUP BY`` the first so many columns, by their places; of none, all rows are one group."""
+    places = ", ".join(str(i + 1) for i in range(columns))
+    return f"GROUP BY {places}" if places else ""

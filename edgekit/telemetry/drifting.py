@@ -10,9 +10,9 @@ import numpy as np
 
 from edgekit.errors import UsageError
 from edgekit.runtime.aggregate import CONFIDENCE_BOUNDS, DEVIATION_BOUNDS, MEAN_BOUNDS
-from edgekit.telemetry.cohorts import Window, base_of
+from edgekit.telemetry.cohorts import Window, base_of, grouped
 from edgekit.telemetry.drift import Drift, compare
-from edgekit.telemetry.store import Store
+from edgekit.telemetry.store import Reader
 
 __all__ = ["drifts"]
 
@@ -29,7 +29,7 @@ _Days = dict[int, dict[int, int]]
 
 
 def drifts(
-    store: Store,
+    store: Reader,
     baseline: Window,
     window: Window,
     *,
@@ -77,17 +77,18 @@ def drifts(
     return found
 
 
-def _counts(store: Store, by: Sequence[str]) -> dict[_Group, dict[_Feature, _Days]]:
+def _counts(store: Reader, by: Sequence[str]) -> dict[_Group, dict[_Feature, _Days]]:
     """Counts by cohort, feature, day and bin; a class is its bin."""
     columns = "".join(f'shown."{name}", ' for name in by)
     metrics = ", ".join(f"'{name}'" for name in (*_BINS, _CLASSES))
     rows = store.query(
         f"""SELECT {columns} metric, input, shown.day,
-            CASE WHEN metric = '{_CLASSES}' THEN TRY_CAST(class AS INTEGER) ELSE bucket END AS bin,
+            CASE WHEN metric = '{_CLASSES}' THEN nullif(class, '')::INTEGER ELSE bucket END,
             sum(n)::BIGINT
         FROM cell JOIN shown ON cell.cohort = shown.cohort AND cell.hour // 24 = shown.day
         JOIN series ON series.id = cell.series
-        WHERE metric IN ({metrics}) GROUP BY ALL HAVING bin IS NOT NULL"""
+        WHERE metric IN ({metrics}) AND (metric != '{_CLASSES}' OR class != '')
+        {grouped(len(by) + 4)}"""
     )
     found: dict[_Group, dict[_Feature, _Days]] = defaultdict(dict)
     for row in rows:

@@ -3,6 +3,8 @@
 Bodies that come while one transaction is written wait for the next one together: a commit costs a
 disk's flush however much is in it. What waits is bounded in bytes, also of bodies that are still to
 come; beyond that clients are told to come again (503, which OTLP has them do).
+
+Reports are read beside that, from connections of their own: no write waits for one.
 """
 
 from __future__ import annotations
@@ -10,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-from edgekit.errors import BadData, EdgekitError, UsageError
+from edgekit.errors import BadData, EdgekitError, StorageError, UsageError
 from edgekit.runtime import otlp
 from edgekit.serve.call import Call, Reply, json_reply, refused
 from edgekit.serve.refusal import Refusal
@@ -24,7 +26,7 @@ from edgekit.telemetry.cohorts import DEFAULT_K
 from edgekit.telemetry.dashboard import page
 from edgekit.telemetry.question import Comparison, Question
 from edgekit.telemetry.reading import Request, read_logs, read_metrics
-from edgekit.telemetry.store import Store
+from edgekit.telemetry.store import Reader, Store
 
 __all__ = ["Ingest"]
 
@@ -36,9 +38,15 @@ _RESPONSES: Final = {
     "/v1/logs": ("ExportLogsServiceResponse", "rejectedLogRecords"),
 }
 _TYPES: Final = {"application/x-protobuf": False, "application/json": True}
-_READ: Final = ("/", "/v1/report", "/v1/canary", "/v1/alerts", "/health/live", "/health/ready")
 _MOST_TOGETHER: Final = 8 * 2**20
 _AGAIN: Final = {"Retry-After": "5"}
+_QUESTIONS: Final[Mapping[str, type[Question] | type[Comparison]]] = {
+    "/v1/report": Question,
+    "/v1/canary": Comparison,
+}
+_READERS_MOST: Final = 2
+_ASKING_MOST: Final = 16
+_PATHS: Final = ("/", *_READERS, *_QUESTIONS, "/v1/alerts", "/health/live", "/health/ready")
 
 _T = TypeVar("_T")
 
@@ -55,7 +63,7 @@ class Ingest:
     """Answers OTLP/HTTP.
 
     Args:
-        store: is used by this alone, from a thread of its own.
+        store: is written by this alone, from a thread of its own.
         keys: who may send; anyone where there are none.
         rates: how often.
         max_body: bytes of one body, decompressed.
@@ -86,7 +94,9 @@ class Ingest:
         self._k = k
         self._held = 0
         self._waiting: list[_Waiting] = []
+        self._asking = 0
         self._writer = ThreadPoolExecutor(1, "edgekit-telemetry-store")
+        self._readers = ThreadPoolExecutor(_READERS_MOST, "edgekit-telemetry-report")
         self._writing: asyncio.Task[None] | None = None
         self.draining = False
         self.statuses: Counter[int] = Counter()
@@ -95,7 +105,7 @@ class Ingest:
     @property
     def current(self) -> int:
         """Requests that are not answered yet."""
-        return len(self._waiting) + (self._held > 0)
+        return len(self._waiting) + (self._held > 0) + self._asking
 
     async def handle(self, call: Call) -> Reply:
         """Answers one request; never raises but for cancellation."""
@@ -118,22 +128,19 @@ class Ingest:
             if call.method != "POST":
                 raise Refusal(405, f"{call.path} takes POST", {"Allow": "POST"})
             return await self._take(call)
-        if call.path not in _READ:
-            raise Refusal(404, f"there are {', '.join((*_READERS, *_READ))}")
+        if call.path not in _PATHS:
+            raise Refusal(404, f"there are {', '.join(_PATHS)}")
         if call.method not in ("GET", "HEAD"):
             raise Refusal(405, f"{call.path} takes GET", {"Allow": "GET, HEAD"})
-        match call.path:
-            case "/":
-                return page()
-            case "/v1/report":
-                return await self._ask(call, Question.parsed)
-            case "/v1/canary":
-                return await self._ask(call, Comparison.parsed)
-            case "/v1/alerts":
-                self._admit_reader(call)
-                return json_reply({"schema": "edgekit.telemetry-alerts/1", "rules": []})
-            case "/health/ready" if self.draining:
-                raise Refusal(503, "the receiver is ending")
+        if call.path == "/":
+            return page()
+        if call.path in _QUESTIONS:
+            return await self._ask(call)
+        if call.path == "/v1/alerts":
+            self._admit_reader(call)
+            return json_reply({"schema": "edgekit.telemetry-alerts/1", "rules": []})
+        if call.path == "/health/ready" and self.draining:
+            raise Refusal(503, "the receiver is ending")
         return json_reply({"ok": True})
 
     async def _take(self, call: Call) -> Reply:
@@ -162,14 +169,22 @@ class Ingest:
         finally:
             self._held -= room
 
-    async def _ask(self, call: Call, parsed: Callable[[str, int], Question | Comparison]) -> Reply:
+    async def _ask(self, call: Call) -> Reply:
         """A report, for callers who may administer: what devices send is not for those who send."""
         self._admit_reader(call)
-        asked = parsed(call.query, self._k)
+        asked = _QUESTIONS[call.path].parsed(call.query, self._k)
+        if self._asking >= _ASKING_MOST:
+            raise Refusal(503, f"{_ASKING_MOST} reports are asked for already", _AGAIN)
+        self._asking += 1
         try:
             return json_reply(await self.read(asked.answer))
         except UsageError as error:
             raise Refusal(400, str(error)) from error
+        except StorageError as error:
+            log.error("the store cannot be read", extra={"reason": str(error)})
+            raise Refusal(503, "the store cannot be read now", _AGAIN) from error
+        finally:
+            self._asking -= 1
 
     def _admit_reader(self, call: Call) -> None:
         caller = self.keys.caller(call.headers)
@@ -177,10 +192,19 @@ class Ingest:
             raise Refusal(403, "the key may send, not read; an admin's may")
         self._rates.take(caller.name or network(call.address))
 
-    async def read(self, function: Callable[[Store], _T]) -> _T:
-        """What a function finds in the store."""
+    async def read(self, function: Callable[[Reader], _T]) -> _T:
+        """What a function finds in one state of the store, beside writes.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._writer, function, self.store)
+        return await loop.run_in_executor(self._readers, self._read, function)
+
+    def _read(self, function: Callable[[Reader], _T]) -> _T:
+        """In a thread of its own."""
+        with self.store.reading() as reader:
+            return function(reader)
 
     def _room(self, call: Call) -> int:
         stated = call.headers.get("content-length", "")
@@ -263,13 +287,21 @@ class Ingest:
         if self._writing is not None:
             await asyncio.wait([self._writing])
         self._writer.shutdown()
-        self.store.close()
+        # What still reads now is ended: it was waited for as long as the receiver was told to.
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self.store.close)
 
     async def tidy(self, keep_days: int) -> None:
-        """The store's upkeep, between two writes.
+        """The store's upkeep: each of its steps between two writes, so that none waits for more.
 
         Raises:
-            StorageError: nothing was changed.
+            StorageError: what was to be done last was not.
         """
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._writer, self.store.tidy, keep_days)
+        steps = self.store.tidying(keep_days)
+        while await loop.run_in_executor(self._writer, _one_more, steps):
+            pass
+
+
+def _one_more(steps: Iterator[None]) -> bool:
+    return next(steps, steps) is None

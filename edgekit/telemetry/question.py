@@ -1,9 +1,8 @@
-"""Questions: what a report, and a comparison of two versions, are asked for over HTTP."""
+"""Questions: what a report, or a comparison of two versions, is asked for over HTTP."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -11,14 +10,14 @@ from urllib.parse import parse_qsl
 from edgekit.serve.refusal import Refusal
 from edgekit.telemetry.cohorts import BASE, Window
 from edgekit.telemetry.report import report
-from edgekit.telemetry.store import Store
+from edgekit.telemetry.store import Reader
 from edgekit.telemetry.tables import DEVICE_DAYS
 from edgekit.telemetry.versions import against
 
 __all__ = ["Comparison", "Question"]
 
 _NAMES: Final = ("days", "baseline_days", "by", "k", "false_alarms", "series", *BASE)
-_COMPARED: Final = ("control", "canary", "days", "k", "alpha", "model", "device", "app")
+_COMPARED: Final = ("control", "canary", "model", "device", "app", "days", "alpha", "k")
 _MOST_DAYS: Final = 36_500
 
 
@@ -51,9 +50,7 @@ class Question:
         Raises:
             Refusal: 400, something in it is not known, stands twice or has no such value.
         """
-        given = _given(query, _NAMES, "a report")
-        k = _k(given, least_k)
-        false_alarms = _number(given, "false_alarms")
+        given = _given(query, "report", _NAMES)
         if given.get("series", "day") != "day":
             raise Refusal(400, "a series is by day")
         by = given.get("by")
@@ -62,12 +59,12 @@ class Question:
             _whole(given, "baseline_days", 0, _MOST_DAYS),
             BASE if by is None else tuple(name for name in by.split(",") if name),
             {name: given[name] for name in BASE if name in given},
-            k,
-            false_alarms,
+            _least(given, least_k),
+            _number(given, "false_alarms"),
             "series" in given,
         )
 
-    def answer(self, store: Store) -> dict[str, Any]:
+    def answer(self, store: Reader) -> dict[str, Any]:
         """The report.
 
         Raises:
@@ -90,20 +87,20 @@ class Question:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison of two versions is asked for.
+    """Two versions that are compared.
 
     Attributes:
         control, canary: versions of the model.
-        days: the last so many, the present one among them.
         where: values that other columns must have.
-        k: devices, at least.
-        alpha: false alarms, however often one asks.
+        days: the last so many, the present one among them.
+        k: devices of a side, at least.
+        alpha: the rate of false alarms, however often one looks.
     """
 
     control: str
     canary: str
-    days: int = 14
     where: dict[str, str] = field(default_factory=dict)
+    days: int = 14
     k: int = 10
     alpha: float = 0.01
 
@@ -115,29 +112,28 @@ class Comparison:
             Refusal: 400, something in it is not known, stands twice, is missing or has no such
                 value.
         """
-        given = _given(query, _COMPARED, "a comparison")
-        if "control" not in given or "canary" not in given:
-            raise Refusal(400, "a comparison is of two versions: control and canary")
+        given = _given(query, "comparison", _COMPARED)
+        if not given.get("control") or not given.get("canary"):
+            raise Refusal(400, "a comparison is of a control and a canary: name both")
         return cls(
             given["control"],
             given["canary"],
-            max(1, _whole(given, "days", 14, DEVICE_DAYS)),
             {name: given[name] for name in BASE if name in given},
-            _k(given, least_k),
+            max(1, _whole(given, "days", 14, DEVICE_DAYS)),
+            _least(given, least_k),
             _number(given, "alpha"),
         )
 
-    def answer(self, store: Store) -> dict[str, Any]:
+    def answer(self, store: Reader) -> dict[str, Any]:
         """The comparison.
 
         Raises:
-            UsageError: the versions are one, or alpha is none.
+            UsageError: the versions are one, or alpha is no rate.
         """
         today = int(time.time() // 86_400)
-        window = Window(today - self.days + 1, today)
         return against(
             store,
-            window,
+            Window(today - self.days + 1, today),
             self.control,
             self.canary,
             where=self.where,
@@ -146,21 +142,21 @@ class Comparison:
         )
 
 
-def _given(query: str, names: Sequence[str], what: str) -> dict[str, str]:
+def _given(query: str, what: str, names: tuple[str, ...]) -> dict[str, str]:
     try:
         pairs = parse_qsl(query, keep_blank_values=True, max_num_fields=32)
     except ValueError as error:
-        raise Refusal(400, f"{what} is asked by fewer fields") from error
+        raise Refusal(400, "the query has too many fields") from error
     given = dict(pairs)
-    if set(given) - set(names) or len(given) != len(pairs):
-        raise Refusal(400, f"{what} is asked by {', '.join(names)}, each once")
+    if not given.keys() <= set(names) or len(given) != len(pairs):
+        raise Refusal(400, f"a {what} is asked by {', '.join(names)}, each once")
     return given
 
 
-def _k(given: dict[str, str], least: int) -> int:
-    k = _whole(given, "k", least, 2**31)
-    if k < least:
-        raise Refusal(400, f"k is {least} here, or more")
+def _least(given: dict[str, str], least_k: int) -> int:
+    k = _whole(given, "k", least_k, 2**31)
+    if k < least_k:
+        raise Refusal(400, f"k is {least_k} here, or more")
     return k
 
 

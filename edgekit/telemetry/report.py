@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-from edgekit.telemetry.cohorts import BASE, DEFAULT_K, Window, base_of, check_columns
+from edgekit.telemetry.cohorts import BASE, DEFAULT_K, Window, base_of, check_columns, grouped
 from edgekit.telemetry.drifting import drifts
 from edgekit.telemetry.merged import quantiles
 from edgekit.telemetry.spread import intervals, spreads
-from edgekit.telemetry.store import Store
+from edgekit.telemetry.store import Reader
 
 __all__ = ["RANKS", "report"]
 
@@ -28,7 +28,7 @@ _Group = tuple[Any, ...]
 
 
 def report(
-    store: Store,
+    store: Reader,
     window: Window,
     *,
     by: Sequence[str] = BASE,
@@ -38,7 +38,7 @@ def report(
     false_alarms: float = 0.01,
     daily: bool = False,
 ) -> dict[str, Any]:
-    """A document of the form ``edgekit.telemetry/1``.
+    """A document of the form ``edgekit.telemetry-report/1``.
 
     Args:
         window: of whole days, UTC, by the devices' clocks.
@@ -66,7 +66,7 @@ def report(
     for group, entry in days.items():
         entries[group[:-1]].setdefault("series", []).append(entry)
     return {
-        "schema": "edgekit.telemetry/1",
+        "schema": "edgekit.telemetry-report/1",
         "first_day": window.first,
         "baseline": None if baseline is None else [baseline.first, baseline.last],
         "last_day": window.last,
@@ -78,7 +78,7 @@ def report(
     }
 
 
-def _entries(store: Store, by: Sequence[str]) -> dict[_Group, dict[str, Any]]:
+def _entries(store: Reader, by: Sequence[str]) -> dict[_Group, dict[str, Any]]:
     """What is said of each group of the base cells that are shown, in order; of days, too, where
     ``day`` is the last of the columns."""
     sums = _sums(store, by)
@@ -107,30 +107,31 @@ def _columns(by: Sequence[str]) -> str:
     return "".join(f'shown."{name}", ' for name in by)
 
 
-def _groups(store: Store, by: Sequence[str]) -> dict[_Group, tuple[int, int]]:
+def _groups(store: Reader, by: Sequence[str]) -> dict[_Group, tuple[int, int]]:
     """Devices on the day that had the most, and device-days. Names are made anew every day, so no
     one can tell how many devices several days have together."""
     columns = "".join(f'"{name}", ' for name in by)
-    days = columns if "day" in by else f"{columns} day, "
+    days = ", ".join(f'"{name}"' for name in dict.fromkeys((*by, "day")))
     rows = store.query(
         f"""SELECT {columns} max(devices)::BIGINT, sum(devices)::BIGINT FROM (
-            SELECT {days} sum(devices) AS devices
-            FROM (SELECT DISTINCT day, devices, {", ".join(f'"{n}"' for n in BASE)} FROM shown)
-            GROUP BY ALL
-        ) GROUP BY ALL"""
+            SELECT {days}, sum(devices) AS devices
+            FROM (
+                SELECT DISTINCT day, devices, {", ".join(f'"{n}"' for n in BASE)} FROM shown
+            ) AS cells GROUP BY {days}
+        ) AS days {grouped(len(by))}"""
     )
     # Without columns there is one row even of nothing.
     return {tuple(row[:-2]): (row[-2], row[-1]) for row in rows if row[-1]}
 
 
-def _sums(store: Store, by: Sequence[str]) -> dict[_Group, list[tuple[str, str, str, int]]]:
+def _sums(store: Reader, by: Sequence[str]) -> dict[_Group, list[tuple[str, str, str, int]]]:
     """Metric, source, reason or error, and count."""
     rows = store.query(
         f"""SELECT {_columns(by)} metric, source, reason || error, sum(n)::BIGINT
         FROM cell JOIN shown ON cell.cohort = shown.cohort AND cell.hour // 24 = shown.day
         JOIN series ON series.id = cell.series
         WHERE metric IN ('edgekit.inference.requests', 'edgekit.inference.errors')
-        GROUP BY ALL"""
+        {grouped(len(by) + 3)}"""
     )
     found: dict[_Group, list[tuple[str, str, str, int]]] = defaultdict(list)
     for row in rows:
@@ -139,7 +140,7 @@ def _sums(store: Store, by: Sequence[str]) -> dict[_Group, list[tuple[str, str, 
 
 
 def _sketches(
-    store: Store, by: Sequence[str]
+    store: Reader, by: Sequence[str]
 ) -> dict[_Group, dict[str, list[tuple[int, int, int]]]]:
     """Scale, bucket and count, by source; memory under no source."""
     rows = store.query(
@@ -147,7 +148,8 @@ def _sketches(
             sum(n)::BIGINT
         FROM cell JOIN shown ON cell.cohort = shown.cohort AND cell.hour // 24 = shown.day
         JOIN series ON series.id = cell.series
-        WHERE metric IN (?, ?) AND (metric = ? OR source != '') GROUP BY ALL""",
+        WHERE metric IN (?, ?) AND (metric = ? OR source != '')
+        {grouped(len(by) + 3)}""",
         [_DURATION, _DURATION, _MEMORY, _MEMORY],
     )
     found: dict[_Group, dict[str, list[tuple[int, int, int]]]] = defaultdict(
@@ -158,12 +160,12 @@ def _sketches(
     return found
 
 
-def _confidences(store: Store, by: Sequence[str]) -> dict[_Group, list[int]]:
+def _confidences(store: Reader, by: Sequence[str]) -> dict[_Group, list[int]]:
     rows = store.query(
         f"""SELECT {_columns(by)} bucket, sum(n)::BIGINT
         FROM cell JOIN shown ON cell.cohort = shown.cohort AND cell.hour // 24 = shown.day
         JOIN series ON series.id = cell.series
-        WHERE metric = 'edgekit.prediction.confidence' GROUP BY ALL"""
+        WHERE metric = 'edgekit.prediction.confidence' {grouped(len(by) + 1)}"""
     )
     found: dict[_Group, list[int]] = defaultdict(lambda: [0] * _BINS)
     for row in rows:
@@ -171,11 +173,11 @@ def _confidences(store: Store, by: Sequence[str]) -> dict[_Group, list[int]]:
     return found
 
 
-def _crashes(store: Store, by: Sequence[str]) -> dict[_Group, int]:
+def _crashes(store: Reader, by: Sequence[str]) -> dict[_Group, int]:
     rows = store.query(
         f"""SELECT {_columns(by)} count(*)
         FROM event JOIN shown ON event.cohort = shown.cohort AND event.hour // 24 = shown.day
-        WHERE name = 'edgekit.crash' GROUP BY ALL"""
+        WHERE name = 'edgekit.crash' {grouped(len(by))}"""
     )
     return {tuple(row[:-1]): row[-1] for row in rows}
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgekit.telemetry.cohorts import grouped
 from edgekit.telemetry.intervals import Clusters, interval
-from edgekit.telemetry.store import Store
+from edgekit.telemetry.store import Reader
 
 __all__ = ["Spread", "intervals", "spreads"]
 
@@ -32,19 +33,21 @@ class Spread:
     elsewhere: Clusters
 
 
-def spreads(store: Store, by: Sequence[str]) -> dict[tuple[Any, ...], Spread]:
+def spreads(store: Reader, by: Sequence[str]) -> dict[tuple[Any, ...], Spread]:
     """Of each group of the base cells that are shown; groups without named devices are absent."""
     columns = "".join(f'"{name}", ' for name in by)
     # Rows of one device in several cohorts of a base cell are one device.
     rows = store.query(
-        f"""SELECT {columns} count(*), count(*) FILTER (crashes > 0),
+        f"""SELECT {columns} count(*), count(*) FILTER (WHERE crashes > 0),
             sum(r), sum(r * r), sum(e), sum(e * e), sum(e * r), sum(x), sum(x * x), sum(x * r)
         FROM (
             SELECT s.day, s.model, s.version, s.device, s.app, d.device AS name,
-                sum(d.requests)::DOUBLE AS r, sum(d.errors)::DOUBLE AS e,
-                sum(d.elsewhere)::DOUBLE AS x, sum(d.crashes) AS crashes
-            FROM device_day d JOIN shown s ON s.cohort = d.cohort AND s.day = d.day GROUP BY ALL
-        ) GROUP BY ALL"""
+                CAST(sum(d.requests) AS DOUBLE PRECISION) AS r,
+                CAST(sum(d.errors) AS DOUBLE PRECISION) AS e,
+                CAST(sum(d.elsewhere) AS DOUBLE PRECISION) AS x, sum(d.crashes) AS crashes
+            FROM device_day d JOIN shown s ON s.cohort = d.cohort AND s.day = d.day
+            GROUP BY 1, 2, 3, 4, 5, 6
+        ) AS named {grouped(len(by))}"""
     )
     found = {}
     for row in rows:

@@ -39,7 +39,8 @@ DDL: Final = (
     "CREATE TABLE cell (hour INTEGER NOT NULL, cohort INTEGER NOT NULL, series INTEGER NOT NULL, "
     "bucket INTEGER NOT NULL, n BIGINT NOT NULL)",
     "CREATE TABLE moment (hour INTEGER NOT NULL, cohort INTEGER NOT NULL, series INTEGER NOT NULL, "
-    "n BIGINT NOT NULL, total DOUBLE NOT NULL, low DOUBLE NOT NULL, high DOUBLE NOT NULL)",
+    "n BIGINT NOT NULL, total DOUBLE PRECISION NOT NULL, low DOUBLE PRECISION NOT NULL, "
+    "high DOUBLE PRECISION NOT NULL)",
     "CREATE TABLE event (hour INTEGER NOT NULL, cohort INTEGER NOT NULL, device UUID, "
     "name VARCHAR NOT NULL, severity INTEGER NOT NULL, attributes VARCHAR NOT NULL)",
     "CREATE TABLE device_day (day INTEGER NOT NULL, cohort INTEGER NOT NULL, device UUID NOT NULL, "
@@ -49,7 +50,10 @@ DDL: Final = (
     "CREATE TABLE cohort_day (day INTEGER NOT NULL, cohort INTEGER NOT NULL, "
     "devices BIGINT NOT NULL, requests BIGINT NOT NULL, elsewhere BIGINT NOT NULL, "
     "errors BIGINT NOT NULL, crashes BIGINT NOT NULL)",
-    "CREATE TABLE seen (id UUID NOT NULL, day INTEGER NOT NULL, parts BLOB NOT NULL)",
+    "CREATE TABLE seen (id UUID NOT NULL, day INTEGER NOT NULL, parts BYTEA NOT NULL)",
     "CREATE INDEX seen_id ON seen (id)",
+    # What upkeep has to add up (`edgekit.telemetry.upkeep.Mark`).
+    "CREATE TABLE waiting (kind VARCHAR NOT NULL, which INTEGER NOT NULL, "
+    "PRIMARY KEY (kind, which))",
 )
-"""What makes an empty store. DuckDB's and PostgreSQL's SQL but for BLOB, which is BYTEA there."""
+"""What makes an empty store, in DuckDB and in PostgreSQL."""

@@ -8,7 +8,7 @@ from typing import Any
 from edgekit.errors import UsageError
 from edgekit.telemetry.canary import Day, watch
 from edgekit.telemetry.cohorts import DEFAULT_K, Window, base_of
-from edgekit.telemetry.store import Store
+from edgekit.telemetry.store import Reader
 
 __all__ = ["ERROR_SHARE", "against"]
 
@@ -17,7 +17,7 @@ ERROR_SHARE = 0.05
 
 
 def against(
-    store: Store,
+    store: Reader,
     window: Window,
     control: str,
     canary: str,
@@ -45,14 +45,14 @@ def against(
     # Rows of one device in several cohorts of a base cell are one device.
     rows = store.query(
         """SELECT day, model, device, app,
-            count(*) FILTER (version = ?), count(*) FILTER (version = ? AND failed),
-            count(*) FILTER (version = ?), count(*) FILTER (version = ? AND failed)
+            count(*) FILTER (WHERE version = ?), count(*) FILTER (WHERE version = ? AND failed),
+            count(*) FILTER (WHERE version = ?), count(*) FILTER (WHERE version = ? AND failed)
         FROM (
             SELECT d.day, s.model, s.device, s.app, s.version, d.device AS name,
                 sum(crashes) > 0 OR sum(errors) > ? * sum(requests) AS failed
             FROM device_day d JOIN shown s ON s.cohort = d.cohort AND s.day = d.day
-            WHERE s.version IN (?, ?) GROUP BY ALL
-        ) GROUP BY ALL ORDER BY ALL""",
+            WHERE s.version IN (?, ?) GROUP BY 1, 2, 3, 4, 5, 6
+        ) AS trials GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4""",
         [control, control, canary, canary, ERROR_SHARE, control, canary],
     )
     both = [row for row in rows if row[4] and row[6]]

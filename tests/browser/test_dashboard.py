@@ -22,8 +22,8 @@ from receiving import RESOURCE, Receiving, metrics_record, receiver
 from edgekit.runtime import otlp
 from edgekit.runtime.aggregate import Aggregate
 from edgekit.telemetry.contract import COHORT
+from edgekit.telemetry.duck import DuckStore
 from edgekit.telemetry.reading import read_metrics
-from edgekit.telemetry.store import Store
 
 NOW = time.time_ns()
 DAY_NS = 86_400 * 10**9
@@ -39,7 +39,7 @@ def fill(path: Path) -> None:
     groups = (("1.0", "pixel-8", "2.0", 14), ("1.1", "pixel-8", "2.0", 12),
               ("1.0", "pixel-6", "hostile", 11), ("1.0", "ipad", "2.0", 4))  # fmt: skip
     place = list(COHORT).index("app")
-    with Store(path) as store:
+    with DuckStore(path) as store:
         for back in range(10):
             for version, device, app, devices in groups:
                 newer = version == "1.1"

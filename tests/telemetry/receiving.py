@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgekit import schemas
 from edgekit.runtime import otlp
 from edgekit.runtime.aggregate import Aggregate
 
@@ -91,6 +92,7 @@ def receiver(store: Path, *options: object) -> Iterator[Receiving]:
                 with contextlib.suppress(json.JSONDecodeError):
                     document, _ = decoder.raw_decode(text)
                     break
+            schemas.validate(document)
             yield Receiving(process, int(document["url"].rpartition(":")[2]))
         finally:
             if process.poll() is None:

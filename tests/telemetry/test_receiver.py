@@ -30,13 +30,13 @@ from edgekit.errors import BadData, Locked
 from edgekit.runtime import otlp
 from edgekit.runtime.recorder import Recorder
 from edgekit.runtime.schedule import Pace
+from edgekit.telemetry.duck import DuckStore
 from edgekit.telemetry.reading import read_logs, read_metrics
-from edgekit.telemetry.store import Store
 
 REQUESTS = "SELECT sum(n) FROM cell JOIN series ON series = id WHERE metric = ?"
 
 
-def requests(store: Store) -> int:
+def requests(store: DuckStore) -> int:
     return store.query(REQUESTS, ["edgekit.inference.requests"])[0][0] or 0
 
 
@@ -69,7 +69,7 @@ def test_a_record_of_which_the_answer_was_lost_is_counted_once(store: Path) -> N
         assert len(files) > 1
         assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
         assert two.end() == 0
-    with Store(store, read_only=True) as kept:
+    with DuckStore(store, read_only=True) as kept:
         assert requests(kept) == 10
         assert kept.query("SELECT name, count(*) FROM event GROUP BY ALL") == [("edgekit.crash", 1)]
         assert kept.query("SELECT requests, crashes FROM device_day WHERE requests > 0")[0][0] == 10
@@ -84,7 +84,7 @@ def test_a_record_that_a_collector_split_is_counted_whole_and_once(store: Path) 
         made = {**whole, "scope_metrics": [{"metrics": some}]}
         return otlp.request([otlp.encode("ResourceMetrics", made)])
 
-    with Store(store) as kept:
+    with DuckStore(store) as kept:
         for cut in (metrics[:2], metrics[2:], metrics[1:4], metrics):
             kept.write(read_metrics(part(cut)).deliveries)
         split = kept.query("SELECT metric, sum(n) FROM cell JOIN series ON series = id GROUP BY 1")
@@ -101,7 +101,7 @@ def test_a_record_that_a_collector_split_is_counted_whole_and_once(store: Path) 
 
 def test_what_comes_twice_within_one_transaction_is_counted_once(store: Path) -> None:
     record = metrics_record(window(), event=uuid.uuid4().hex)
-    with Store(store) as kept:
+    with DuckStore(store) as kept:
         done = kept.write(read_metrics(otlp.request([record, record])).deliveries)
         assert done.duplicates == 1
         assert requests(kept) == 10
@@ -132,7 +132,7 @@ def test_the_official_sdk_uploads(store: Path) -> None:
         assert provider.force_flush()
         provider.shutdown()
         assert running.end() == 0
-    with Store(store, read_only=True) as kept:
+    with DuckStore(store, read_only=True) as kept:
         assert requests(kept) == 7
         assert kept.query(REQUESTS, ["edgekit.inference.duration"]) == [(1000,)]
         assert kept.query("SELECT model, version, device, app FROM cohort") == [
@@ -160,7 +160,7 @@ def test_what_the_contract_does_not_have_is_rejected_and_said(store: Path) -> No
         assert count == 3
         assert "delta" in message and "edgekit does not have" in message
         assert "process.cpu" not in message
-    with Store(store, read_only=True) as kept:
+    with DuckStore(store, read_only=True) as kept:
         assert requests(kept) == 10
 
 
@@ -173,7 +173,7 @@ def test_json_is_read_as_well(store: Path) -> None:
         status, answer, _ = running.post("/v1/logs", body, {"Content-Type": "application/json"})
         assert status == 200
         assert b'"rejectedLogRecords":"1"' in answer
-    with Store(store, read_only=True) as kept:
+    with DuckStore(store, read_only=True) as kept:
         assert kept.query("SELECT attributes FROM event") == [('{"error.type":"ValueError"}',)]
 
 
@@ -235,7 +235,7 @@ def test_upkeep_adds_up_and_forgets(store: Path) -> None:
     now = time.time_ns()
     day = 86_400 * 10**9
     record = metrics_record(window(), event=uuid.uuid4().hex, time_ns=now)
-    with Store(store, clock_ns=lambda: now) as kept:
+    with DuckStore(store, clock_ns=lambda: now) as kept:
         for _ in range(5):
             kept.write(
                 read_metrics(otlp.request([metrics_record(window(), time_ns=now)])).deliveries
@@ -244,10 +244,10 @@ def test_upkeep_adds_up_and_forgets(store: Path) -> None:
         kept.tidy()
         assert requests(kept) == 60
         assert kept.query("SELECT count(*) FROM device_day") == [(6,)]
-    with Store(store, clock_ns=lambda: now + 31 * day) as kept:
+    with DuckStore(store, clock_ns=lambda: now + 31 * day) as kept:
         kept.tidy()
         assert kept.write(read_metrics(otlp.request([record])).deliveries).duplicates == 1
-    with Store(store, clock_ns=lambda: now + 36 * day) as kept:
+    with DuckStore(store, clock_ns=lambda: now + 36 * day) as kept:
         kept.tidy()
         assert requests(kept) == 60
         assert kept.query("SELECT count(*) FROM seen") == [(0,)]
@@ -260,18 +260,18 @@ def test_upkeep_adds_up_and_forgets(store: Path) -> None:
 def test_a_file_that_is_no_store_is_refused(store: Path) -> None:
     store.write_bytes(b"not a database, but long enough to look at" * 100)
     with pytest.raises(BadData, match=r"fleet\.duckdb"):
-        Store(store)
+        DuckStore(store)
 
 
 def test_a_store_has_one_writer(store: Path) -> None:
     with receiver(store), pytest.raises(Locked, match="another process"):
-        Store(store)
+        DuckStore(store)
 
 
 def test_a_clock_that_is_wrong_counts_now(store: Path) -> None:
     now = time.time_ns()
     year = 365 * 86_400 * 10**9
-    with Store(store, clock_ns=lambda: now) as kept:
+    with DuckStore(store, clock_ns=lambda: now) as kept:
         for when in (0, now - year, now + 10 * year):
             record = metrics_record(window(), time_ns=max(when, 60 * 10**9))
             kept.write(read_metrics(otlp.request([record])).deliveries)
@@ -313,7 +313,7 @@ def test_recorders_reach_it_though_it_is_killed(store: Path) -> None:
             counts = device.counts()
             assert counts.conserved and not counts.dropped
         assert second.end() == 0
-    with Store(store, read_only=True) as kept:
+    with DuckStore(store, read_only=True) as kept:
         assert requests(kept) == 80
         assert kept.query("SELECT name FROM event") == [("edgekit.crash",)]
     assert b"/home/ann" not in store.read_bytes()
@@ -365,6 +365,6 @@ def test_bodies_that_are_wrong_are_refused_and_others_served(store: Path) -> Non
         grown = running.peak_mb() - before
         assert grown < 400, f"{grown:.0f} MB"
         assert running.end() == 0
-    with Store(store, read_only=True) as kept:
+    with DuckStore(store, read_only=True) as kept:
         assert requests(kept) == 20
     assert read_logs(b"").deliveries == []

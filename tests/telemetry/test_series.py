@@ -13,18 +13,19 @@ pytest.importorskip("duckdb", reason="pip install 'edgekit[telemetry]'")
 
 from receiving import RESOURCE, metrics_record, receiver, window
 
+from edgekit import schemas
 from edgekit.runtime import otlp
 from edgekit.telemetry.cohorts import BASE, Window
+from edgekit.telemetry.duck import DuckStore
 from edgekit.telemetry.reading import read_metrics
 from edgekit.telemetry.report import report
-from edgekit.telemetry.store import Store
 
 NOW = time.time_ns()
 DAY_NS = 86_400 * 10**9
 TODAY = NOW // DAY_NS
 
 
-def fill(store: Store, back: int, devices: int, requests: int = 10, **names: str) -> None:
+def fill(store: DuckStore, back: int, devices: int, requests: int = 10, **names: str) -> None:
     resource = {**RESOURCE, **{k.replace("_", "."): v for k, v in names.items()}}
     aggregate = window(1)
     aggregate.requests = {("device", "sure"): requests}
@@ -34,16 +35,18 @@ def fill(store: Store, back: int, devices: int, requests: int = 10, **names: str
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "fleet.duckdb", clock_ns=lambda: NOW)
+def store(tmp_path: Path) -> DuckStore:
+    return DuckStore(tmp_path / "fleet.duckdb", clock_ns=lambda: NOW)
 
 
-def test_a_day_of_a_series_is_the_report_of_that_day(store: Store) -> None:
+def test_a_day_of_a_series_is_the_report_of_that_day(store: DuckStore) -> None:
     for back, devices in ((0, 12), (1, 10), (3, 11)):
         fill(store, back, devices, 10 + back)
     days = Window(TODAY - 3, TODAY)
     before = Window(TODAY - 3, TODAY - 1)
-    (entry,) = report(store, days, by=("device",), daily=True, baseline=before)["cohorts"]
+    document = report(store, days, by=("device",), daily=True, baseline=before)
+    schemas.validate(document)
+    (entry,) = document["cohorts"]
     series = entry["series"]
     assert [one["day"] for one in series] == [TODAY - 3, TODAY - 1, TODAY]
     assert sum(one["requests"] for one in series) == entry["requests"] == 120 + 110 + 143
@@ -55,7 +58,7 @@ def test_a_day_of_a_series_is_the_report_of_that_day(store: Store) -> None:
     assert plain == [{name: value for name, value in entry.items() if name != "series"}]
 
 
-def test_a_day_of_too_few_devices_is_in_no_series(store: Store) -> None:
+def test_a_day_of_too_few_devices_is_in_no_series(store: DuckStore) -> None:
     fill(store, 0, 10)
     fill(store, 1, 9)
     (entry,) = report(store, Window(TODAY - 1, TODAY), by=(), daily=True)["cohorts"]
@@ -63,7 +66,7 @@ def test_a_day_of_too_few_devices_is_in_no_series(store: Store) -> None:
     assert entry["requests"] == 100
 
 
-def test_no_difference_of_days_or_windows_is_of_fewer_than_k(store: Store) -> None:
+def test_no_difference_of_days_or_windows_is_of_fewer_than_k(store: DuckStore) -> None:
     """TEL-18, with days: every figure of every series and window, less every other one."""
     k, sizes = 4, (3, 4, 5, 3, 4, 7)
     # Digit i of a sum of requests, of base 20, is how many devices of base cell i are in it.
@@ -88,7 +91,7 @@ def test_no_difference_of_days_or_windows_is_of_fewer_than_k(store: Store) -> No
         assert not any(digits[i] for i in small if i < len(digits))
 
 
-def test_rates_have_intervals_that_know_of_devices(store: Store) -> None:
+def test_rates_have_intervals_that_know_of_devices(store: DuckStore) -> None:
     fill(store, 0, 30)
     bad = window(10)
     for _ in range(9):
@@ -106,7 +109,7 @@ def test_rates_have_intervals_that_know_of_devices(store: Store) -> None:
 
 def test_where_devices_have_no_names_any_more_there_is_no_interval(tmp_path: Path) -> None:
     now = [NOW]
-    with Store(tmp_path / "fleet.duckdb", clock_ns=lambda: now[0]) as store:
+    with DuckStore(tmp_path / "fleet.duckdb", clock_ns=lambda: now[0]) as store:
         fill(store, 0, 12)
         now[0] += 40 * DAY_NS
         store.tidy()
@@ -118,7 +121,7 @@ def test_where_devices_have_no_names_any_more_there_is_no_interval(tmp_path: Pat
 
 def test_the_receiver_answers_series_and_comparisons(tmp_path: Path) -> None:
     path = tmp_path / "fleet.duckdb"
-    with Store(path) as store:
+    with DuckStore(path) as store:
         fill(store, 0, 12)
         fill(store, 0, 12, edgekit_bundle_version="1.1")
     with receiver(path) as running:

@@ -17,16 +17,17 @@ pytest.importorskip("duckdb", reason="pip install 'edgekit[telemetry]'")
 
 from receiving import RESOURCE, crash, logs_request, metrics_record, window
 
+from edgekit import schemas
 from edgekit.cli.main import main
 from edgekit.errors import UsageError
 from edgekit.runtime import otlp
 from edgekit.runtime.aggregate import Aggregate
 from edgekit.runtime.sketch import RELATIVE_ERROR
 from edgekit.telemetry.cohorts import BASE, Window
+from edgekit.telemetry.duck import DuckStore
 from edgekit.telemetry.merged import quantiles
 from edgekit.telemetry.reading import read_logs, read_metrics
 from edgekit.telemetry.report import RANKS, report
-from edgekit.telemetry.store import Store
 from edgekit.telemetry.versions import against
 
 NOW = time.time_ns()
@@ -34,7 +35,7 @@ TODAY = NOW // (86_400 * 10**9)
 DAYS = Window(TODAY - 1, TODAY)
 
 
-def fill(store: Store, devices: int, requests: int = 10, **resource: str) -> None:
+def fill(store: DuckStore, devices: int, requests: int = 10, **resource: str) -> None:
     attributes = {**RESOURCE, **{k.replace("_", "."): v for k, v in resource.items()}}
     aggregate = window(1)
     aggregate.requests = {("device", "sure"): requests}
@@ -43,11 +44,11 @@ def fill(store: Store, devices: int, requests: int = 10, **resource: str) -> Non
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "fleet.duckdb", clock_ns=lambda: NOW)
+def store(tmp_path: Path) -> DuckStore:
+    return DuckStore(tmp_path / "fleet.duckdb", clock_ns=lambda: NOW)
 
 
-def test_percentiles_are_those_of_all_values_within_the_bound(store: Store) -> None:
+def test_percentiles_are_those_of_all_values_within_the_bound(store: DuckStore) -> None:
     rng = np.random.default_rng(0)
     values = rng.lognormal(-4, 1, (20, 200))
     records = []
@@ -78,7 +79,7 @@ def test_sketches_of_two_scales_merge_at_the_coarser() -> None:
     assert quantiles([], [0.5]) is None
 
 
-def test_rates_are_counted(store: Store) -> None:
+def test_rates_are_counted(store: DuckStore) -> None:
     device = uuid.uuid4().hex
     fill(store, 9)
     aggregate = window(6)
@@ -99,11 +100,12 @@ def test_rates_are_counted(store: Store) -> None:
 # -- TEL-18 ---------------------------------------------------------------------------------------
 
 
-def test_a_cohort_below_k_is_in_no_report(store: Store) -> None:
+def test_a_cohort_below_k_is_in_no_report(store: DuckStore) -> None:
     """TEL-18: k devices are shown, k - 1 are not, and not in the total either."""
     fill(store, 10)
     fill(store, 9, requests=7, edgekit_device_class="pixel-6")
     whole = report(store, DAYS)
+    schemas.validate(whole)
     assert [entry["device"] for entry in whole["cohorts"]] == ["pixel-8"]
     (total,) = report(store, DAYS, by=())["cohorts"]
     assert total["requests"] == 100
@@ -112,7 +114,7 @@ def test_a_cohort_below_k_is_in_no_report(store: Store) -> None:
     assert whole["base_cells"] == {"shown": 1, "left_out": None}
 
 
-def test_no_difference_of_two_reports_is_of_fewer_than_k(store: Store) -> None:
+def test_no_difference_of_two_reports_is_of_fewer_than_k(store: DuckStore) -> None:
     """TEL-18: every report that can be asked for, less every other one."""
     rng = random.Random(1)
     k, sizes = 5, {}
@@ -152,7 +154,7 @@ def digits(number: int) -> list[int]:
     return found
 
 
-def test_devices_without_a_name_make_no_cohort(store: Store) -> None:
+def test_devices_without_a_name_make_no_cohort(store: DuckStore) -> None:
     for _ in range(20):
         record = otlp.decode("ResourceMetrics", metrics_record(window(), time_ns=NOW))
         record["resource"]["attributes"] = otlp.key_values(RESOURCE)
@@ -161,7 +163,7 @@ def test_devices_without_a_name_make_no_cohort(store: Store) -> None:
     assert report(store, DAYS)["cohorts"] == []
 
 
-def test_what_a_report_does_not_know_is_refused(store: Store) -> None:
+def test_what_a_report_does_not_know_is_refused(store: DuckStore) -> None:
     with pytest.raises(UsageError, match="model, version, device, app"):
         report(store, DAYS, by=("os",))
     with pytest.raises(UsageError, match="model, version, device, app"):
@@ -170,7 +172,7 @@ def test_what_a_report_does_not_know_is_refused(store: Store) -> None:
         report(store, DAYS, k=1)
 
 
-def test_the_command_shows_it(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_shows_it(store: DuckStore, capsys: pytest.CaptureFixture[str]) -> None:
     fill(store, 12)
     fill(store, 3, edgekit_device_class="ipad")
     store.close()
@@ -179,6 +181,7 @@ def test_the_command_shows_it(store: Store, capsys: pytest.CaptureFixture[str]) 
     assert "pixel-8" in text and "ipad" not in text and "some, of fewer than 10" in text
     assert main(["telemetry", "report", str(store.path), "--by", "all", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
+    schemas.validate(document)
     assert [entry["requests"] for entry in document["cohorts"]] == [120]
     assert main(["telemetry", "report", str(store.path), "--where", "device"]) == 2
 
@@ -186,7 +189,7 @@ def test_the_command_shows_it(store: Store, capsys: pytest.CaptureFixture[str]) 
 def test_drift_is_told_of_what_drifted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(3)
     day = 86_400 * 10**9
-    with Store(tmp_path / "fleet.duckdb", clock_ns=lambda: NOW) as store:
+    with DuckStore(tmp_path / "fleet.duckdb", clock_ns=lambda: NOW) as store:
         for back in range(8):
             for name in ("pixel-6", "pixel-8"):
                 drifted = back == 0 and name == "pixel-6"
@@ -202,7 +205,9 @@ def test_drift_is_told_of_what_drifted(tmp_path: Path, capsys: pytest.CaptureFix
                     records.append(metrics_record(aggregate, resource=resource, time_ns=when))
                 store.write(read_metrics(otlp.request(records)).deliveries)
         now, before = Window(TODAY, TODAY), Window(TODAY - 7, TODAY - 1)
-        entries = report(store, now, by=("device",), baseline=before)["cohorts"]
+        document = report(store, now, by=("device",), baseline=before)
+    schemas.validate(json.loads(json.dumps(document)))
+    entries = document["cohorts"]
     flags = {
         (entry["device"], name): drift["flagged"]
         for entry in entries
@@ -221,7 +226,9 @@ def test_drift_is_told_of_what_drifted(tmp_path: Path, capsys: pytest.CaptureFix
     assert "drift of pixel-8" not in text
 
 
-def test_a_canary_that_crashes_is_worse(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_canary_that_crashes_is_worse(
+    store: DuckStore, capsys: pytest.CaptureFixture[str]
+) -> None:
     def run(version: str, devices: int, crashes: int) -> None:
         resource = {**RESOURCE, "edgekit.bundle.version": version}
         for i in range(devices):
@@ -236,12 +243,14 @@ def test_a_canary_that_crashes_is_worse(store: Store, capsys: pytest.CaptureFixt
     run("1.2", 20, 1)
     run("1.3", 9, 9)
     bad = against(store, DAYS, "1.0", "1.1")
+    schemas.validate(bad)
     assert bad["canary"] == {"version": "1.1", "device_days": 20, "failed": 10}
     assert (bad["worse"], bad["since_day"]) == (True, TODAY)
     assert against(store, DAYS, "1.0", "1.2")["worse"] is False
     # Of fewer than k devices nothing is said, be it ever so bad.
     few = against(store, DAYS, "1.0", "1.3")
     assert (few["worse"], few["canary"]["failed"]) == (None, 0)
+    schemas.validate(few)
     with pytest.raises(UsageError, match="one version against another"):
         against(store, DAYS, "1.0", "1.0")
     store.close()

@@ -42,6 +42,7 @@ OPEN = {
     "run": {"settings", "reads", "versions", "digests", "metrics"},
     "run_plan": {"settings"},
     "serve_load": {"statuses", "latency_ms"},
+    "telemetry_report": {"where", "shares", "errors", "latency_s", "drift", "distances"},
     "tune": {"policy"},
     "verify": {"self_test"},
 }
@@ -412,6 +413,35 @@ def examples() -> dict[str, dict[str, Any]]:
                      "offset": -213, "counts": [1, 0, 2]}]},
             ],
         },
+        "telemetry_report": {
+            "schema": "edgekit.telemetry-report/1", "first_day": 20_000, "last_day": 20_006,
+            "baseline": [19_970, 19_999], "by": ["device"], "where": {"model": "net"}, "k": 10,
+            "base_cells": {"shown": 3, "left_out": None},
+            "cohorts": [{
+                "device": "pixel-8", "devices": 12, "device_days": 70, "requests": 120,
+                "sources": {"device": 0.9, "cloud": 0.1}, "reasons": {"sure": 1.0},
+                "error_rate": 0.01, "error_rate_ci95": [0.001, 0.05],
+                "fallback_rate": 0.1, "fallback_rate_ci95": [0.05, 0.2],
+                "errors": {"MemoryError": 1}, "crashes": 1, "crashes_per_device_day": 0.014,
+                "crash_rate": 0.014, "crash_rate_ci95": [0.001, 0.08], "series": [],
+                "latency_s": {"device": {"p50": 0.01, "p90": 0.02, "p95": 0.02, "p99": 0.03,
+                                         "count": 108, "relative_error": 0.0109}},
+                "memory_bytes": None,
+                "confidence": {"count": 120, "mean": 0.9, "mean_error": 0.025,
+                               "bins": [0] * 18 + [120, 0]},
+                "drift": {"prediction.confidence": {
+                    "flagged": False, "distances": {"psi": {"value": 0.01, "limit": 0.02}},
+                    "false_alarms": 0.005, "design_effect": 1.5, "counts": [900, 120], "bins": 4}},
+            }],
+        },
+        "telemetry_canary": {
+            "schema": "edgekit.telemetry-canary/1", "first_day": 20_000, "last_day": 20_013,
+            "k": 10, "alpha": 0.01, "control": {"version": "1.0", "device_days": 60, "failed": 2},
+            "canary": {"version": "1.1", "device_days": 20, "failed": 10}, "worse": True,
+            "p": 0.0001, "evidence": 10_000.0, "since_day": 20_004,
+        },
+        "telemetry_serve": {"schema": "edgekit.telemetry-serve/1",
+                            "url": "http://127.0.0.1:4318", "store": "fleet.duckdb"},
         "serve_export": {"schema": "edgekit.serve-export/1", "for": "triton", "out": "models",
                          "files": ["net/config.pbtxt"], "notes": ["it was not started here"]},
         "serve_load": {

@@ -1,0 +1,192 @@
+"""The store as a DuckDB file, which one process at a time can open."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import time_ns
+from typing import Any, Final
+
+import duckdb
+import numpy as np
+
+from edgekit.errors import BadData, Locked, StorageError
+from edgekit.telemetry.store import Reader, Row, Store
+
+__all__ = ["DuckStore"]
+
+_CAST: Final = {"device": "::UUID", "id": "::UUID", "parts": "::BLOB"}
+
+
+class DuckStore(Store):
+    """A store in a file.
+
+    Args:
+        path: of the file, made where it is absent; readable by its owner only.
+        read_only: for reports; the receiver must not be running on the file.
+        clock_ns: nanoseconds since 1970.
+
+    Raises:
+        BadData: the file is no store of this version.
+        Locked: another process has it open.
+        StorageError: it cannot be read or written.
+    """
+
+    def __init__(
+        self, path: Path, *, read_only: bool = False, clock_ns: Callable[[], int] = time_ns
+    ) -> None:
+        super().__init__(str(path), clock_ns)
+        self.path = path
+        self._db = _open(path, read_only)
+        self._readers: set[_Cursor] = set()
+        self._reads = threading.Condition()
+        self._closing = False
+        try:
+            self._prepare(read_only)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def close(self) -> None:
+        """Ends what reads, and writes what is in the log into the file."""
+        with self._reads:
+            self._closing = True
+            while self._readers:
+                for reader in self._readers:
+                    reader.end()
+                # One may be between two statements, and begin the next.
+                self._reads.wait(0.1)
+        self._db.close()
+
+    def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        """See `Store.query`."""
+        return _rows(self._db, self.name, sql, parameters)
+
+    @contextmanager
+    def reading(self) -> Iterator[Reader]:
+        """See `Store.reading`."""
+        with self._reads:
+            if self._closing:
+                raise StorageError(f"{self.name} is closed")
+            reader = _Cursor(self._db.cursor(), self.name)
+            self._readers.add(reader)
+        try:
+            reader.query("BEGIN")
+            yield reader
+        finally:
+            with self._reads:
+                self._readers.discard(reader)
+                # With it go its transaction and its temporary tables.
+                reader.close()
+                self._reads.notify()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            self._db.execute("BEGIN")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+        except duckdb.Error as error:
+            raise StorageError(f"{self.name} cannot be written: {_first(error)}") from error
+
+    def _execute(self, sql: str, parameters: Sequence[Any] = ()) -> None:
+        self._db.execute(sql, parameters)
+
+    def _tables(self) -> set[str]:
+        return {name for (name,) in self.query("SHOW TABLES")}
+
+    def _insert(self, table: str, columns: Mapping[str, Any]) -> None:
+        self._db.register("incoming", dict(columns))
+        names = ", ".join(f"{name}{_CAST.get(name, '')}" for name in columns)
+        self._db.execute(f"INSERT INTO {table} ({', '.join(columns)}) SELECT {names} FROM incoming")
+        self._db.unregister("incoming")
+
+    def _insert_seen(self, seen: Sequence[tuple[bytes, list[int]]], day: int) -> None:
+        parts = np.empty(len(seen), dtype=object)
+        parts[:] = [np.array(new, "<u4").tobytes() for _, new in seen]
+        ids = _uuids(name for name, _ in seen)
+        self._insert("seen", {"id": ids, "day": np.full(len(seen), day, np.int32), "parts": parts})
+
+    def _parts(self, ids: set[bytes]) -> dict[bytes, frozenset[int]]:
+        if not ids:
+            return {}
+        self._db.register("asked", {"id": _uuids(ids)})
+        rows = self._db.execute(
+            "SELECT id, parts FROM seen WHERE id IN (SELECT id::UUID FROM asked)"
+        ).fetchall()
+        self._db.unregister("asked")
+        found: dict[bytes, frozenset[int]] = {}
+        for name, parts in rows:
+            counted = np.frombuffer(parts, "<u4").tolist()
+            found[name.bytes] = found.get(name.bytes, frozenset()).union(counted)
+        return found
+
+    def _settle(self) -> None:
+        try:
+            self._db.execute("CHECKPOINT")
+        except duckdb.Error as error:
+            raise StorageError(f"{self.name} cannot be written: {_first(error)}") from error
+
+
+class _Cursor:
+    """A `Reader`."""
+
+    def __init__(self, cursor: duckdb.DuckDBPyConnection, name: str) -> None:
+        self._cursor, self._name = cursor, name
+
+    def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        return _rows(self._cursor, self._name, sql, parameters)
+
+    def end(self) -> None:
+        """Has the statement that runs fail."""
+        self._cursor.interrupt()
+
+    def close(self) -> None:
+        self._cursor.close()
+
+
+def _rows(
+    db: duckdb.DuckDBPyConnection, name: str, sql: str, parameters: Sequence[Any]
+) -> list[Row]:
+    try:
+        rows: list[Row] = db.execute(sql, parameters).fetchall()
+    except (duckdb.IOException, duckdb.InterruptException, duckdb.OutOfMemoryException) as error:
+        raise StorageError(f"{name} cannot be read: {_first(error)}") from error
+    return rows
+
+
+def _open(path: Path, read_only: bool) -> duckdb.DuckDBPyConnection:
+    try:
+        if not read_only and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        db = duckdb.connect(str(path), read_only=read_only, config={"threads": 2})
+        # Nothing that is asked of it reaches for another file, or the network.
+        db.execute("SET enable_external_access = false")
+        if not read_only:
+            path.chmod(0o600)
+    except (duckdb.Error, OSError) as error:
+        if "lock" in str(error).lower():
+            raise Locked(
+                f"{path} is open in another process",
+                hint="a receiver that has it answers for it: edgekit telemetry report "
+                "http://127.0.0.1:4318",
+            ) from error
+        foreign = "not a valid" in str(error) or not isinstance(error, OSError | duckdb.IOException)
+        kind = BadData if foreign else StorageError
+        raise kind(f"{path} cannot be opened: {_first(error)}") from error
+    return db
+
+
+def _uuids(ids: Iterable[bytes]) -> np.ndarray[Any, Any]:
+    return np.array([str(uuid.UUID(bytes=one)) for one in ids], dtype=object)
+
+
+def _first(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
