@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from edgekit.cli._output import emit, json_option, note, table, verbosity_options
+from edgekit.cli._telemetry_check import command as check
 from edgekit.errors import MissingDependency, UsageError
 from edgekit.names import install_command
 
@@ -52,6 +53,12 @@ def command() -> None:
               help="How long counts are kept; devices' daily names for 35 days.")  # fmt: skip
 @click.option("-k", "least", type=click.IntRange(2), default=10, show_default=True,
               help="Reports say nothing of fewer devices.")  # fmt: skip
+@click.option("--rules", type=_FILE, metavar="FILE",
+              help="Raise alerts by these rules; see 'telemetry check'.")  # fmt: skip
+@click.option("--alerts", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Where alerts are kept over a restart; STORE.alerts.json without.")  # fmt: skip
+@click.option("--watch-s", type=click.FloatRange(0.1, 86_400), default=300.0, show_default=True,
+              help="How often the fleet is looked at, for alerts and /metrics.")  # fmt: skip
 @click.option("--grace-s", type=click.FloatRange(0, 3600), default=30.0, show_default=True,
               help="After SIGTERM, the longest that requests may take to end.")  # fmt: skip
 @json_option
@@ -62,31 +69,36 @@ def serve(store: Path, as_json: bool, **options: Any) -> int:
     Metrics go to /v1/metrics and events to /v1/logs, as protobuf or JSON, gzip or not. What edgekit
     devices send is taken, each record once however often it comes, and answered when it is on the
     disk; anything else is rejected as OTLP has it, and attributes that are not on the allow-list
-    are not kept. /v1/report answers what 'telemetry report' does, to admin keys where there are
-    keys, and /health/live and /health/ready tell how it is.
+    are not kept. /v1/report and /v1/canary answer what 'telemetry report' and 'canary' do, / is a
+    page that shows it, /v1/alerts tells what fires, and /metrics is for Prometheus: all of them to
+    admin keys where there are keys, but for the page itself, which asks for one. /health/live and
+    /health/ready tell how it is.
 
-    SIGTERM lets finish what is going on; SIGHUP reads the keys again.
+    SIGTERM lets finish what is going on; SIGHUP reads the keys and the rules again.
 
     \b
     Exit codes: 0 ended after SIGTERM with all answered, 130 ended before; 3 the extra 'telemetry'
-    is missing, 6 others may read the keys, 7 STORE is no store, 8 it cannot be written or the port
-    is taken, 9 another process has STORE open.
+    is missing, 6 others may read the keys, 7 STORE is no store or the rules are wrong, 8 it cannot
+    be written or the port is taken, 9 another process has STORE open.
 
     \b
-    edgekit telemetry serve fleet.duckdb --keys keys.txt
+    edgekit telemetry serve fleet.duckdb --keys keys.txt --rules rules.toml
     edgekit telemetry serve fleet.duckdb --host 0.0.0.0 --certificate c.pem --certificate-key k.pem
     """
-    _need_extra()
+    need_extra()
     from edgekit.serve.logs import set_up
     from edgekit.serve.security import Keys, Rates, read_keys
     from edgekit.telemetry.duck import DuckStore
     from edgekit.telemetry.ingest import Ingest
     from edgekit.telemetry.receiver import receive
+    from edgekit.telemetry.rules import Rules, read_rules
+    from edgekit.telemetry.watch import Watch, Watched
 
     set_up(logging.INFO)
     if options["host"] not in ("127.0.0.1", "localhost", "::1") and options["keys"] is None:
         note("receiving from other machines without keys; see --keys")
     keys = Keys() if options["keys"] is None else read_keys(options["keys"])
+    rules = Rules() if options["rules"] is None else read_rules(options["rules"])
     inflated = int(options["max_inflated_mb"] * 2**20)
 
     def started(port: int) -> None:
@@ -107,9 +119,16 @@ def serve(store: Path, as_json: bool, **options: Any) -> int:
             max_held=int(options["max_held_mb"] * 2**20),
             k=options["least"],
         )
+        ingest.watch = Watch(
+            ingest.read,
+            rules,
+            options["alerts"] or Path(f"{store}.alerts.json"),
+            Watched(interval_s=options["watch_s"], k=options["least"]),
+        )
         ended = receive(
             ingest,
             _settings(options),
+            rules=options["rules"],
             max_inflated=inflated,
             keep_days=options["keep_days"],
             started=started,
@@ -117,7 +136,7 @@ def serve(store: Path, as_json: bool, **options: Any) -> int:
     return _INTERRUPTED if ended.forced else 0
 
 
-def _need_extra() -> None:
+def need_extra() -> None:
     for name in ("duckdb", "opentelemetry.proto", "uvicorn", "httptools", "uvloop"):
         try:
             import_module(name)
@@ -169,7 +188,7 @@ def report(
     edgekit telemetry report fleet.duckdb
     edgekit telemetry report fleet.duckdb --by version --where device=pixel-8 --days 30 --json
     """
-    _need_extra()
+    need_extra()
     from edgekit.telemetry.cohorts import Window
     from edgekit.telemetry.duck import DuckStore
     from edgekit.telemetry.report import report as made
@@ -197,6 +216,9 @@ def report(
         )
     emit(document, as_json, lambda: _report_text(document))
     return 0
+
+
+command.add_command(check)
 
 
 @command.command()
@@ -235,7 +257,7 @@ def canary(
     \b
     edgekit telemetry canary fleet.duckdb 1.0 1.1
     """
-    _need_extra()
+    need_extra()
     from edgekit.telemetry.cohorts import Window
     from edgekit.telemetry.duck import DuckStore
     from edgekit.telemetry.versions import against

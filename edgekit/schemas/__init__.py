@@ -55,6 +55,9 @@ DOCUMENTS: Final = {
     "edgekit.telemetry-report/1": "telemetry_report",
     "edgekit.telemetry-canary/1": "telemetry_canary",
     "edgekit.telemetry-serve/1": "telemetry_serve",
+    "edgekit.telemetry-alert/1": "telemetry_alert",
+    "edgekit.telemetry-alerts/1": "telemetry_alerts",
+    "edgekit.telemetry-check/1": "telemetry_check",
     "edgekit.error/1": "error",
 }
 """Which schema file (its name without ``.json``) each value of the ``schema`` field means."""

@@ -9,11 +9,11 @@ status, and what is going on.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["BUCKETS_S", "ModelMetrics", "render"]
+__all__ = ["BUCKETS_S", "ModelMetrics", "labels", "render"]
 
 BUCKETS_S: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
@@ -152,6 +152,13 @@ def _head(name: str, text: str) -> list[str]:
 
 
 def _labels(model: str, **more: object) -> str:
-    escaped = model.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    pairs = {"model": escaped, **more}
-    return "{" + ",".join(f'{name}="{value}"' for name, value in pairs.items()) + "}"
+    return labels({"model": model, **more})
+
+
+def labels(pairs: Mapping[str, object]) -> str:
+    """Labels as they stand behind a name, values escaped."""
+    return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in pairs.items()) + "}"
+
+
+def _escaped(value: object) -> str:
+    return str(value).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

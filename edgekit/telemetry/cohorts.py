@@ -17,12 +17,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from edgekit.errors import UsageError
 from edgekit.telemetry.store import Reader
 
-__all__ = ["BASE", "DEFAULT_K", "LEAST_K", "Base", "Window", "base_of", "check_columns", "grouped"]
+__all__ = [
+    "BASE",
+    "DEFAULT_K",
+    "LEAST_K",
+    "Base",
+    "Window",
+    "base_of",
+    "check_columns",
+    "devices_of",
+    "grouped",
+]
 
 BASE: Final = ("model", "version", "device", "app")
 """What reports can group by, and filter on."""
@@ -122,3 +132,22 @@ def grouped(columns: int) -> str:
     """``GROUP BY`` the first so many columns, by their places; of none, all rows are one group."""
     places = ", ".join(str(i + 1) for i in range(columns))
     return f"GROUP BY {places}" if places else ""
+
+
+def devices_of(store: Reader, by: Sequence[str]) -> dict[tuple[Any, ...], tuple[int, int]]:
+    """Of each group of what is ``shown``: devices on the day that had the most, and device-days.
+
+    Names are made anew every day, so no one can tell how many devices several days have together.
+    """
+    columns = "".join(f'"{name}", ' for name in by)
+    days = ", ".join(f'"{name}"' for name in dict.fromkeys((*by, "day")))
+    rows = store.query(
+        f"""SELECT {columns} max(devices)::BIGINT, sum(devices)::BIGINT FROM (
+            SELECT {days}, sum(devices) AS devices
+            FROM (
+                SELECT DISTINCT day, devices, {", ".join(f'"{n}"' for n in BASE)} FROM shown
+            ) AS cells GROUP BY {days}
+        ) AS days {grouped(len(by))}"""
+    )
+    # Without columns there is one row even of nothing.
+    return {tuple(row[:-2]): (row[-2], row[-1]) for row in rows if row[-1]}

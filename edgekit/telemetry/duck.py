@@ -61,6 +61,11 @@ class DuckStore(Store):
                 self._reads.wait(0.1)
         self._db.close()
 
+    def size(self) -> int | None:
+        """Of its file, and of the log beside it."""
+        files = (self.path, self.path.with_name(f"{self.path.name}.wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
+
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """See `Store.query`."""
         return _rows(self._db, self.name, sql, parameters)

@@ -11,22 +11,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final, TypeVar
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from edgekit.errors import BadData, EdgekitError, StorageError, UsageError
 from edgekit.runtime import otlp
 from edgekit.serve.call import Call, Reply, json_reply, refused
 from edgekit.serve.refusal import Refusal
 from edgekit.serve.security import Keys, Rates, network
+from edgekit.telemetry.checking import asked_rules, check
 from edgekit.telemetry.cohorts import DEFAULT_K
 from edgekit.telemetry.dashboard import page
+from edgekit.telemetry.metrics import Measures, render
 from edgekit.telemetry.question import Comparison, Question
 from edgekit.telemetry.reading import Request, read_logs, read_metrics
 from edgekit.telemetry.store import Reader, Store
+from edgekit.telemetry.watch import DEFAULT_INTERVAL_S, Watch
 
 __all__ = ["Ingest"]
 
@@ -46,7 +50,23 @@ _QUESTIONS: Final[Mapping[str, type[Question] | type[Comparison]]] = {
 }
 _READERS_MOST: Final = 2
 _ASKING_MOST: Final = 16
-_PATHS: Final = ("/", *_READERS, *_QUESTIONS, "/v1/alerts", "/health/live", "/health/ready")
+_PATHS: Final = (
+    "/",
+    *_READERS,
+    *_QUESTIONS,
+    "/v1/alerts",
+    "/v1/check",
+    "/metrics",
+    "/health/live",
+    "/health/ready",
+)
+_NO_ALERTS: Final[dict[str, Any]] = {
+    "schema": "edgekit.telemetry-alerts/1",
+    "looked_s": None,
+    "interval_s": None,
+    "rules": [],
+    "webhook": None,
+}
 
 _T = TypeVar("_T")
 
@@ -72,9 +92,8 @@ class Ingest:
 
     Attributes:
         draining: the receiver ends: no more is taken.
-        statuses: requests by status.
-        counted: points and events by what became of them: ``written``, ``rejected``; and
-            ``duplicates``, records that came again.
+        measures: what it has done.
+        watch: what looks at the fleet; None: nothing does.
     """
 
     def __init__(
@@ -99,8 +118,8 @@ class Ingest:
         self._readers = ThreadPoolExecutor(_READERS_MOST, "edgekit-telemetry-report")
         self._writing: asyncio.Task[None] | None = None
         self.draining = False
-        self.statuses: Counter[int] = Counter()
-        self.counted: Counter[str] = Counter()
+        self.measures = Measures()
+        self.watch: Watch | None = None
 
     @property
     def current(self) -> int:
@@ -114,13 +133,13 @@ class Ingest:
         except Refusal as refusal:
             reply = refused(refusal)
         except asyncio.CancelledError:
-            self.statuses[499] += 1
+            self.measures.statuses[499] += 1
             raise
         except Exception:
             log.exception("a request failed", extra={"path": call.path[:200]})
             # OTLP has clients drop what 500 answers; the fault is here, and may pass.
             reply = refused(Refusal(503, "internal error", _AGAIN))
-        self.statuses[reply.status] += 1
+        self.measures.statuses[reply.status] += 1
         return reply
 
     async def _answer(self, call: Call) -> Reply:
@@ -128,6 +147,10 @@ class Ingest:
             if call.method != "POST":
                 raise Refusal(405, f"{call.path} takes POST", {"Allow": "POST"})
             return await self._take(call)
+        if call.path == "/v1/check":
+            if call.method != "POST":
+                raise Refusal(405, f"{call.path} takes POST", {"Allow": "POST"})
+            return await self._check(call)
         if call.path not in _PATHS:
             raise Refusal(404, f"there are {', '.join(_PATHS)}")
         if call.method not in ("GET", "HEAD"):
@@ -138,7 +161,12 @@ class Ingest:
             return await self._ask(call)
         if call.path == "/v1/alerts":
             self._admit_reader(call)
-            return json_reply({"schema": "edgekit.telemetry-alerts/1", "rules": []})
+            return json_reply(_NO_ALERTS if self.watch is None else self.watch.to_json())
+        if call.path == "/metrics":
+            self._admit_reader(call)
+            return Reply(
+                200, self._metrics().encode(), {"Content-Type": "text/plain; version=0.0.4"}
+            )
         if call.path == "/health/ready" and self.draining:
             raise Refusal(503, "the receiver is ending")
         return json_reply({"ok": True})
@@ -173,11 +201,22 @@ class Ingest:
         """A report, for callers who may administer: what devices send is not for those who send."""
         self._admit_reader(call)
         asked = _QUESTIONS[call.path].parsed(call.query, self._k)
+        return await self._reported(asked.answer)
+
+    async def _check(self, call: Call) -> Reply:
+        """What rules of a request would find now."""
+        self._admit_reader(call)
+        rules = asked_rules(await call.body())
+        interval_s = DEFAULT_INTERVAL_S if self.watch is None else self.watch.watched.interval_s
+        asked = partial(check, rules=rules, now_s=time.time(), k=self._k, interval_s=interval_s)
+        return await self._reported(asked)
+
+    async def _reported(self, function: Callable[[Reader], dict[str, Any]]) -> Reply:
         if self._asking >= _ASKING_MOST:
             raise Refusal(503, f"{_ASKING_MOST} reports are asked for already", _AGAIN)
         self._asking += 1
         try:
-            return json_reply(await self.read(asked.answer))
+            return json_reply(await self.read(function))
         except UsageError as error:
             raise Refusal(400, str(error)) from error
         except StorageError as error:
@@ -185,6 +224,16 @@ class Ingest:
             raise Refusal(503, "the store cannot be read now", _AGAIN) from error
         finally:
             self._asking -= 1
+
+    def _metrics(self) -> str:
+        now = {
+            "held_bytes": self._held,
+            "held_limit_bytes": self._max_held,
+            "waiting_requests": len(self._waiting),
+            "reports": self._asking,
+            "store_bytes": self.store.size(),
+        }
+        return render(self.measures, now, self.watch)
 
     def _admit_reader(self, call: Call) -> None:
         caller = self.keys.caller(call.headers)
@@ -246,6 +295,7 @@ class Ingest:
                 log.exception("a body could not be read")
                 requests.append(refused(Refusal(400, "the body cannot be read")))
         taken = [request for request in requests if isinstance(request, Request)]
+        begun = time.perf_counter()
         try:
             done = self.store.write([d for request in taken for d in request.deliveries])
         except Exception as error:
@@ -255,8 +305,10 @@ class Ingest:
                     extra={"reason": str(error)})  # fmt: skip
             again = refused(Refusal(503, "the store cannot be written now", _AGAIN))
             return [again if isinstance(r, Request) else r for r in requests]
+        if taken:
+            self.measures.wrote(time.perf_counter() - begun, time.time())
         refused_ids = {id(delivery) for delivery in done.refused}
-        self.counted["duplicates"] += done.duplicates
+        self.measures.counted["duplicates"] += done.duplicates
         return [
             self._accepted(waiting, request, refused_ids)
             if isinstance(request, Request)
@@ -270,9 +322,9 @@ class Ingest:
             if id(delivery) in no_room:
                 request.rejected["the store has as many cohorts as there may be"] += size
             else:
-                self.counted["written"] += size
+                self.measures.counted["written"] += size
         count = request.rejected.total()
-        self.counted["rejected"] += count
+        self.measures.rejected.update(request.rejected)
         message = "; ".join(f"{n}: {why}" for why, n in request.rejected.most_common(5))
         name, key = _RESPONSES[waiting.path]
         if waiting.as_json:

@@ -7,6 +7,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from edgekit.serve.asgi import Application
 from edgekit.serve.listening import ServerSettings, configuration, listen
 from edgekit.serve.security import read_keys
 from edgekit.telemetry.ingest import Ingest
+from edgekit.telemetry.rules import read_rules
 
 __all__ = ["Receiver", "receive"]
 
@@ -26,13 +28,15 @@ _TIDY_S: Final = 3600.0
 
 
 class Receiver(uvicorn.Server):
-    """Receives until SIGTERM or SIGINT, then answers what has come. SIGHUP reads the keys again.
+    """Receives until SIGTERM or SIGINT, then answers what has come. SIGHUP reads the keys and the
+    rules again.
 
     Args:
         ingest: answers.
         settings: where it listens; ``max_body`` is of a body as it comes.
         max_inflated: bytes of a body, decompressed.
         keep_days: how long counts are kept.
+        rules: the file of rules of the ingest's watch, or None.
         started: is called when it listens, with its port.
     """
 
@@ -43,13 +47,14 @@ class Receiver(uvicorn.Server):
         *,
         max_inflated: int = 8 * 2**20,
         keep_days: int = 400,
+        rules: Path | None = None,
         started: Callable[[int], None] = lambda _port: None,
     ) -> None:
         self._ingest, self._settings = ingest, settings
-        self._keep_days = keep_days
+        self._keep_days, self._rules = keep_days, rules
         self._on_started = started
         self._since: float | None = None
-        self._upkeep: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self.forced = False
         application = Application(ingest, None, settings.max_body, max_inflated)
         super().__init__(configuration(application, settings))
@@ -79,23 +84,30 @@ class Receiver(uvicorn.Server):
         if not self.started:
             return
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, self._read_keys)
-        self._upkeep = loop.create_task(self._tidy())
+        loop.add_signal_handler(signal.SIGHUP, self._read_again)
+        self._tasks.append(loop.create_task(self._tidy()))
+        if self._ingest.watch is not None:
+            self._tasks.append(loop.create_task(self._ingest.watch.run()))
         self._on_started(int(self.servers[0].sockets[0].getsockname()[1]))
 
     async def shutdown(self, sockets: list[Any] | None = None) -> None:
         """Writes and answers what has come, and closes."""
-        if self._upkeep is not None:
-            self._upkeep.cancel()
+        for task in self._tasks:
+            task.cancel()
         await super().shutdown(sockets)
         await self._ingest.close()
 
-    def _read_keys(self) -> None:
+    def _read_again(self) -> None:
         if self._settings.keys is not None:
             try:
                 self._ingest.keys = read_keys(self._settings.keys)
             except EdgekitError as error:
                 log.error("the keys stay as they were", extra={"reason": str(error)})
+        if self._rules is not None and self._ingest.watch is not None:
+            try:
+                self._ingest.watch.rules = read_rules(self._rules)
+            except EdgekitError as error:
+                log.error("the rules stay as they were", extra={"reason": str(error)})
 
     async def _tidy(self) -> None:
         while True:

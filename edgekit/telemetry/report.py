@@ -11,7 +11,15 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-from edgekit.telemetry.cohorts import BASE, DEFAULT_K, Window, base_of, check_columns, grouped
+from edgekit.telemetry.cohorts import (
+    BASE,
+    DEFAULT_K,
+    Window,
+    base_of,
+    check_columns,
+    devices_of,
+    grouped,
+)
 from edgekit.telemetry.drifting import drifts
 from edgekit.telemetry.merged import quantiles
 from edgekit.telemetry.spread import intervals, spreads
@@ -87,7 +95,7 @@ def _entries(store: Reader, by: Sequence[str]) -> dict[_Group, dict[str, Any]]:
     crashes = _crashes(store, by)
     spread = spreads(store, by)
     entries: dict[_Group, dict[str, Any]] = {}
-    for group, (devices, device_days) in sorted(_groups(store, by).items()):
+    for group, (devices, device_days) in sorted(devices_of(store, by).items()):
         entry: dict[str, Any] = dict(zip(by, group, strict=True))
         entry |= {"devices": devices, "device_days": device_days}
         entry |= _rates(sums[group], crashes.get(group, 0), device_days)
@@ -105,23 +113,6 @@ def _entries(store: Reader, by: Sequence[str]) -> dict[_Group, dict[str, Any]]:
 
 def _columns(by: Sequence[str]) -> str:
     return "".join(f'shown."{name}", ' for name in by)
-
-
-def _groups(store: Reader, by: Sequence[str]) -> dict[_Group, tuple[int, int]]:
-    """Devices on the day that had the most, and device-days. Names are made anew every day, so no
-    one can tell how many devices several days have together."""
-    columns = "".join(f'"{name}", ' for name in by)
-    days = ", ".join(f'"{name}"' for name in dict.fromkeys((*by, "day")))
-    rows = store.query(
-        f"""SELECT {columns} max(devices)::BIGINT, sum(devices)::BIGINT FROM (
-            SELECT {days}, sum(devices) AS devices
-            FROM (
-                SELECT DISTINCT day, devices, {", ".join(f'"{n}"' for n in BASE)} FROM shown
-            ) AS cells GROUP BY {days}
-        ) AS days {grouped(len(by))}"""
-    )
-    # Without columns there is one row even of nothing.
-    return {tuple(row[:-2]): (row[-2], row[-1]) for row in rows if row[-1]}
 
 
 def _sums(store: Reader, by: Sequence[str]) -> dict[_Group, list[tuple[str, str, str, int]]]:

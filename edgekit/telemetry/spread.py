@@ -24,11 +24,14 @@ class Spread:
     Attributes:
         device_days: how many there are.
         crashed: on how many of them there was a crash, at least one.
-        errors, elsewhere: of requests, by device-day.
+        errors, elsewhere: of requests, by device-day. A request may have two errors; of a
+            device-day no more are taken than it has requests, so that they are a share of them.
+        taken: which part of all errors that is.
     """
 
     device_days: int
     crashed: int
+    taken: float
     errors: Clusters
     elsewhere: Clusters
 
@@ -39,11 +42,13 @@ def spreads(store: Reader, by: Sequence[str]) -> dict[tuple[Any, ...], Spread]:
     # Rows of one device in several cohorts of a base cell are one device.
     rows = store.query(
         f"""SELECT {columns} count(*), count(*) FILTER (WHERE crashes > 0),
-            sum(r), sum(r * r), sum(e), sum(e * e), sum(e * r), sum(x), sum(x * x), sum(x * r)
+            sum(r), sum(r * r), sum(e), sum(e * e), sum(e * r), sum(x), sum(x * x), sum(x * r),
+            sum(e_all)
         FROM (
             SELECT s.day, s.model, s.version, s.device, s.app, d.device AS name,
                 CAST(sum(d.requests) AS DOUBLE PRECISION) AS r,
-                CAST(sum(d.errors) AS DOUBLE PRECISION) AS e,
+                CAST(least(sum(d.errors), sum(d.requests)) AS DOUBLE PRECISION) AS e,
+                CAST(sum(d.errors) AS DOUBLE PRECISION) AS e_all,
                 CAST(sum(d.elsewhere) AS DOUBLE PRECISION) AS x, sum(d.crashes) AS crashes
             FROM device_day d JOIN shown s ON s.cohort = d.cohort AND s.day = d.day
             GROUP BY 1, 2, 3, 4, 5, 6
@@ -51,12 +56,12 @@ def spreads(store: Reader, by: Sequence[str]) -> dict[tuple[Any, ...], Spread]:
     )
     found = {}
     for row in rows:
-        n, crashed, r, r_2, e, e_2, e_r, x, x_2, x_r = row[len(by) :]
+        n, crashed, r, r_2, e, e_2, e_r, x, x_2, x_r, e_all = row[len(by) :]
         if n:
             errors = Clusters(n, r, e, r_2, e_2, e_r)
-            found[tuple(row[: len(by)])] = Spread(
-                n, crashed, errors, Clusters(n, r, x, r_2, x_2, x_r)
-            )
+            elsewhere = Clusters(n, r, x, r_2, x_2, x_r)
+            taken = e / e_all if e_all else 1.0
+            found[tuple(row[: len(by)])] = Spread(n, crashed, taken, errors, elsewhere)
     return found
 
 
@@ -69,7 +74,8 @@ def intervals(entry: Mapping[str, Any], spread: Spread | None) -> dict[str, Any]
     """
     errors = elsewhere = crashed = crash_rate = None
     if spread is not None:
-        errors = _interval(entry["error_rate"], entry["requests"], spread.errors)
+        rate = None if entry["error_rate"] is None else entry["error_rate"] * spread.taken
+        errors = _interval(rate, entry["requests"], spread.errors)
         elsewhere = _interval(entry["fallback_rate"], entry["requests"], spread.elsewhere)
         crash_rate = spread.crashed / spread.device_days
         crashed = list(interval(crash_rate, spread.device_days))

@@ -112,6 +112,10 @@ class Store(Closing, ABC):
     @abstractmethod
     def _tables(self) -> set[str]: ...
 
+    def size(self) -> int | None:
+        """Bytes that it takes; None where that is not told without asking. From any thread."""
+        return None
+
     def _settle(self) -> None:
         """What a database wants done after its upkeep."""
 

@@ -42,6 +42,9 @@ OPEN = {
     "run": {"settings", "reads", "versions", "digests", "metrics"},
     "run_plan": {"settings"},
     "serve_load": {"statuses", "latency_ms"},
+    "telemetry_alert": {"rule"},
+    "telemetry_alerts": {"where"},
+    "telemetry_check": {"where"},
     "telemetry_report": {"where", "shares", "errors", "latency_s", "drift", "distances"},
     "tune": {"policy"},
     "verify": {"self_test"},
@@ -67,6 +70,10 @@ def walk(schema: Any, name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 
 def examples() -> dict[str, dict[str, Any]]:
     """One full document of each kind."""
+    found = {
+        "said": "errors of requests: 3 %, at least 2.4 %; limit 2 %", "value": 0.03,
+        "bound": 0.024, "limit": 0.02, "devices": 40, "requests": 9_000,
+    }  # fmt: skip
     placement = {
         "ops": 7, "float_ops": 1, "undelegated_ops": None, "first_fallback": "Softmax: no kernel",
         "bytes_by_dtype": {"int8": 1000}, "first_undelegated": None,
@@ -433,6 +440,22 @@ def examples() -> dict[str, dict[str, Any]]:
                     "flagged": False, "distances": {"psi": {"value": 0.01, "limit": 0.02}},
                     "false_alarms": 0.005, "design_effect": 1.5, "counts": [900, 120], "bins": 4}},
             }],
+        },
+        "telemetry_alert": {
+            "schema": "edgekit.telemetry-alert/1", "id": "0" * 32, "alert": "1" * 32,
+            "name": "errors", "rule": {"kind": "error_rate", "limit": 0.02}, "state": "firing",
+            "reason": "", "at_s": 1_700_000_000, "since_s": 1_700_000_000, **found,
+        },
+        "telemetry_alerts": {
+            "schema": "edgekit.telemetry-alerts/1", "looked_s": 1_700_000_000, "interval_s": 300.0,
+            "rules": [{"name": "errors", "kind": "error_rate", "where": {"model": "net"},
+                       "state": "firing", "since_s": 1_700_000_000, **found}],
+            "webhook": {"waiting": 0, "lost": 0, "ok": 1, "failed": 0, "given_up": 0},
+        },
+        "telemetry_check": {
+            "schema": "edgekit.telemetry-check/1",
+            "rules": [{"name": "errors", "kind": "error_rate", "where": {}, "beyond": True,
+                       **found}],
         },
         "telemetry_canary": {
             "schema": "edgekit.telemetry-canary/1", "first_day": 20_000, "last_day": 20_013,

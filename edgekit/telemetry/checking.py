@@ -1,0 +1,55 @@
+"""Checking: what rules would find now, without an alert being raised."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from edgekit.errors import BadData
+from edgekit.serve.refusal import Refusal
+from edgekit.telemetry.judging import judge
+from edgekit.telemetry.rules import Rule, rules_of
+from edgekit.telemetry.store import Reader
+
+__all__ = ["asked_rules", "check", "document"]
+
+
+def check(
+    store: Reader, rules: Sequence[Rule], *, now_s: float, k: int, interval_s: float
+) -> dict[str, Any]:
+    """A document of the form ``edgekit.telemetry-check/1``.
+
+    Args:
+        now_s: since 1970.
+        k: devices that anything in it is of, at least.
+        interval_s: at which a receiver looks at the rules.
+    """
+    rows = []
+    for rule in rules:
+        finding = judge(store, rule, now_s=now_s, k=k, looks=86_400 / interval_s)
+        row = {"name": rule.name, "kind": rule.kind, "where": dict(rule.where)}
+        rows.append({**row, "beyond": finding.beyond, **finding.to_json()})
+    return document(rows)
+
+
+def document(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of what was found; of nothing, rules that were not looked at."""
+    return {"schema": "edgekit.telemetry-check/1", "rules": list(rows)}
+
+
+def asked_rules(body: bytes | memoryview) -> tuple[Rule, ...]:
+    """Rules out of a request: ``{"rules": [...]}``, each as a rules file has it.
+
+    Raises:
+        Refusal: 400, it is none, or a rule is not allowed.
+    """
+    try:
+        found = json.loads(bytes(body))
+        if not isinstance(found, dict) or found.keys() != {"rules"}:
+            raise Refusal(400, 'a body is {"rules": [...]}')
+        return rules_of(found["rules"], "the request")
+    except (ValueError, RecursionError) as error:
+        raise Refusal(400, "the body is no JSON") from error
+    except BadData as error:
+        raise Refusal(400, error.message) from error
