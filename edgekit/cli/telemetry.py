@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import time
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
 
 from edgekit.cli._output import emit, json_option, note, table, verbosity_options
-from edgekit.errors import MissingDependency, UsageError
-from edgekit.names import install_command
+from edgekit.cli._telemetry_store import asked, from_receiver, is_receiver, need_extra, reading
+from edgekit.errors import UsageError
 
 __all__ = ["command"]
 
@@ -76,7 +74,7 @@ def serve(store: Path, as_json: bool, **options: Any) -> int:
     edgekit telemetry serve fleet.duckdb --keys keys.txt
     edgekit telemetry serve fleet.duckdb --host 0.0.0.0 --certificate c.pem --certificate-key k.pem
     """
-    _need_extra()
+    need_extra()
     from edgekit.serve.logs import set_up
     from edgekit.serve.security import Keys, Rates, read_keys
     from edgekit.telemetry.duck import DuckStore
@@ -117,17 +115,8 @@ def serve(store: Path, as_json: bool, **options: Any) -> int:
     return _INTERRUPTED if ended.forced else 0
 
 
-def _need_extra() -> None:
-    for name in ("duckdb", "opentelemetry.proto", "uvicorn", "httptools", "uvloop"):
-        try:
-            import_module(name)
-        except ModuleNotFoundError as error:
-            message = f"{error.name} is not installed"
-            raise MissingDependency(message, hint=install_command("telemetry")) from error
-
-
 @command.command()
-@click.argument("store", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("store")
 @click.option("--days", type=click.IntRange(1, 36_500), default=7, show_default=True,
               help="Of the last days, the present one among them (UTC).")  # fmt: skip
 @click.option("--by", metavar="COLUMNS", default="model,version,device,app", show_default=True,
@@ -139,21 +128,26 @@ def _need_extra() -> None:
 @click.option("--false-alarms", type=click.FloatRange(0, 1, min_open=True, max_open=True),
               default=0.01, show_default=True,
               help="Share of cohorts without drift that may be flagged.")  # fmt: skip
-@click.option("-k", "least", type=click.IntRange(2), default=10, show_default=True,
+@click.option("-k", "least", type=click.IntRange(2), show_default="10, or the receiver's",
               help="Say nothing of fewer devices.")  # fmt: skip
+@asked
 @json_option
 @verbosity_options
 def report(
-    store: Path,
+    store: str,
     days: int,
     by: str,
     filters: tuple[str, ...],
     baseline_days: int | None,
     false_alarms: float,
-    least: int,
+    least: int | None,
+    ca: Path | None,
     as_json: bool,
 ) -> int:
     """Show how the fleet in STORE does: latency, errors, crashes, confidence.
+
+    STORE is the file, or the URL of a receiver: one that runs has its file to itself and answers
+    for it, to admin keys where it has keys. Such a key is taken from EDGEKIT_API_KEY.
 
     Percentiles are of all values of all devices, within the error that is given. A model's version
     on a class of device in a version of the app is left out on days on which fewer than k devices
@@ -162,45 +156,40 @@ def report(
     chance does at the rate of false alarms.
 
     \b
-    Exit codes: 0 shown; 2 a column is not known, 3 the extra 'telemetry' is missing, 7 STORE is no
-    store, 9 a receiver has STORE open.
+    Exit codes: 0 shown; 2 a column is not known, 3 the extra 'telemetry' is missing, 4 no receiver
+    answers, 7 STORE is no store, 9 a receiver has STORE open.
 
     \b
     edgekit telemetry report fleet.duckdb
+    edgekit telemetry report http://127.0.0.1:4318 --days 1
     edgekit telemetry report fleet.duckdb --by version --where device=pixel-8 --days 30 --json
     """
-    _need_extra()
-    from edgekit.telemetry.cohorts import Window
-    from edgekit.telemetry.duck import DuckStore
-    from edgekit.telemetry.report import report as made
-
     where: dict[str, str] = {}
     for text in filters:
         name, sign, value = text.partition("=")
         if not sign or name in where:
             raise UsageError(f"--where {text} is no COLUMN=VALUE, or its column stands twice")
         where[name] = value
-    today = int(time.time() // 86_400)
     columns = () if by == "all" else tuple(by.split(","))
-    with DuckStore(store, read_only=True) as opened:
-        window = Window(today - days + 1, today)
-        document = made(
-            opened,
-            window,
-            by=columns,
-            where=where,
-            k=least,
-            baseline=None
-            if baseline_days is None
-            else Window(window.first - baseline_days, window.first - 1),
-            false_alarms=false_alarms,
-        )
+    if is_receiver(store):
+        fields = [("days", days), ("by", ",".join(columns)), ("false_alarms", false_alarms)]
+        fields += [("baseline_days", baseline_days or 0), *where.items()]
+        document = from_receiver(store, "/v1/report", fields, least, ca)
+    else:
+        need_extra()
+        from edgekit.telemetry.cohorts import DEFAULT_K
+        from edgekit.telemetry.question import Question
+
+        k = DEFAULT_K if least is None else least
+        question = Question(days, baseline_days or 0, columns, where, k, false_alarms)
+        with reading(store) as reader:
+            document = question.answer(reader)
     emit(document, as_json, lambda: _report_text(document))
     return 0
 
 
 @command.command()
-@click.argument("store", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("store")
 @click.argument("control")
 @click.argument("canary")
 @click.option("--model", metavar="NAME", help="Only of this model.")
@@ -208,43 +197,49 @@ def report(
               help="Of the last days, the present one among them (UTC).")  # fmt: skip
 @click.option("--alpha", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.01,
               show_default=True, help="False alarms, however often one looks.")  # fmt: skip
-@click.option("-k", "least", type=click.IntRange(2), default=10, show_default=True,
+@click.option("-k", "least", type=click.IntRange(2), show_default="10, or the receiver's",
               help="Use no fewer devices of a kind on a day.")  # fmt: skip
+@asked
 @json_option
 @verbosity_options
 def canary(
-    store: Path,
+    store: str,
     control: str,
     canary: str,
     model: str | None,
     days: int,
     alpha: float,
-    least: int,
+    least: int | None,
+    ca: Path | None,
     as_json: bool,
 ) -> int:
     """Tell whether devices with the version CANARY fail more often than those with CONTROL.
 
     A device failed on a day on which it crashed or had errors in more than 5 % of its requests. It
     is compared with devices of its class with the same app on the same day. One may look every
-    hour: the rate of false alarms is of all looks together.
+    hour: the rate of false alarms is of all looks together. STORE is what it is for 'telemetry
+    report': a file, or the URL of a receiver.
 
     \b
     Exit codes: 0 not worse as far as one can tell, 1 worse; 2 the versions are one, 3 the extra
-    'telemetry' is missing, 7 STORE is no store, 9 a receiver has STORE open.
+    'telemetry' is missing, 4 no receiver answers, 7 STORE is no store, 9 a receiver has STORE open.
 
     \b
     edgekit telemetry canary fleet.duckdb 1.0 1.1
+    edgekit telemetry canary https://telemetry.example.com 1.0 1.1 --days 7
     """
-    _need_extra()
-    from edgekit.telemetry.cohorts import Window
-    from edgekit.telemetry.duck import DuckStore
-    from edgekit.telemetry.versions import against
+    if is_receiver(store):
+        fields = [("control", control), ("canary", canary), ("days", days), ("alpha", alpha)]
+        fields += [] if model is None else [("model", model)]
+        document = from_receiver(store, "/v1/canary", fields, least, ca)
+    else:
+        need_extra()
+        from edgekit.telemetry.cohorts import DEFAULT_K
+        from edgekit.telemetry.question import Comparison
 
-    today = int(time.time() // 86_400)
-    where = {} if model is None else {"model": model}
-    with DuckStore(store, read_only=True) as opened:
-        window = Window(today - days + 1, today)
-        document = against(opened, window, control, canary, where=where, k=least, alpha=alpha)
+        k = DEFAULT_K if least is None else least
+        with reading(store) as reader:
+            document = Comparison(control, canary, model, days, k, alpha).answer(reader)
     emit(document, as_json, lambda: _canary_text(document))
     return int(document["worse"] is True)
 
