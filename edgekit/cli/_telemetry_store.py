@@ -1,4 +1,4 @@
-"""What `edgekit telemetry` finds a store by: its file, or the receiver that has it open."""
+"""What `edgekit telemetry` finds a store by: file, database, or the receiver that has it open."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from edgekit.errors import MissingDependency, UsageError
 from edgekit.names import install_command
 
 if TYPE_CHECKING:
-    from edgekit.telemetry.store import Reader
+    from edgekit.telemetry.store import Reader, Store
 
-__all__ = ["asked", "from_receiver", "is_receiver", "need_extra", "reading"]
+__all__ = ["asked", "from_receiver", "is_receiver", "need_extra", "open_store", "reading"]
 
 _KEY: Final = "EDGEKIT_API_KEY"
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -64,12 +64,36 @@ def reading(store: str) -> Iterator[Reader]:
         UsageError: there is no such file.
         BadData, Locked, StorageError: it cannot be read.
     """
-    from edgekit.telemetry.duck import DuckStore
+    from edgekit.telemetry.store import is_postgres
 
-    path = Path(store)
-    if not path.is_file():
+    if not is_postgres(store) and not Path(store).is_file():
         raise UsageError(
-            f"there is no file {store}", hint="a store, or the URL of a receiver: http://..."
+            f"there is no file {store}",
+            hint="a store's file or postgresql:// URL, or the URL of a receiver: http://...",
         )
-    with DuckStore(path, read_only=True) as opened, opened.reading() as reader:
+    with open_store(store, read_only=True) as opened, opened.reading() as reader:
         yield reader
+
+
+def open_store(store: str, *, read_only: bool = False) -> Store:
+    """A store by its file or its database's URL.
+
+    Raises:
+        MissingDependency: a database needs the extra 'postgresql'.
+        UsageError, BadData, Locked, StorageError: see the stores.
+    """
+    from edgekit.telemetry.store import is_postgres
+
+    if not is_postgres(store):
+        from edgekit.telemetry.duck import DuckStore
+
+        return DuckStore(Path(store), read_only=read_only)
+    try:
+        from edgekit.telemetry.postgres import PostgresStore
+    except ImportError as error:
+        # psycopg without its own libpq, and without the system's, says so by an ImportError.
+        if error.name is not None and error.name.startswith("edgekit"):
+            raise
+        message = "psycopg is not installed, or finds no libpq"
+        raise MissingDependency(message, hint=install_command("postgresql")) from error
+    return PostgresStore(store, read_only=read_only)

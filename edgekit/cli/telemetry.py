@@ -10,7 +10,14 @@ from typing import Any
 import click
 
 from edgekit.cli._output import emit, json_option, note, table, verbosity_options
-from edgekit.cli._telemetry_store import asked, from_receiver, is_receiver, need_extra, reading
+from edgekit.cli._telemetry_store import (
+    asked,
+    from_receiver,
+    is_receiver,
+    need_extra,
+    open_store,
+    reading,
+)
 from edgekit.errors import UsageError
 
 __all__ = ["command"]
@@ -25,7 +32,7 @@ def command() -> None:
 
 
 @command.command()
-@click.argument("store", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("store")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=4318, show_default=True,
               help="Port; 0 takes a free one.")  # fmt: skip
@@ -54,8 +61,12 @@ def command() -> None:
               help="After SIGTERM, the longest that requests may take to end.")  # fmt: skip
 @json_option
 @verbosity_options
-def serve(store: Path, as_json: bool, **options: Any) -> int:
+def serve(store: str, as_json: bool, **options: Any) -> int:
     """Receive OTLP/HTTP into STORE, a DuckDB file that is made where it is absent.
+
+    STORE may be a PostgreSQL database as well (the extra 'postgresql'), by a URL with what libpq
+    knows, sslmode for one. Its password is better in PGPASSWORD, ~/.pgpass or a service file than
+    in the URL, which other users of this machine see.
 
     Metrics go to /v1/metrics and events to /v1/logs, as protobuf or JSON, gzip or not. What edgekit
     devices send is taken, each record once however often it comes, and answered when it is on the
@@ -67,17 +78,17 @@ def serve(store: Path, as_json: bool, **options: Any) -> int:
 
     \b
     Exit codes: 0 ended after SIGTERM with all answered, 130 ended before; 3 the extra 'telemetry'
-    is missing, 6 others may read the keys, 7 STORE is no store, 8 it cannot be written or the port
-    is taken, 9 another process has STORE open.
+    or 'postgresql' is missing, 6 others may read the keys, 7 STORE is no store, 8 it cannot be
+    reached or written or the port is taken, 9 another process has STORE open.
 
     \b
     edgekit telemetry serve fleet.duckdb --keys keys.txt
     edgekit telemetry serve fleet.duckdb --host 0.0.0.0 --certificate c.pem --certificate-key k.pem
+    edgekit telemetry serve 'postgresql://edgekit@db/fleet?sslmode=verify-full' --keys keys.txt
     """
     need_extra()
     from edgekit.serve.logs import set_up
     from edgekit.serve.security import Keys, Rates, read_keys
-    from edgekit.telemetry.duck import DuckStore
     from edgekit.telemetry.ingest import Ingest
     from edgekit.telemetry.receiver import receive
 
@@ -91,12 +102,12 @@ def serve(store: Path, as_json: bool, **options: Any) -> int:
         scheme = "http" if options["certificate"] is None else "https"
         host = f"[{options['host']}]" if ":" in options["host"] else options["host"]
         url = f"{scheme}://{host}:{port}"
-        document = {"schema": "edgekit.telemetry-serve/1", "url": url, "store": str(store)}
-        emit(document, as_json, lambda: f"{url} into {store}  (Ctrl-C ends)")
+        document = {"schema": "edgekit.telemetry-serve/1", "url": url, "store": opened.name}
+        emit(document, as_json, lambda: f"{url} into {opened.name}  (Ctrl-C ends)")
 
     # Also of the log that the store keeps beside its file.
     os.umask(0o077)
-    with DuckStore(store) as opened:
+    with open_store(store) as opened:
         ingest = Ingest(
             opened,
             keys=keys,
@@ -146,8 +157,8 @@ def report(
 ) -> int:
     """Show how the fleet in STORE does: latency, errors, crashes, confidence.
 
-    STORE is the file, or the URL of a receiver: one that runs has its file to itself and answers
-    for it, to admin keys where it has keys. Such a key is taken from EDGEKIT_API_KEY.
+    STORE is the file or database, or the URL of a receiver: one that runs has its file to itself
+    and answers for it, to admin keys where it has keys. Such a key is taken from EDGEKIT_API_KEY.
 
     Percentiles are of all values of all devices, within the error that is given. A model's version
     on a class of device in a version of the app is left out on days on which fewer than k devices
