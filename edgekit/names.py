@@ -98,6 +98,7 @@ EXTRAS: Final = (
     "serve",
     "ray",
     "telemetry",
+    "postgresql",
     "ota",
     "mlflow",
     "all",

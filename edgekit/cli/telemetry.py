@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,15 @@ import click
 
 from edgekit.cli._output import emit, json_option, note, table, verbosity_options
 from edgekit.cli._telemetry_check import command as check
-from edgekit.errors import MissingDependency, UsageError
-from edgekit.names import install_command
+from edgekit.cli._telemetry_store import (
+    asked,
+    from_receiver,
+    is_receiver,
+    need_extra,
+    open_store,
+    reading,
+)
+from edgekit.errors import UsageError
 
 __all__ = ["command"]
 
@@ -28,7 +33,7 @@ def command() -> None:
 
 
 @command.command()
-@click.argument("store", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("store")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=4318, show_default=True,
               help="Port; 0 takes a free one.")  # fmt: skip
@@ -56,15 +61,19 @@ def command() -> None:
 @click.option("--rules", type=_FILE, metavar="FILE",
               help="Raise alerts by these rules; see 'telemetry check'.")  # fmt: skip
 @click.option("--alerts", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="Where alerts are kept over a restart; STORE.alerts.json without.")  # fmt: skip
+              help="Keep alerts over a restart here; STORE.alerts.json for a file.")  # fmt: skip
 @click.option("--watch-s", type=click.FloatRange(0.1, 86_400), default=300.0, show_default=True,
               help="How often the fleet is looked at, for alerts and /metrics.")  # fmt: skip
 @click.option("--grace-s", type=click.FloatRange(0, 3600), default=30.0, show_default=True,
               help="After SIGTERM, the longest that requests may take to end.")  # fmt: skip
 @json_option
 @verbosity_options
-def serve(store: Path, as_json: bool, **options: Any) -> int:
+def serve(store: str, as_json: bool, **options: Any) -> int:
     """Receive OTLP/HTTP into STORE, a DuckDB file that is made where it is absent.
+
+    STORE may be a PostgreSQL database as well (the extra 'postgresql'), by a URL with what libpq
+    knows, sslmode for one. Its password is better in PGPASSWORD, ~/.pgpass or a service file than
+    in the URL, which other users of this machine see.
 
     Metrics go to /v1/metrics and events to /v1/logs, as protobuf or JSON, gzip or not. What edgekit
     devices send is taken, each record once however often it comes, and answered when it is on the
@@ -78,17 +87,17 @@ def serve(store: Path, as_json: bool, **options: Any) -> int:
 
     \b
     Exit codes: 0 ended after SIGTERM with all answered, 130 ended before; 3 the extra 'telemetry'
-    is missing, 6 others may read the keys, 7 STORE is no store or the rules are wrong, 8 it cannot
-    be written or the port is taken, 9 another process has STORE open.
+    or 'postgresql' is missing, 6 others may read the keys, 7 STORE is no store or the rules are
+    wrong, 8 it cannot be reached or written or the port is taken, 9 another process has STORE open.
 
     \b
     edgekit telemetry serve fleet.duckdb --keys keys.txt --rules rules.toml
     edgekit telemetry serve fleet.duckdb --host 0.0.0.0 --certificate c.pem --certificate-key k.pem
+    edgekit telemetry serve 'postgresql://edgekit@db/fleet?sslmode=verify-full' --keys keys.txt
     """
     need_extra()
     from edgekit.serve.logs import set_up
     from edgekit.serve.security import Keys, Rates, read_keys
-    from edgekit.telemetry.duck import DuckStore
     from edgekit.telemetry.ingest import Ingest
     from edgekit.telemetry.receiver import receive
     from edgekit.telemetry.rules import Rules, read_rules
@@ -105,12 +114,12 @@ def serve(store: Path, as_json: bool, **options: Any) -> int:
         scheme = "http" if options["certificate"] is None else "https"
         host = f"[{options['host']}]" if ":" in options["host"] else options["host"]
         url = f"{scheme}://{host}:{port}"
-        document = {"schema": "edgekit.telemetry-serve/1", "url": url, "store": str(store)}
-        emit(document, as_json, lambda: f"{url} into {store}  (Ctrl-C ends)")
+        document = {"schema": "edgekit.telemetry-serve/1", "url": url, "store": opened.name}
+        emit(document, as_json, lambda: f"{url} into {opened.name}  (Ctrl-C ends)")
 
     # Also of the log that the store keeps beside its file.
     os.umask(0o077)
-    with DuckStore(store) as opened:
+    with open_store(store) as opened:
         ingest = Ingest(
             opened,
             keys=keys,
@@ -119,12 +128,8 @@ def serve(store: Path, as_json: bool, **options: Any) -> int:
             max_held=int(options["max_held_mb"] * 2**20),
             k=options["least"],
         )
-        ingest.watch = Watch(
-            ingest.read,
-            rules,
-            options["alerts"] or Path(f"{store}.alerts.json"),
-            Watched(interval_s=options["watch_s"], k=options["least"]),
-        )
+        watched = Watched(interval_s=options["watch_s"], k=options["least"])
+        ingest.watch = Watch(ingest.read, rules, _alerts(store, options), watched)
         ended = receive(
             ingest,
             _settings(options),
@@ -136,17 +141,8 @@ def serve(store: Path, as_json: bool, **options: Any) -> int:
     return _INTERRUPTED if ended.forced else 0
 
 
-def need_extra() -> None:
-    for name in ("duckdb", "opentelemetry.proto", "uvicorn", "httptools", "uvloop"):
-        try:
-            import_module(name)
-        except ModuleNotFoundError as error:
-            message = f"{error.name} is not installed"
-            raise MissingDependency(message, hint=install_command("telemetry")) from error
-
-
 @command.command()
-@click.argument("store", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("store")
 @click.option("--days", type=click.IntRange(1, 36_500), default=7, show_default=True,
               help="Of the last days, the present one among them (UTC).")  # fmt: skip
 @click.option("--by", metavar="COLUMNS", default="model,version,device,app", show_default=True,
@@ -158,21 +154,26 @@ def need_extra() -> None:
 @click.option("--false-alarms", type=click.FloatRange(0, 1, min_open=True, max_open=True),
               default=0.01, show_default=True,
               help="Share of cohorts without drift that may be flagged.")  # fmt: skip
-@click.option("-k", "least", type=click.IntRange(2), default=10, show_default=True,
+@click.option("-k", "least", type=click.IntRange(2), show_default="10, or the receiver's",
               help="Say nothing of fewer devices.")  # fmt: skip
+@asked
 @json_option
 @verbosity_options
 def report(
-    store: Path,
+    store: str,
     days: int,
     by: str,
     filters: tuple[str, ...],
     baseline_days: int | None,
     false_alarms: float,
-    least: int,
+    least: int | None,
+    ca: Path | None,
     as_json: bool,
 ) -> int:
     """Show how the fleet in STORE does: latency, errors, crashes, confidence.
+
+    STORE is the file or database, or the URL of a receiver: one that runs has its file to itself
+    and answers for it, to admin keys where it has keys. Such a key is taken from EDGEKIT_API_KEY.
 
     Percentiles are of all values of all devices, within the error that is given. A model's version
     on a class of device in a version of the app is left out on days on which fewer than k devices
@@ -181,39 +182,34 @@ def report(
     chance does at the rate of false alarms.
 
     \b
-    Exit codes: 0 shown; 2 a column is not known, 3 the extra 'telemetry' is missing, 7 STORE is no
-    store, 9 a receiver has STORE open.
+    Exit codes: 0 shown; 2 a column is not known, 3 the extra 'telemetry' is missing, 4 no receiver
+    answers, 7 STORE is no store, 9 a receiver has STORE open.
 
     \b
     edgekit telemetry report fleet.duckdb
+    edgekit telemetry report http://127.0.0.1:4318 --days 1
     edgekit telemetry report fleet.duckdb --by version --where device=pixel-8 --days 30 --json
     """
-    need_extra()
-    from edgekit.telemetry.cohorts import Window
-    from edgekit.telemetry.duck import DuckStore
-    from edgekit.telemetry.report import report as made
-
     where: dict[str, str] = {}
     for text in filters:
         name, sign, value = text.partition("=")
         if not sign or name in where:
             raise UsageError(f"--where {text} is no COLUMN=VALUE, or its column stands twice")
         where[name] = value
-    today = int(time.time() // 86_400)
     columns = () if by == "all" else tuple(by.split(","))
-    with DuckStore(store, read_only=True) as opened:
-        window = Window(today - days + 1, today)
-        document = made(
-            opened,
-            window,
-            by=columns,
-            where=where,
-            k=least,
-            baseline=None
-            if baseline_days is None
-            else Window(window.first - baseline_days, window.first - 1),
-            false_alarms=false_alarms,
-        )
+    if is_receiver(store):
+        fields = [("days", days), ("by", ",".join(columns)), ("false_alarms", false_alarms)]
+        fields += [("baseline_days", baseline_days or 0), *where.items()]
+        document = from_receiver(store, "/v1/report", fields, least, ca)
+    else:
+        need_extra()
+        from edgekit.telemetry.cohorts import DEFAULT_K
+        from edgekit.telemetry.question import Question
+
+        k = DEFAULT_K if least is None else least
+        question = Question(days, baseline_days or 0, columns, where, k, false_alarms)
+        with reading(store) as reader:
+            document = question.answer(reader)
     emit(document, as_json, lambda: _report_text(document))
     return 0
 
@@ -222,7 +218,7 @@ command.add_command(check)
 
 
 @command.command()
-@click.argument("store", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("store")
 @click.argument("control")
 @click.argument("canary")
 @click.option("--model", metavar="NAME", help="Only of this model.")
@@ -230,43 +226,50 @@ command.add_command(check)
               help="Of the last days, the present one among them (UTC).")  # fmt: skip
 @click.option("--alpha", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.01,
               show_default=True, help="False alarms, however often one looks.")  # fmt: skip
-@click.option("-k", "least", type=click.IntRange(2), default=10, show_default=True,
+@click.option("-k", "least", type=click.IntRange(2), show_default="10, or the receiver's",
               help="Use no fewer devices of a kind on a day.")  # fmt: skip
+@asked
 @json_option
 @verbosity_options
 def canary(
-    store: Path,
+    store: str,
     control: str,
     canary: str,
     model: str | None,
     days: int,
     alpha: float,
-    least: int,
+    least: int | None,
+    ca: Path | None,
     as_json: bool,
 ) -> int:
     """Tell whether devices with the version CANARY fail more often than those with CONTROL.
 
     A device failed on a day on which it crashed or had errors in more than 5 % of its requests. It
     is compared with devices of its class with the same app on the same day. One may look every
-    hour: the rate of false alarms is of all looks together.
+    hour: the rate of false alarms is of all looks together. STORE is what it is for 'telemetry
+    report': a file, or the URL of a receiver.
 
     \b
     Exit codes: 0 not worse as far as one can tell, 1 worse; 2 the versions are one, 3 the extra
-    'telemetry' is missing, 7 STORE is no store, 9 a receiver has STORE open.
+    'telemetry' is missing, 4 no receiver answers, 7 STORE is no store, 9 a receiver has STORE open.
 
     \b
     edgekit telemetry canary fleet.duckdb 1.0 1.1
+    edgekit telemetry canary https://telemetry.example.com 1.0 1.1 --days 7
     """
-    need_extra()
-    from edgekit.telemetry.cohorts import Window
-    from edgekit.telemetry.duck import DuckStore
-    from edgekit.telemetry.versions import against
+    if is_receiver(store):
+        fields = [("control", control), ("canary", canary), ("days", days), ("alpha", alpha)]
+        fields += [] if model is None else [("model", model)]
+        document = from_receiver(store, "/v1/canary", fields, least, ca)
+    else:
+        need_extra()
+        from edgekit.telemetry.cohorts import DEFAULT_K
+        from edgekit.telemetry.question import Comparison
 
-    today = int(time.time() // 86_400)
-    where = {} if model is None else {"model": model}
-    with DuckStore(store, read_only=True) as opened:
-        window = Window(today - days + 1, today)
-        document = against(opened, window, control, canary, where=where, k=least, alpha=alpha)
+        k = DEFAULT_K if least is None else least
+        where = {} if model is None else {"model": model}
+        with reading(store) as reader:
+            document = Comparison(control, canary, where, days, k, alpha).answer(reader)
     emit(document, as_json, lambda: _canary_text(document))
     return int(document["worse"] is True)
 
@@ -317,6 +320,22 @@ def _report_text(document: dict[str, Any]) -> str:
 
 def _shown(value: float | None, scale: float, unit: str) -> str:
     return "-" if value is None else f"{value * scale:.3g}{unit}"
+
+
+def _alerts(store: str, options: dict[str, Any]) -> Path | None:
+    """Where alerts are kept: a file's are beside it."""
+    from edgekit.telemetry.store import is_postgres
+
+    if options["alerts"] is not None:
+        return Path(options["alerts"])
+    if not is_postgres(store):
+        return Path(f"{store}.alerts.json")
+    if options["rules"] is not None:
+        raise UsageError(
+            "alerts are kept in a file over a restart, and there is none beside a database",
+            hint="name one: --alerts FILE",
+        )
+    return None
 
 
 def _settings(options: dict[str, Any]) -> Any:

@@ -143,7 +143,8 @@ class _Wire:
             rest = rest[self.socket.send(rest[:_CHUNK]) :]
 
     def close(self) -> None:
-        self.socket.close()
+        # http.client closes it where the server will, before it has read the answer's body.
+        pass
 
 
 class Connection:
@@ -266,4 +267,4 @@ class Connection:
     def close(self) -> None:
         """Closes it; twice is allowed."""
         self._http.close()
-        self._wire.close()
+        self._wire.socket.close()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from edgekit.errors import BadData
 from edgekit.serve.refusal import Refusal
-from edgekit.telemetry.judging import judge
+from edgekit.telemetry.judging import Finding, judge
 from edgekit.telemetry.rules import Rule, rules_of
 from edgekit.telemetry.store import Reader
 
-__all__ = ["asked_rules", "check", "document"]
+__all__ = ["asked_rules", "check", "unlooked"]
 
 
 def check(
@@ -25,17 +25,27 @@ def check(
         k: devices that anything in it is of, at least.
         interval_s: at which a receiver looks at the rules.
     """
-    rows = []
-    for rule in rules:
-        finding = judge(store, rule, now_s=now_s, k=k, looks=86_400 / interval_s)
-        row = {"name": rule.name, "kind": rule.kind, "where": dict(rule.where)}
-        rows.append({**row, "beyond": finding.beyond, **finding.to_json()})
-    return document(rows)
+    looks = 86_400 / interval_s
+    return _document((rule, judge(store, rule, now_s=now_s, k=k, looks=looks)) for rule in rules)
 
 
-def document(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of what was found; of nothing, rules that were not looked at."""
-    return {"schema": "edgekit.telemetry-check/1", "rules": list(rows)}
+def unlooked(rules: Sequence[Rule]) -> dict[str, Any]:
+    """The document of rules that were read, and not looked at."""
+    return _document((rule, Finding(None, None, "not looked at")) for rule in rules)
+
+
+def _document(found: Iterable[tuple[Rule, Finding]]) -> dict[str, Any]:
+    rows = [
+        {
+            "name": rule.name,
+            "kind": rule.kind,
+            "where": dict(rule.where),
+            "beyond": finding.beyond,
+            **finding.to_json(),
+        }
+        for rule, finding in found
+    ]
+    return {"schema": "edgekit.telemetry-check/1", "rules": rows}
 
 
 def asked_rules(body: bytes | memoryview) -> tuple[Rule, ...]:

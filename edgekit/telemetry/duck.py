@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import time_ns
@@ -14,7 +13,7 @@ import duckdb
 import numpy as np
 
 from edgekit.errors import BadData, Locked, StorageError
-from edgekit.telemetry.store import Reader, Row, Store
+from edgekit.telemetry.store import Row, Store, first_line
 
 __all__ = ["DuckStore"]
 
@@ -41,24 +40,14 @@ class DuckStore(Store):
         super().__init__(str(path), clock_ns)
         self.path = path
         self._db = _open(path, read_only)
-        self._readers: set[_Cursor] = set()
-        self._reads = threading.Condition()
-        self._closing = False
         try:
             self._prepare(read_only)
         except BaseException:
             self._db.close()
             raise
 
-    def close(self) -> None:
-        """Ends what reads, and writes what is in the log into the file."""
-        with self._reads:
-            self._closing = True
-            while self._readers:
-                for reader in self._readers:
-                    reader.end()
-                # One may be between two statements, and begin the next.
-                self._reads.wait(0.1)
+    def _let_go(self) -> None:
+        # Writes what is in the log into the file.
         self._db.close()
 
     def size(self) -> int | None:
@@ -70,23 +59,13 @@ class DuckStore(Store):
         """See `Store.query`."""
         return _rows(self._db, self.name, sql, parameters)
 
-    @contextmanager
-    def reading(self) -> Iterator[Reader]:
-        """See `Store.reading`."""
-        with self._reads:
-            if self._closing:
-                raise StorageError(f"{self.name} is closed")
-            reader = _Cursor(self._db.cursor(), self.name)
-            self._readers.add(reader)
+    def _open_reader(self) -> _Cursor:
         try:
-            reader.query("BEGIN")
-            yield reader
-        finally:
-            with self._reads:
-                self._readers.discard(reader)
-                # With it go its transaction and its temporary tables.
-                reader.close()
-                self._reads.notify()
+            cursor = self._db.cursor()
+            cursor.execute("BEGIN")
+        except duckdb.Error as error:
+            raise StorageError(f"{self.name} cannot be read: {first_line(error)}") from error
+        return _Cursor(cursor, self.name)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -99,7 +78,7 @@ class DuckStore(Store):
                 raise
             self._db.execute("COMMIT")
         except duckdb.Error as error:
-            raise StorageError(f"{self.name} cannot be written: {_first(error)}") from error
+            raise StorageError(f"{self.name} cannot be written: {first_line(error)}") from error
 
     def _execute(self, sql: str, parameters: Sequence[Any] = ()) -> None:
         self._db.execute(sql, parameters)
@@ -113,35 +92,23 @@ class DuckStore(Store):
         self._db.execute(f"INSERT INTO {table} ({', '.join(columns)}) SELECT {names} FROM incoming")
         self._db.unregister("incoming")
 
-    def _insert_seen(self, seen: Sequence[tuple[bytes, list[int]]], day: int) -> None:
-        parts = np.empty(len(seen), dtype=object)
-        parts[:] = [np.array(new, "<u4").tobytes() for _, new in seen]
-        ids = _uuids(name for name, _ in seen)
-        self._insert("seen", {"id": ids, "day": np.full(len(seen), day, np.int32), "parts": parts})
-
-    def _parts(self, ids: set[bytes]) -> dict[bytes, frozenset[int]]:
-        if not ids:
-            return {}
-        self._db.register("asked", {"id": _uuids(ids)})
-        rows = self._db.execute(
+    def _seen(self, ids: Sequence[uuid.UUID]) -> list[Row]:
+        self._db.register("asked", {"id": np.array([str(one) for one in ids], dtype=object)})
+        rows: list[Row] = self._db.execute(
             "SELECT id, parts FROM seen WHERE id IN (SELECT id::UUID FROM asked)"
         ).fetchall()
         self._db.unregister("asked")
-        found: dict[bytes, frozenset[int]] = {}
-        for name, parts in rows:
-            counted = np.frombuffer(parts, "<u4").tolist()
-            found[name.bytes] = found.get(name.bytes, frozenset()).union(counted)
-        return found
+        return rows
 
     def _settle(self) -> None:
         try:
             self._db.execute("CHECKPOINT")
         except duckdb.Error as error:
-            raise StorageError(f"{self.name} cannot be written: {_first(error)}") from error
+            raise StorageError(f"{self.name} cannot be written: {first_line(error)}") from error
 
 
 class _Cursor:
-    """A `Reader`."""
+    """See `edgekit.telemetry.store.OpenReader`."""
 
     def __init__(self, cursor: duckdb.DuckDBPyConnection, name: str) -> None:
         self._cursor, self._name = cursor, name
@@ -150,7 +117,6 @@ class _Cursor:
         return _rows(self._cursor, self._name, sql, parameters)
 
     def end(self) -> None:
-        """Has the statement that runs fail."""
         self._cursor.interrupt()
 
     def close(self) -> None:
@@ -163,7 +129,7 @@ def _rows(
     try:
         rows: list[Row] = db.execute(sql, parameters).fetchall()
     except (duckdb.IOException, duckdb.InterruptException, duckdb.OutOfMemoryException) as error:
-        raise StorageError(f"{name} cannot be read: {_first(error)}") from error
+        raise StorageError(f"{name} cannot be read: {first_line(error)}") from error
     return rows
 
 
@@ -185,13 +151,5 @@ def _open(path: Path, read_only: bool) -> duckdb.DuckDBPyConnection:
             ) from error
         foreign = "not a valid" in str(error) or not isinstance(error, OSError | duckdb.IOException)
         kind = BadData if foreign else StorageError
-        raise kind(f"{path} cannot be opened: {_first(error)}") from error
+        raise kind(f"{path} cannot be opened: {first_line(error)}") from error
     return db
-
-
-def _uuids(ids: Iterable[bytes]) -> np.ndarray[Any, Any]:
-    return np.array([str(uuid.UUID(bytes=one)) for one in ids], dtype=object)
-
-
-def _first(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -92,7 +92,7 @@ def _receiver(measures: Measures, now: Mapping[str, int | None]) -> list[str]:
         [({"reason": why}, n) for why, n in sorted(measures.rejected.items())],
     )  # fmt: skip
     lines += _metric(
-        "edgekit_telemetry_duplicates_total", "counter", "Metrics and events that came again, counted once",
+        "edgekit_telemetry_duplicates_total", "counter", "Metrics and events that came again",
         [({}, counted["duplicates"])],
     )  # fmt: skip
     for name, text in _NOW.items():

@@ -10,13 +10,17 @@ DuckDB writes it; `edgekit.telemetry.postgres` says what it writes otherwise.
 
 from __future__ import annotations
 
+import threading
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from time import time_ns
 from typing import Any, Final, Protocol
 
-from edgekit.errors import BadData
+import numpy as np
+
+from edgekit.errors import BadData, StorageError
 from edgekit.runtime._closing import Closing
 from edgekit.telemetry import upkeep
 from edgekit.telemetry.contract import Cohort, Series
@@ -24,7 +28,7 @@ from edgekit.telemetry.counts import Counts
 from edgekit.telemetry.reading import HOUR_NS, Delivery
 from edgekit.telemetry.tables import DDL, VERSION
 
-__all__ = ["Reader", "Row", "Store", "Written"]
+__all__ = ["OpenReader", "Reader", "Row", "Store", "Written", "first_line", "is_postgres"]
 
 _MOST_COHORTS: Final = 100_000
 
@@ -40,6 +44,18 @@ class Reader(Protocol):
         Raises:
             StorageError: it cannot be read.
         """
+        ...
+
+
+class OpenReader(Reader, Protocol):
+    """A reader with its connection."""
+
+    def end(self) -> None:
+        """Has the statement that runs fail; from any thread."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of the connection, and of temporary tables."""
         ...
 
 
@@ -64,6 +80,8 @@ class Store(Closing, ABC):
         clock_ns: nanoseconds since 1970.
     """
 
+    _ddl: Sequence[str] = DDL
+
     def __init__(self, name: str, clock_ns: Callable[[], int] = time_ns) -> None:
         self.name = name
         self._clock_ns = clock_ns
@@ -71,12 +89,11 @@ class Store(Closing, ABC):
         self._series: dict[Series, int] = {}
         # Marks that are on the disk for certain: a write need not set them.
         self._marks: set[upkeep.Mark] = set()
+        self._readers: set[OpenReader] = set()
+        self._reads = threading.Condition()
+        self._closing = False
 
     # -- what a database has of its own -----------------------------------------------------------
-
-    @abstractmethod
-    def close(self) -> None:
-        """Ends what reads, and lets go of the database."""
 
     @abstractmethod
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
@@ -87,12 +104,12 @@ class Store(Closing, ABC):
         """
 
     @abstractmethod
-    def reading(self) -> AbstractContextManager[Reader]:
-        """One state of the store, in a connection of its own: from any thread, beside writes.
+    def _open_reader(self) -> OpenReader:
+        """A connection of its own, in a transaction that sees one state."""
 
-        Raises:
-            StorageError: it cannot be read.
-        """
+    @abstractmethod
+    def _let_go(self) -> None:
+        """Closes the connection that writes."""
 
     @abstractmethod
     def _transaction(self) -> AbstractContextManager[None]:
@@ -106,8 +123,8 @@ class Store(Closing, ABC):
         """Puts columns of one length behind what a table has."""
 
     @abstractmethod
-    def _parts(self, ids: set[bytes]) -> dict[bytes, frozenset[int]]:
-        """The parts of records that have been counted, of those that were asked for."""
+    def _seen(self, ids: Sequence[uuid.UUID]) -> list[Row]:
+        """Rows of `seen` with these ids: id and parts."""
 
     @abstractmethod
     def _tables(self) -> set[str]: ...
@@ -128,7 +145,7 @@ class Store(Closing, ABC):
             if tables or read_only:
                 raise BadData(f"{self.name} is a database, but no store of telemetry")
             with self._transaction():
-                for statement in DDL:
+                for statement in self._ddl:
                     self._execute(statement)
         found = self.query("SELECT version FROM about")
         if found != [(VERSION,)]:
@@ -162,7 +179,7 @@ class Store(Closing, ABC):
             for table, columns in rows.items():
                 self._insert(table, columns)
             if seen:
-                self._insert_seen(seen, hour // 24)
+                self._insert("seen", _seen_columns(seen, hour // 24))
             marks = upkeep.marks(rows) - self._marks
             for mark in marks:
                 self._execute("INSERT INTO waiting VALUES (?, ?) ON CONFLICT DO NOTHING", mark)
@@ -170,9 +187,6 @@ class Store(Closing, ABC):
         self._cohorts, self._series = cohorts, series
         self._marks |= marks
         return written
-
-    @abstractmethod
-    def _insert_seen(self, seen: Sequence[tuple[bytes, list[int]]], day: int) -> None: ...
 
     def hour(self) -> int:
         """Hours since 1970, by the receiver's clock."""
@@ -204,6 +218,15 @@ class Store(Closing, ABC):
                 written.duplicates += 1
         return seen
 
+    def _parts(self, ids: set[bytes]) -> dict[bytes, frozenset[int]]:
+        """The parts of records that have been counted, of those that were asked for."""
+        found: dict[bytes, frozenset[int]] = {}
+        if ids:
+            for name, parts in self._seen([uuid.UUID(bytes=one) for one in ids]):
+                counted = np.frombuffer(parts, "<u4").tolist()
+                found[name.bytes] = found.get(name.bytes, frozenset()).union(counted)
+        return found
+
     def _numbered(
         self, table: str, known: Mapping[Any, int], wanted: Iterable[Any], row: Callable[[Any], Any]
     ) -> dict[Any, int]:
@@ -216,6 +239,39 @@ class Store(Closing, ABC):
                 marks = ", ".join("?" * len(values))
                 self._execute(f"INSERT INTO {table} VALUES ({marks})", values)
         return numbers
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    @contextmanager
+    def reading(self) -> Iterator[Reader]:
+        """One state of the store, in a connection of its own: from any thread, beside writes.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        reader = self._open_reader()
+        try:
+            with self._reads:
+                if self._closing:
+                    raise StorageError(f"{self.name} is closed")
+                self._readers.add(reader)
+            yield reader
+        finally:
+            with self._reads:
+                self._readers.discard(reader)
+                reader.close()
+                self._reads.notify()
+
+    def close(self) -> None:
+        """Ends what reads, and lets go of the database."""
+        with self._reads:
+            self._closing = True
+            while self._readers:
+                for reader in self._readers:
+                    reader.end()
+                # One may be between two statements, and begin the next.
+                self._reads.wait(0.1)
+        self._let_go()
 
     # -- upkeep -----------------------------------------------------------------------------------
 
@@ -255,3 +311,20 @@ class Store(Closing, ABC):
 
 def _series_row(series: Series) -> Row:
     return (series.metric, series.scale, *series.values)
+
+
+def _seen_columns(seen: Sequence[tuple[bytes, list[int]]], day: int) -> dict[str, Any]:
+    ids, parts = np.empty(len(seen), dtype=object), np.empty(len(seen), dtype=object)
+    ids[:] = [str(uuid.UUID(bytes=name)) for name, _ in seen]
+    parts[:] = [np.array(new, "<u4").tobytes() for _, new in seen]
+    return {"id": ids, "day": np.full(len(seen), day, np.int32), "parts": parts}
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, cut short."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def is_postgres(store: str) -> bool:
+    """Whether a store is named by a URL of PostgreSQL's."""
+    return store.lower().startswith(("postgresql://", "postgres://"))

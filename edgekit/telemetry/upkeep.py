@@ -28,7 +28,7 @@ _UUIDS: Final = 2**128
 _CELL: Final = "abs(cohort * 31::BIGINT + series * 7 + bucket)"
 _MOMENT: Final = "abs(cohort * 31::BIGINT + series * 7)"
 _DEVICE: Final = ("requests", "elsewhere", "errors", "crashes")
-_DEVICE_SUMS: Final = ", ".join(f"sum({name})::BIGINT" for name in _DEVICE)
+_DEVICE_SUMS: Final = ", ".join(f"sum({name})::BIGINT AS {name}" for name in _DEVICE)
 
 Query = Callable[..., list[tuple[Any, ...]]]
 
@@ -117,7 +117,8 @@ def _fold_cells(query: Query, hour: int, portion: int) -> Iterator[Step]:
         for part in _portions(query, "moment", span, _MOMENT, portion):
             yield _fold(
                 "moment",
-                f"{by}, cohort, series, sum(n)::BIGINT, sum(total), min(low), max(high)",
+                f"{by}, cohort, series, sum(n)::BIGINT AS n, sum(total) AS total, "
+                "min(low) AS low, max(high) AS high",
                 part,
                 "GROUP BY 1, 2, 3",
             )

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from edgekit.errors import EdgekitError
-from edgekit.telemetry.alerts import Waiting, load, save
+from edgekit.telemetry.alerts import Alerts, Waiting, load, save
 from edgekit.telemetry.cohorts import DEFAULT_K, Window
 from edgekit.telemetry.judging import Finding, judge
 from edgekit.telemetry.report import report
@@ -74,7 +74,7 @@ class Watch:
     Args:
         read: runs a function on one state of the store.
         rules: what alerts are raised by.
-        state: the file that alerts are kept in over a restart.
+        state: the file that alerts are kept in over a restart; None: they are not.
         watched: what is looked at.
         clock: seconds since 1970.
 
@@ -92,14 +92,14 @@ class Watch:
         self,
         read: Read,
         rules: Rules,
-        state: Path,
+        state: Path | None,
         watched: Watched | None = None,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._read, self._state, self._clock = read, state, clock
         self.rules, self.watched = rules, watched or Watched()
-        self.alerts = load(state)
+        self.alerts = Alerts() if state is None else load(state)
         self.fleet: Fleet | None = None
         self.delivered: Counter[str] = Counter()
         self.looked_s: float | None = None
@@ -169,10 +169,11 @@ class Watch:
         )
 
     def _keep(self) -> None:
-        if not (self.alerts.by_rule or self.alerts.waiting or self._state.exists()):
+        state = self._state
+        if state is None or not (self.alerts.by_rule or self.alerts.waiting or state.exists()):
             return
         try:
-            save(self.alerts, self._state)
+            save(self.alerts, state)
         except EdgekitError as error:
             # Told all the same: better twice than not at all.
             if self._kept:

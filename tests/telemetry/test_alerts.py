@@ -425,6 +425,7 @@ def test_a_receiver_raises_an_alert_by_its_rules(tmp_path: Path) -> None:
             checked = json.loads(answer)
             schemas.validate(checked)
             assert (status, checked["rules"][0]["beyond"]) == (200, False)
+            assert main(["telemetry", "check", str(rules), f"http://127.0.0.1:{running.port}"]) == 1
             for wrong in (b"", b"[]", b'{"rules": [{}]}', b'{"rules": [], "more": 1}'):
                 assert running.post("/v1/check", wrong)[0] == 400
             running.process.kill()

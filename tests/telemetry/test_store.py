@@ -7,7 +7,7 @@ import json
 import threading
 import time
 import uuid
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,7 +19,6 @@ from receiving import PROTOBUF, crash, logs_request, metrics_record, window
 from edgekit.runtime import otlp
 from edgekit.serve.call import Call, Reply
 from edgekit.telemetry import question
-from edgekit.telemetry.duck import DuckStore
 from edgekit.telemetry.ingest import Ingest
 from edgekit.telemetry.reading import HOUR_NS, read_logs, read_metrics
 from edgekit.telemetry.store import Reader, Store
@@ -46,8 +45,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> Store:
-    return DuckStore(tmp_path / "fleet.duckdb", clock_ns=clock)
+def store(opened: Callable[..., Store], clock: Clock) -> Store:
+    return opened(clock)
 
 
 def send(store: Store, time_ns: int, n: int = 10, **more: Any) -> None:

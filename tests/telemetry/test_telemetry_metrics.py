@@ -117,6 +117,9 @@ def test_what_is_scraped_is_what_happened_and_what_a_report_says(tmp_path: Path)
         assert one(found, "edgekit_fleet_latency_seconds", **latency) == told
         for feature, drift in entry["drift"].items():
             which = {**who, "feature": feature}
+            if drift["flagged"] is None:
+                assert ("edgekit_fleet_drift", frozenset(which.items())) not in found
+                continue
             psi = drift["distances"]["psi"]
             assert one(found, "edgekit_fleet_drift_psi", **which) == psi["value"]
             assert one(found, "edgekit_fleet_drift_psi_limit", **which) == psi["limit"]
