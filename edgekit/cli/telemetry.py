@@ -19,6 +19,7 @@ __all__ = ["command"]
 
 _INTERRUPTED = 130
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+_BUNDLE = click.Path(path_type=Path, exists=True)
 
 
 @click.group()
@@ -52,6 +53,8 @@ def command() -> None:
               help="How long counts are kept; devices' daily names for 35 days.")  # fmt: skip
 @click.option("-k", "least", type=click.IntRange(2), default=10, show_default=True,
               help="Reports say nothing of fewer devices.")  # fmt: skip
+@click.option("--reference", "bundles", multiple=True, metavar="BUNDLE", type=_BUNDLE,
+              help="Reports tell drift against it; may be repeated.")  # fmt: skip
 @click.option("--grace-s", type=click.FloatRange(0, 3600), default=30.0, show_default=True,
               help="After SIGTERM, the longest that requests may take to end.")  # fmt: skip
 @json_option
@@ -106,6 +109,7 @@ def serve(store: Path, as_json: bool, **options: Any) -> int:
             max_body=inflated,
             max_held=int(options["max_held_mb"] * 2**20),
             k=options["least"],
+            references=_references(options["bundles"]),
         )
         ended = receive(
             ingest,
@@ -126,6 +130,17 @@ def _need_extra() -> None:
             raise MissingDependency(message, hint=install_command("telemetry")) from error
 
 
+def _references(bundles: tuple[Path, ...]) -> list[Any] | None:
+    from edgekit.runtime.bundle import Bundle
+    from edgekit.runtime.drift_reference import DriftReference
+
+    found = []
+    for path in bundles:
+        with Bundle.open(path) as bundle:
+            found.append(DriftReference(bundle))
+    return found or None
+
+
 @command.command()
 @click.argument("store", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--days", type=click.IntRange(1, 36_500), default=7, show_default=True,
@@ -136,6 +151,8 @@ def _need_extra() -> None:
               help="Only these; may be repeated.")  # fmt: skip
 @click.option("--baseline-days", type=click.IntRange(1, 36_500), metavar="N",
               help="Tell drift, against so many days before them.")  # fmt: skip
+@click.option("--reference", "bundles", multiple=True, metavar="BUNDLE", type=_BUNDLE,
+              help="Tell drift, against what a bundle was proven on; may be repeated.")  # fmt: skip
 @click.option("--false-alarms", type=click.FloatRange(0, 1, min_open=True, max_open=True),
               default=0.01, show_default=True,
               help="Share of cohorts without drift that may be flagged.")  # fmt: skip
@@ -149,6 +166,7 @@ def report(
     by: str,
     filters: tuple[str, ...],
     baseline_days: int | None,
+    bundles: tuple[Path, ...],
     false_alarms: float,
     least: int,
     as_json: bool,
@@ -159,7 +177,8 @@ def report(
     on a class of device in a version of the app is left out on days on which fewer than k devices
     had it, of totals too, so that no difference of two reports shows fewer either. Drift is that of
     confidence, classes and inputs: by PSI, Jensen-Shannon and Kolmogorov-Smirnov, each beyond what
-    chance does at the rate of false alarms.
+    chance does at the rate of false alarms. It is told against earlier days, and against bundles:
+    the samples that one was proven on are the reference of devices that have this very bundle.
 
     \b
     Exit codes: 0 shown; 2 a column is not known, 3 the extra 'telemetry' is missing, 7 STORE is no
@@ -182,6 +201,7 @@ def report(
         where[name] = value
     today = int(time.time() // 86_400)
     columns = () if by == "all" else tuple(by.split(","))
+    references = _references(bundles)
     with Store(store, read_only=True) as opened:
         window = Window(today - days + 1, today)
         document = made(
@@ -193,6 +213,7 @@ def report(
             baseline=None
             if baseline_days is None
             else Window(window.first - baseline_days, window.first - 1),
+            references=references,
             false_alarms=false_alarms,
         )
     emit(document, as_json, lambda: _report_text(document))
@@ -278,19 +299,33 @@ def _report_text(document: dict[str, Any]) -> str:
     ]  # fmt: skip
     lines = [table(titles, rows)] if rows else ["nothing that is of enough devices"]
     for entry, row in zip(document["cohorts"], rows, strict=True):
-        for feature, drift in entry.get("drift", {}).items():
-            if drift["flagged"]:
-                beyond = ", ".join(
-                    f"{name} {one['value']:.3g} (limit {one['limit']:.3g})"
-                    for name, one in drift["distances"].items()
-                    if one["value"] > one["limit"]
-                )
-                lines.append(f"drift of {row[0]}: {feature}: {beyond}")
+        against = entry.get("reference_drift", {"features": {}, "no_reference": {}})
+        lines += _drift_lines(f"drift of {row[0]}", entry.get("drift", {}))
+        lines += _drift_lines(f"drift of {row[0]} from its bundle", against["features"])
+        if missing := against["no_reference"]:
+            names = ", ".join(
+                name if share == 1 else f"{name} ({share:.0%} of it)"
+                for name, share in missing.items()
+            )
+            lines.append(f"no reference for {row[0]}: {names}")
     out = document["base_cells"]["left_out"]
     if out != 0:
         many = "some" if out is None else str(out)
         lines.append(f"left out: {many}, of fewer than {document['k']} devices on a day")
     return "\n".join(lines)
+
+
+def _drift_lines(head: str, features: dict[str, Any]) -> list[str]:
+    lines = []
+    for feature, drift in features.items():
+        if drift["flagged"]:
+            beyond = ", ".join(
+                f"{name} {one['value']:.3g} (limit {one['limit']:.3g})"
+                for name, one in drift["distances"].items()
+                if one["value"] > one["limit"]
+            )
+            lines.append(f"{head}: {feature}: {beyond}")
+    return lines
 
 
 def _shown(value: float | None, scale: float, unit: str) -> str:

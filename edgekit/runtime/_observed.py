@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from edgekit.runtime.aggregate import InputStatistics
 from edgekit.runtime.attributes import ATTRIBUTES, KINDS, OTHER
 from edgekit.runtime.bundle import Bundle, BundleArtifact
+from edgekit.runtime.input_statistics import InputStatistics
 
 __all__ = ["Routed", "kind_of", "statistics_of"]
 
@@ -44,4 +44,5 @@ def statistics_of(bundle: Bundle | None, artifact: BundleArtifact | None) -> Inp
         return InputStatistics(None, ())
     signature = bundle.signature if artifact is None else artifact.signature
     names = [spec.name for spec in signature.inputs]
-    return InputStatistics(bundle.manifest.get("reference_statistics"), names)
+    border = None if artifact is None else artifact.border
+    return InputStatistics(bundle.manifest.get("reference_statistics"), names, border)

@@ -183,13 +183,14 @@ class Recorder(Closing):
                 self.record_error(state.removeprefix("failed: "), source=side)
 
     def observe_inputs(self, inputs: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Counts mean and spread of a sample's inputs, of one request in ``input_share``.
+        """Counts mean, spread and roughness of a sample's inputs, of one request in
+        ``input_share``.
 
-        Where it does look it passes over the arrays twice, which takes longer than `record`.
+        Where it does look it passes over the arrays a few times, which takes longer than `record`.
 
         Args:
-            inputs: arrays by name, as the signature has them; only those are looked at of which
-                the bundle has reference statistics.
+            inputs: arrays by name, as the artifact takes them, pixels too; only those are looked at
+                of which the bundle has reference statistics.
         """
         if not self._on:
             return

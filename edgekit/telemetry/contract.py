@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-from edgekit.runtime.aggregate import CONFIDENCE_BOUNDS, DEVIATION_BOUNDS, MEAN_BOUNDS
+from edgekit.runtime.aggregate import CONFIDENCE_BOUNDS
 from edgekit.runtime.attributes import ATTRIBUTES, Value
+from edgekit.runtime.input_statistics import INPUT_BOUNDS
 
 __all__ = [
     "COHORT",
@@ -51,8 +52,10 @@ METRICS: Final[Mapping[str, Metric]] = {
     "edgekit.inference.errors": Metric("sum", ("edgekit.source", "error.type")),
     "edgekit.prediction.confidence": Metric("histogram", (), CONFIDENCE_BOUNDS),
     "edgekit.prediction.classes": Metric("sum", ("edgekit.class",)),
-    "edgekit.input.mean": Metric("histogram", ("edgekit.input",), MEAN_BOUNDS),
-    "edgekit.input.deviation": Metric("histogram", ("edgekit.input",), DEVIATION_BOUNDS),
+    **{
+        f"edgekit.input.{name}": Metric("histogram", ("edgekit.input",), bounds)
+        for name, bounds in INPUT_BOUNDS.items()
+    },
     "edgekit.telemetry.dropped": Metric("sum", ("edgekit.signal", "edgekit.drop.reason")),
 }
 

@@ -17,6 +17,7 @@ from typing import Final
 
 from edgekit.errors import BadData, EdgekitError, UsageError
 from edgekit.runtime import otlp
+from edgekit.runtime.drift_reference import DriftReference
 from edgekit.serve.call import Call, Reply, json_reply, refused
 from edgekit.serve.refusal import Refusal
 from edgekit.serve.security import Keys, Rates, network
@@ -57,6 +58,7 @@ class Ingest:
         max_body: bytes of one body, decompressed.
         max_held: bytes of all bodies that are read or wait.
         k: devices that a report is of, at least; a question may ask for more.
+        references: of bundles, which reports tell drift against.
 
     Attributes:
         draining: the receiver ends: no more is taken.
@@ -74,12 +76,14 @@ class Ingest:
         max_body: int = 8 * 2**20,
         max_held: int = 64 * 2**20,
         k: int = DEFAULT_K,
+        references: Sequence[DriftReference] | None = None,
     ) -> None:
         self.store = store
         self.keys = keys or Keys()
         self._rates = rates or Rates(0)
         self._max_body, self._max_held = max_body, max(max_held, max_body)
         self._k = k
+        self._references = references
         self._held = 0
         self._waiting: list[_Waiting] = []
         self._writer = ThreadPoolExecutor(1, "edgekit-telemetry-store")
@@ -161,7 +165,9 @@ class Ingest:
         asked = Question.parsed(call.query, self._k)
         loop = asyncio.get_running_loop()
         try:
-            document = await loop.run_in_executor(self._writer, asked.answer, self.store)
+            document = await loop.run_in_executor(
+                self._writer, asked.answer, self.store, self._references
+            )
         except UsageError as error:
             raise Refusal(400, str(error)) from error
         return json_reply(document)

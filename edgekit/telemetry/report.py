@@ -10,8 +10,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from edgekit.runtime.drift_reference import DriftReference
 from edgekit.telemetry.cohorts import BASE, DEFAULT_K, Window, base_of, check_columns
-from edgekit.telemetry.drifting import drifts
+from edgekit.telemetry.drifting import against_references, drifts
 from edgekit.telemetry.merged import quantiles
 from edgekit.telemetry.store import Store
 
@@ -33,6 +34,7 @@ def report(
     where: Mapping[str, str] | None = None,
     k: int = DEFAULT_K,
     baseline: Window | None = None,
+    references: Sequence[DriftReference] | None = None,
     false_alarms: float = 0.01,
 ) -> dict[str, Any]:
     """A document of the form ``edgekit.telemetry/1``.
@@ -42,7 +44,8 @@ def report(
         by: columns of `BASE`, of which each set of values is one entry.
         where: values that columns of `BASE` must have.
         k: devices that anything in it is of, at least.
-        baseline: what drift is told against; none is told without.
+        baseline: what drift over time is told against; none is told without.
+        references: of bundles, which drift of the devices that have them is told against.
         false_alarms: the share of cohorts without drift that may be flagged.
 
     Raises:
@@ -72,10 +75,18 @@ def report(
         found = drifts(store, baseline, window, by=by, where=where, k=k, false_alarms=false_alarms)
         for group, entry in zip(sorted(groups), entries, strict=True):
             entry["drift"] = found.get(group, {})
+    if references is not None:
+        found = against_references(
+            store, window, references, by=by, where=where, k=k, false_alarms=false_alarms
+        )
+        for group, entry in zip(sorted(groups), entries, strict=True):
+            nothing: dict[str, Any] = {"features": {}, "no_reference": {}}
+            entry["reference_drift"] = found.get(group, nothing)
     return {
         "schema": "edgekit.telemetry/1",
         "first_day": window.first,
         "baseline": None if baseline is None else [baseline.first, baseline.last],
+        "references": None if references is None else [one.digest for one in references],
         "last_day": window.last,
         "by": list(by),
         "where": dict(where or {}),
