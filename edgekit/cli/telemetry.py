@@ -302,6 +302,11 @@ def _report_text(document: dict[str, Any]) -> str:
         against = entry.get("reference_drift", {"features": {}, "no_reference": {}})
         lines += _drift_lines(f"drift of {row[0]}", entry.get("drift", {}))
         lines += _drift_lines(f"drift of {row[0]} from its bundle", against["features"])
+        for one in entry["noised"]:
+            lines.append(
+                f"noised, epsilon={one['epsilon']:g}: {one['feature']} of {row[0]}, "
+                f"{one['reports']} reports, shares within {one['error']:.2g}"
+            )
         if missing := against["no_reference"]:
             names = ", ".join(
                 name if share == 1 else f"{name} ({share:.0%} of it)"

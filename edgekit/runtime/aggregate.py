@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from edgekit.runtime import otlp
+from edgekit.runtime._draws import Draws, Report
 from edgekit.runtime.attributes import Value, allowed
 from edgekit.runtime.input_statistics import INPUT_BOUNDS
 from edgekit.runtime.sketch import Sketch
@@ -28,15 +29,29 @@ CONFIDENCE_BOUNDS: Final = tuple(i / 20 for i in range(1, 20))
 MAX_CLASS: Final = 4095
 _CONFIDENCE_BINS: Final = len(CONFIDENCE_BOUNDS) + 1
 
+_BOUNDS: Final[Mapping[str, tuple[float, ...]]] = {
+    "edgekit.prediction.confidence": CONFIDENCE_BOUNDS,
+    **{f"edgekit.input.{name}": bounds for name, bounds in INPUT_BOUNDS.items()},
+}
+
 Metric = dict[str, Any]
 
 
 class Aggregate:
-    """The counts of one window. Not safe to use from several threads; the recorder holds a lock."""
+    """The counts of one window. Not safe to use from several threads; the recorder holds a lock.
 
-    __slots__ = ("classes", "confidence", "durations", "errors", "inputs", "memory", "requests")
+    Args:
+        draws: see what tells of answers and inputs, in place of counting it.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = (
+        "classes", "confidence", "draws", "durations", "errors", "inputs", "memory", "reports",
+        "requests",
+    )  # fmt: skip
+
+    def __init__(self, draws: Draws | None = None) -> None:
+        self.draws = draws
+        self.reports: list[Report] = []
         self.durations: dict[str, Sketch] = {}
         self.memory = Sketch()
         self.requests: dict[tuple[str, str], int] = {}
@@ -48,7 +63,9 @@ class Aggregate:
     @property
     def empty(self) -> bool:
         """Whether nothing was counted."""
-        return not (self.requests or self.errors or self.memory.count or self.inputs)
+        return not (
+            self.requests or self.errors or self.memory.count or self.inputs or self.reports
+        )
 
     def add(
         self,
@@ -67,14 +84,17 @@ class Aggregate:
             if sketch is None:
                 sketch = self.durations[source] = Sketch()
             sketch.add(duration_s)
+        if memory_bytes is not None:
+            self.memory.add(memory_bytes)
+        if self.draws is not None:
+            self.draws.prediction(confidence, predicted)
+            return
         if confidence is not None and 0.0 <= confidence <= 1.0:
             self.confidence[bisect_left(CONFIDENCE_BOUNDS, confidence)] += 1
         if predicted is not None and predicted >= 0:
             # What argmax gives is a number of numpy's, which the allow-list doesn't know.
             index = int(predicted) if predicted <= MAX_CLASS else -1
             self.classes[index] = self.classes.get(index, 0) + 1
-        if memory_bytes is not None:
-            self.memory.add(memory_bytes)
 
     def add_error(self, source: str, kind: str) -> None:
         """Counts one error; both have been checked."""
@@ -83,6 +103,9 @@ class Aggregate:
 
     def add_inputs(self, bins: Iterable[tuple[int, Sequence[int]]]) -> None:
         """Counts what `InputStatistics.bins` gave for one sample."""
+        if self.draws is not None:
+            self.draws.inputs(bins)
+            return
         for index, places in bins:
             for counts, place in zip(self._input(index), places, strict=True):
                 counts[place] += 1
@@ -95,6 +118,7 @@ class Aggregate:
         _add(self.requests, other.requests)
         _add(self.errors, other.errors)
         _add(self.classes, other.classes)
+        self.reports += other.reports
         self.confidence = [a + b for a, b in zip(self.confidence, other.confidence, strict=True)]
         for index, theirs in other.inputs.items():
             for mine, counts in zip(self._input(index), theirs, strict=True):
@@ -123,6 +147,18 @@ class Aggregate:
             }
             return point(data, **attributes)
 
+        def noised(report: Report) -> dict[str, Any]:
+            about: dict[str, Value] = {
+                "edgekit_noise_epsilon": report.thousandths,
+                "edgekit_noise_choices": report.choices,
+            }
+            if report.metric == "edgekit.prediction.classes":
+                return point({"as_int": 1}, edgekit_class=report.place, **about)
+            if report.input >= 0:
+                about["edgekit_input"] = report.input
+            hit = [int(place == report.place) for place in range(report.choices)]
+            return bins(hit, _BOUNDS[report.metric], **about)
+
         durations = [point(s.to_otlp(), edgekit_source=k) for k, s in self.durations.items()]
         memory = [point(self.memory.to_otlp())] if self.memory.count else []
         requests = [
@@ -146,6 +182,13 @@ class Aggregate:
             )
             for place, (name, bounds) in enumerate(INPUT_BOUNDS.items())
         ]
+        by_metric: dict[str, list[dict[str, Any]]] = {}
+        for report in self.reports:
+            by_metric.setdefault(report.metric, []).append(noised(report))
+        sure += by_metric.get("edgekit.prediction.confidence", [])
+        classes += by_metric.get("edgekit.prediction.classes", [])
+        for name, _, _, points in inputs:
+            points += by_metric.get(name, [])
         sketched, binned = "exponential_histogram", "histogram"
         return [
             _metric(name, unit, kind, data)

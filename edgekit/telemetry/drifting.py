@@ -13,8 +13,10 @@ from edgekit.errors import UsageError
 from edgekit.runtime.aggregate import CONFIDENCE_BOUNDS
 from edgekit.runtime.drift_reference import DriftReference
 from edgekit.runtime.input_statistics import INPUT_BOUNDS
+from edgekit.runtime.privacy import Noise
 from edgekit.telemetry.cohorts import Window, base_of
 from edgekit.telemetry.drift import Drift, compare
+from edgekit.telemetry.noised import BIN
 from edgekit.telemetry.store import Store
 
 __all__ = ["against_references", "drifts", "held_against"]
@@ -26,7 +28,8 @@ _BINS: Final = {
 _CLASSES: Final = "edgekit.prediction.classes"
 
 _Group = tuple[str, ...]
-_Feature = tuple[str, str]
+_Feature = tuple[str, str, str, str]
+"""Metric and input; and of noised counts thousandths of epsilon and the choices, else empty."""
 _Parts = dict[int, dict[int, int]]
 """Counts by bin, by day or hour."""
 _Artifact = tuple[str, str]
@@ -98,8 +101,9 @@ def against_references(
     known = {reference.digest: reference for reference in references}
     found: dict[_Group, dict[_Feature, dict[_Artifact, _Parts]]] = defaultdict(dict)
     for row in _rows(store, by, '"digest", "scheme", ', "cell.hour"):
-        *group, digest, scheme, metric, which, hour, place, n = row
-        artifacts = found[tuple(group)].setdefault((metric, which), {})
+        *group, digest, scheme, metric, which, epsilon, choices, hour, place, n = row
+        feature = metric, which, epsilon, choices
+        artifacts = found[tuple(group)].setdefault(feature, {})
         artifacts.setdefault((digest, scheme), {}).setdefault(hour, {})[place] = n
     return {group: held_against(known, features, false_alarms) for group, features in found.items()}
 
@@ -113,22 +117,22 @@ def held_against(
 
     Args:
         references: by digest.
-        features: by metric and input, by the bundle's digest and the artifact's scheme, by hour,
-            by bin.
+        features: by metric, input, thousandths of epsilon and choices (both empty where nothing is
+            noised), by the bundle's digest and the artifact's scheme, by hour, by bin.
         false_alarms: the rate of all features together.
     """
     pairs, missing = {}, {}
     for feature, artifacts in sorted(features.items()):
-        expected: list[tuple[dict[int, int], int]] = []
+        expected: list[tuple[Mapping[int, float], int]] = []
         parts: _Parts = {}
         total = 0
         for (digest, scheme), hours in artifacts.items():
             n = sum(n for bins in hours.values() for n in bins.values())
             total += n
             reference = references.get(digest)
-            counts = None if reference is None else reference.counts(*feature, scheme)
-            if counts is not None and sum(counts.values()):
-                expected.append((counts, n))
+            counts = None if reference is None else reference.counts(*feature[:2], scheme)
+            if counts is not None and any(counts.values()):
+                expected.append((_through(feature, counts), n))
                 _add(parts, hours)
         held = sum(n for _, n in expected)
         if total > held:
@@ -146,7 +150,14 @@ def held_against(
     }
 
 
-def _mixed(expected: Sequence[tuple[dict[int, int], int]]) -> dict[int, float]:
+def _through(feature: _Feature, counts: dict[int, int]) -> Mapping[int, float]:
+    """A reference as devices that noise would report it: the two are compared with the noise in
+    both, as taking it out of one would make counts negative."""
+    epsilon, choices = feature[2:]
+    return Noise(int(epsilon), int(choices)).expected(counts) if epsilon else counts
+
+
+def _mixed(expected: Sequence[tuple[Mapping[int, float], int]]) -> dict[int, float]:
     """The references of several artifacts in the shares of their counts in the window. They may be
     of the same samples, so together they are worth no more than the smallest."""
     size = min(sum(counts.values()) for counts, _ in expected)
@@ -167,21 +178,19 @@ def _counts(store: Store, by: Sequence[str]) -> dict[_Group, dict[_Feature, _Par
     """Counts by cohort, feature, day and bin; a class is its bin."""
     found: dict[_Group, dict[_Feature, _Parts]] = defaultdict(dict)
     for row in _rows(store, by, "", "shown.day"):
-        metric, which, day, place, n = row[-5:]
-        days = found[tuple(row[:-5])].setdefault((metric, which), {})
+        *group, metric, which, epsilon, choices, day, place, n = row
+        days = found[tuple(group)].setdefault((metric, which, epsilon, choices), {})
         days.setdefault(day, {})[place] = n
     return found
 
 
 def _rows(store: Store, by: Sequence[str], more: str, time: str) -> list[tuple[Any, ...]]:
-    """Columns, ``more`` of the cohort's, metric, input, time, bin and count."""
+    """Columns, ``more`` of the cohort's, metric, input, noise, time, bin and count."""
     columns = "".join(f'shown."{name}", ' for name in by)
     join = "JOIN cohort ON cohort.id = cell.cohort" if more else ""
     metrics = ", ".join(f"'{name}'" for name in (*_BINS, _CLASSES))
     return store.query(
-        f"""SELECT {columns} {more} metric, input, {time},
-            CASE WHEN metric = '{_CLASSES}' THEN TRY_CAST(class AS INTEGER) ELSE bucket END AS bin,
-            sum(n)::BIGINT
+        f"""SELECT {columns} {more} metric, input, epsilon, choices, {time}, {BIN}, sum(n)::BIGINT
         FROM cell JOIN shown ON cell.cohort = shown.cohort AND cell.hour // 24 = shown.day
         JOIN series ON series.id = cell.series {join}
         WHERE metric IN ({metrics}) GROUP BY ALL HAVING bin IS NOT NULL"""
@@ -233,9 +242,10 @@ def _add(into: _Parts, parts: _Parts) -> None:
 
 
 def _name(feature: _Feature) -> str:
-    metric, which = feature
+    metric, which, epsilon, _ = feature
     short = metric.removeprefix("edgekit.")
-    return f"{short}.{which}" if which else short
+    name = f"{short}.{which}" if which else short
+    return f"{name} (noised, epsilon={int(epsilon) / 1000:g})" if epsilon else name
 
 
 def _document(drift: Drift) -> dict[str, Any]:

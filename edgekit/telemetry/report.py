@@ -14,6 +14,7 @@ from edgekit.runtime.drift_reference import DriftReference
 from edgekit.telemetry.cohorts import BASE, DEFAULT_K, Window, base_of, check_columns
 from edgekit.telemetry.drifting import against_references, drifts
 from edgekit.telemetry.merged import quantiles
+from edgekit.telemetry.noised import noised
 from edgekit.telemetry.store import Store
 
 __all__ = ["RANKS", "report"]
@@ -58,6 +59,7 @@ def report(
     sketches = _sketches(store, by)
     bins = _confidences(store, by)
     crashes = _crashes(store, by)
+    reports = noised(store, by)
     entries = []
     for group, (devices, device_days) in sorted(groups.items()):
         entry: dict[str, Any] = dict(zip(by, group, strict=True))
@@ -70,6 +72,7 @@ def report(
         }
         entry["memory_bytes"] = _percentiles(sketches[group].get("", []))
         entry["confidence"] = _confidence(bins[group])
+        entry["noised"] = reports.get(group, [])
         entries.append(entry)
     if baseline is not None:
         found = drifts(store, baseline, window, by=by, where=where, k=k, false_alarms=false_alarms)
@@ -155,7 +158,7 @@ def _confidences(store: Store, by: Sequence[str]) -> dict[_Group, list[int]]:
         f"""SELECT {_columns(by)} bucket, sum(n)::BIGINT
         FROM cell JOIN shown ON cell.cohort = shown.cohort AND cell.hour // 24 = shown.day
         JOIN series ON series.id = cell.series
-        WHERE metric = 'edgekit.prediction.confidence' GROUP BY ALL"""
+        WHERE metric = 'edgekit.prediction.confidence' AND epsilon = '' GROUP BY ALL"""
     )
     found: dict[_Group, list[int]] = defaultdict(lambda: [0] * _BINS)
     for row in rows:

@@ -188,7 +188,9 @@ def each(recorder: Recorder, answers: Answered, name: str) -> dict[tuple[str, st
 
 def flagged(reference: DriftReference, scheme: str, counts: Counts) -> list[str]:
     """Features of a window that the product flags."""
-    features = {key: {(reference.digest, scheme): {0: bins}} for key, bins in counts.items()}
+    features = {
+        (*key, "", ""): {(reference.digest, scheme): {0: bins}} for key, bins in counts.items()
+    }
     found = held_against({reference.digest: reference}, features)
     assert not found["no_reference"], found["no_reference"]
     return [name for name, drift in found["features"].items() if drift["flagged"]]

@@ -174,12 +174,12 @@ def test_a_cohort_of_two_artifacts_is_held_against_both(made: Made) -> None:
     found = held_against(
         {digest: reference},
         {
-            (CONFIDENCE, ""): {
+            (CONFIDENCE, "", "", ""): {
                 (digest, "fp32"): {0: float_counts},
                 (digest, "w8a8"): {0: int8_counts},
                 ("0" * 64, "w8a8"): {0: {0: 5_000}},  # somebody else's
             },
-            (CLASSES, ""): {("0" * 64, ""): {0: {1: 7}}},
+            (CLASSES, "", "", ""): {("0" * 64, ""): {0: {1: 7}}},
         },
     )
     confidence = found["features"]["prediction.confidence"]
@@ -187,7 +187,7 @@ def test_a_cohort_of_two_artifacts_is_held_against_both(made: Made) -> None:
     assert confidence["counts"] == [3_000, 5_000]
     assert found["no_reference"] == {"prediction.confidence": 0.5, "prediction.classes": 1.0}
     turned = held_against(
-        {digest: reference}, {(CONFIDENCE, ""): {(digest, "w8a8"): {0: float_counts}}}
+        {digest: reference}, {(CONFIDENCE, "", "", ""): {(digest, "w8a8"): {0: float_counts}}}
     )
     assert turned["features"]["prediction.confidence"]["flagged"] is True
 
