@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import http.client
+import os
 import threading
 import time
 import uuid
@@ -93,13 +94,13 @@ def throughput(folder: Path, requests: int) -> dict[str, Any]:
             threading.Thread(target=_send, args=(server.port, bodies, refused))
             for _ in range(_LINKS)
         ]
-        start = time.perf_counter()
+        before, start = _busy_s(server), time.perf_counter()
         for link in links:
             link.start()
         for link in links:
             link.join()
         wall = time.perf_counter() - start
-        peak = server.peak_mb()
+        peak, busy = server.peak_mb(), _busy_s(server) - before
         assert server.end() == 0
     wanted = requests * _RECORDS * (_REQUESTS_OF_RECORD + 1)
     kept = _kept(folder / "fleet.duckdb")
@@ -110,12 +111,19 @@ def throughput(folder: Path, requests: int) -> dict[str, Any]:
         "body_bytes": size,
         "wall_s": wall,
         "points_a_second": rate,
+        "receiver_us_a_point": 1e6 * busy / (requests * _RECORDS * points),
         "limit": POINTS_A_SECOND,
         "told_to_wait": len(refused),
         "peak_mb": peak,
         "counted": [kept, wanted],
         "passed": rate >= POINTS_A_SECOND and kept == wanted and peak <= MEMORY_MB,
     }
+
+
+def _busy_s(server: Receiving) -> float:
+    """Processor time of the receiver, in seconds."""
+    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _kept(store: Path) -> int:
@@ -222,13 +230,14 @@ def _fill(store: Store, today: int, cells: int, days: int) -> None:
         for i, (metric, scale, _) in enumerate(series)
     }
     pairs = ", ".join(f"({i}, {n})" for i, n in buckets.items())
-    hours = days * 24
-    a_time = -(-cells // (hours * len(cohorts) * sum(buckets.values())))
+    # As many hours as it takes, spread over the days.
+    hours = -(-cells // (len(cohorts) * sum(buckets.values())))
     store.query(
-        f"""INSERT INTO cell SELECT {(today + 1) * 24} - 1 - h.range, c.range, s.id, b.b,
-            1 + hash(c.range, s.id, b.b, h.range) % 97
+        f"""INSERT INTO cell SELECT
+            {(today + 1) * 24 - 1} - (h.range * {days * 24} // {hours})::INTEGER,
+            c.range, s.id, b.b, 1 + hash(c.range, s.id, b.b, h.range) % 97
         FROM range({hours}) h, range({len(cohorts)}) c, (VALUES {pairs}) s(id, n),
-            LATERAL (SELECT unnest(range(s.n)) AS b) b, range({a_time}) LIMIT {cells}"""
+            LATERAL (SELECT unnest(range(s.n)) AS b) b"""
     )
     store.query(
         f"""INSERT INTO device_day SELECT {today} - d.range, c.range, uuid(), 100, 1, 0, 0
