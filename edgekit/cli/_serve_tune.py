@@ -118,8 +118,9 @@ def command(
     check_destination(request.out)
     with Bundle.open(bundle) as opened:
         with subdued():
-            document = _tune(opened, request)
-        rewrite(opened, {"policy": document["policy"]}, request.out)
+            document, statistics = _tune(opened, request)
+        changes = {"policy": document["policy"], "reference_statistics": statistics}
+        rewrite(opened, changes, request.out)
     with Bundle.open(request.out) as written:
         told = {"name": written.name, "version": written.version, "digest": written.digest}
     document |= {"bundle": told, "out": str(request.out)}
@@ -141,7 +142,8 @@ def _rule(keep: float | None, accuracy: float | None, share: float | None) -> Ru
     return given[0] if given else Rule("keep", 99.0)
 
 
-def _tune(bundle: Bundle, request: _Request) -> dict[str, Any]:
+def _tune(bundle: Bundle, request: _Request) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The document, without the bundle that is still to be written, and its statistics."""
     from edgekit.runtime.policy import Policy
     from edgekit.serve.observing import open_teacher
 
@@ -220,8 +222,8 @@ def _decided(
     teacher: Teacher,
     found: list[_Watched],
     request: _Request,
-) -> dict[str, Any]:
-    """The document, without the bundle that is still to be written."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    from edgekit.runtime.drift_reference import with_policy
     from edgekit.runtime.policy import Policy
     from edgekit.serve import tune
 
@@ -262,7 +264,7 @@ def _decided(
     )
     if teacher.kind == "estimate":
         note("the teacher ran in this process: its latency is an estimate, see --network-ms")
-    return {
+    document = {
         "schema": "edgekit.tune/1",
         "policy": policy.to_json(),
         "calibration": {
@@ -272,6 +274,8 @@ def _decided(
         "verdict": verdict,
         "curve": [p.to_json() for p in tune.curve(tuned, told, device_ms, cloud_ms)],
     }
+    # The temperature was fitted on some of the others.
+    return document, with_policy(bundle, policy, last.device.scores[rest], artifact.scheme)
 
 
 def _verdict(rule: Rule, told: Observed, threshold: float) -> str:

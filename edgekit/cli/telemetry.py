@@ -25,6 +25,7 @@ __all__ = ["command"]
 
 _INTERRUPTED = 130
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+_BUNDLE = click.Path(path_type=Path, exists=True)
 
 
 @click.group()
@@ -64,6 +65,8 @@ def command() -> None:
               help="Keep alerts over a restart here; STORE.alerts.json for a file.")  # fmt: skip
 @click.option("--watch-s", type=click.FloatRange(0.1, 86_400), default=300.0, show_default=True,
               help="How often the fleet is looked at, for alerts and /metrics.")  # fmt: skip
+@click.option("--reference", "bundles", multiple=True, metavar="BUNDLE", type=_BUNDLE,
+              help="Reports tell drift against it; may be repeated.")  # fmt: skip
 @click.option("--grace-s", type=click.FloatRange(0, 3600), default=30.0, show_default=True,
               help="After SIGTERM, the longest that requests may take to end.")  # fmt: skip
 @json_option
@@ -127,6 +130,7 @@ def serve(store: str, as_json: bool, **options: Any) -> int:
             max_body=inflated,
             max_held=int(options["max_held_mb"] * 2**20),
             k=options["least"],
+            references=_references(options["bundles"]),
         )
         watched = Watched(interval_s=options["watch_s"], k=options["least"])
         ingest.watch = Watch(ingest.read, rules, _alerts(store, options), watched)
@@ -141,6 +145,17 @@ def serve(store: str, as_json: bool, **options: Any) -> int:
     return _INTERRUPTED if ended.forced else 0
 
 
+def _references(bundles: tuple[Path, ...]) -> list[Any] | None:
+    from edgekit.runtime.bundle import Bundle
+    from edgekit.runtime.drift_reference import DriftReference
+
+    found = []
+    for path in bundles:
+        with Bundle.open(path) as bundle:
+            found.append(DriftReference(bundle))
+    return found or None
+
+
 @command.command()
 @click.argument("store")
 @click.option("--days", type=click.IntRange(1, 36_500), default=7, show_default=True,
@@ -151,6 +166,8 @@ def serve(store: str, as_json: bool, **options: Any) -> int:
               help="Only these; may be repeated.")  # fmt: skip
 @click.option("--baseline-days", type=click.IntRange(1, 36_500), metavar="N",
               help="Tell drift, against so many days before them.")  # fmt: skip
+@click.option("--reference", "bundles", multiple=True, metavar="BUNDLE", type=_BUNDLE,
+              help="Tell drift, against what a bundle was proven on; may be repeated.")  # fmt: skip
 @click.option("--false-alarms", type=click.FloatRange(0, 1, min_open=True, max_open=True),
               default=0.01, show_default=True,
               help="Share of cohorts without drift that may be flagged.")  # fmt: skip
@@ -165,6 +182,7 @@ def report(
     by: str,
     filters: tuple[str, ...],
     baseline_days: int | None,
+    bundles: tuple[Path, ...],
     false_alarms: float,
     least: int | None,
     ca: Path | None,
@@ -179,7 +197,8 @@ def report(
     on a class of device in a version of the app is left out on days on which fewer than k devices
     had it, of totals too, so that no difference of two reports shows fewer either. Drift is that of
     confidence, classes and inputs: by PSI, Jensen-Shannon and Kolmogorov-Smirnov, each beyond what
-    chance does at the rate of false alarms.
+    chance does at the rate of false alarms. It is told against earlier days, and against bundles:
+    the samples that one was proven on are the reference of devices that have this very bundle.
 
     \b
     Exit codes: 0 shown; 2 a column is not known, 3 the extra 'telemetry' is missing, 4 no receiver
@@ -198,6 +217,8 @@ def report(
         where[name] = value
     columns = () if by == "all" else tuple(by.split(","))
     if is_receiver(store):
+        if bundles:
+            raise UsageError("a receiver has its own --reference: give them to 'telemetry serve'")
         fields = [("days", days), ("by", ",".join(columns)), ("false_alarms", false_alarms)]
         fields += [("baseline_days", baseline_days or 0), *where.items()]
         document = from_receiver(store, "/v1/report", fields, least, ca)
@@ -209,7 +230,7 @@ def report(
         k = DEFAULT_K if least is None else least
         question = Question(days, baseline_days or 0, columns, where, k, false_alarms)
         with reading(store) as reader:
-            document = question.answer(reader)
+            document = question.answer(reader, _references(bundles))
     emit(document, as_json, lambda: _report_text(document))
     return 0
 
@@ -303,19 +324,38 @@ def _report_text(document: dict[str, Any]) -> str:
     ]  # fmt: skip
     lines = [table(titles, rows)] if rows else ["nothing that is of enough devices"]
     for entry, row in zip(document["cohorts"], rows, strict=True):
-        for feature, drift in entry.get("drift", {}).items():
-            if drift["flagged"]:
-                beyond = ", ".join(
-                    f"{name} {one['value']:.3g} (limit {one['limit']:.3g})"
-                    for name, one in drift["distances"].items()
-                    if one["value"] > one["limit"]
-                )
-                lines.append(f"drift of {row[0]}: {feature}: {beyond}")
+        against = entry.get("reference_drift", {"features": {}, "no_reference": {}})
+        lines += _drift_lines(f"drift of {row[0]}", entry.get("drift", {}))
+        lines += _drift_lines(f"drift of {row[0]} from its bundle", against["features"])
+        for one in entry["noised"]:
+            lines.append(
+                f"noised, epsilon={one['epsilon']:g}: {one['feature']} of {row[0]}, "
+                f"{one['reports']} reports, shares within {one['error']:.2g}"
+            )
+        if missing := against["no_reference"]:
+            names = ", ".join(
+                name if share == 1 else f"{name} ({share:.0%} of it)"
+                for name, share in missing.items()
+            )
+            lines.append(f"no reference for {row[0]}: {names}")
     out = document["base_cells"]["left_out"]
     if out != 0:
         many = "some" if out is None else str(out)
         lines.append(f"left out: {many}, of fewer than {document['k']} devices on a day")
     return "\n".join(lines)
+
+
+def _drift_lines(head: str, features: dict[str, Any]) -> list[str]:
+    lines = []
+    for feature, drift in features.items():
+        if drift["flagged"]:
+            beyond = ", ".join(
+                f"{name} {one['value']:.3g} (limit {one['limit']:.3g})"
+                for name, one in drift["distances"].items()
+                if one["value"] > one["limit"]
+            )
+            lines.append(f"{head}: {feature}: {beyond}")
+    return lines
 
 
 def _shown(value: float | None, scale: float, unit: str) -> str:

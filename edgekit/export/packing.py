@@ -18,9 +18,10 @@ from edgekit.export import converting
 from edgekit.export.counting import Source
 from edgekit.export.document import Row, requirements
 from edgekit.export.planning import Planned
-from edgekit.export.reference import GOLDEN_SAMPLES, Referenced, gather, load_arrays
+from edgekit.export.reference import GOLDEN_SAMPLES, gather, load_arrays
 from edgekit.export.request import ExportRequest
 from edgekit.export.sides import Side
+from edgekit.export.statistics import reference_statistics
 from edgekit.keys import versions
 from edgekit.model import Model
 from edgekit.names import FLOAT_IO
@@ -84,7 +85,7 @@ def pack_result(
         preprocess=None if model.preprocess is None else model.preprocess.to_json(),
         documents=documents,
         golden=about,
-        statistics=_statistics(model, reference),
+        statistics=reference_statistics(model, reference, names, held_out=evaluation is not None),
         lineage=_lineage(calib, evaluation, planned, names, request.engine, source),
         licence=model.license,
         clients=request.clients,
@@ -240,33 +241,6 @@ class _First:
 
     def label(self, i: int) -> int | None:
         return self._samples.label(i)
-
-
-def _statistics(model: Model, reference: Referenced) -> dict[str, Any]:
-    """Counts of predicted classes and moments of inputs, from the evaluation data, for drift."""
-    inputs: dict[str, Any] = {}
-    if reference.samples is not None:
-        count = min(reference.n, 256)
-        for spec in model.signature.inputs:
-            if not spec.dtype.startswith("float"):
-                continue
-            rows = [reference.samples.feed(i)[spec.name] for i in range(count)]
-            inputs[spec.name] = {
-                "n": count,
-                "mean": float(np.mean([r.mean() for r in rows])),
-                "std": float(np.sqrt(np.mean([r.var() for r in rows]))),
-                "min": float(min(r.min() for r in rows)),
-                "max": float(max(r.max() for r in rows)),
-            }
-    predictions: dict[str, Any] = {}
-    for spec in model.signature.outputs:
-        if len(spec.shape) != 2 or not spec.dtype.startswith("float"):
-            continue
-        arrays = load_arrays(reference.path / "outputs-fp32.npz")[spec.name]
-        scores = arrays[: reference.n].reshape(-1, spec.shape[-1])
-        classes = np.bincount(scores.argmax(1), minlength=spec.shape[-1])
-        predictions[spec.name] = {"n": len(scores), "classes": classes.tolist()}
-    return {"inputs": inputs, "predictions": predictions}
 
 
 def _lineage(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from edgekit.errors import StorageError
+from edgekit.runtime._files import replace_file
 from edgekit.runtime._spool_files import private_folder
 
 __all__ = ["Consent"]
@@ -47,7 +48,7 @@ class Consent:
         """
         folder = private_folder(self._folder)
         try:
-            self._write(folder, _GIVEN if given else _WITHDRAWN)
+            replace_file(folder, _FILE, _GIVEN if given else _WITHDRAWN)
         except OSError as error:
             if not given:  # no word at all is no consent either
                 with contextlib.suppress(OSError):
@@ -58,14 +59,3 @@ class Consent:
             ) from error
         finally:
             os.close(folder)
-
-    def _write(self, folder: int, word: bytes) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _FLAGS
-        file = os.open(_FILE + ".new", flags, 0o600, dir_fd=folder)
-        try:
-            os.write(file, word)
-            os.fsync(file)
-        finally:
-            os.close(file)
-        os.replace(_FILE + ".new", _FILE, src_dir_fd=folder, dst_dir_fd=folder)
-        os.fsync(folder)

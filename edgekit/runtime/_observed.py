@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
-from edgekit.runtime.aggregate import InputStatistics
+from edgekit.runtime._draws import Draws
+from edgekit.runtime.aggregate import CONFIDENCE_BOUNDS
 from edgekit.runtime.attributes import ATTRIBUTES, KINDS, OTHER
 from edgekit.runtime.bundle import Bundle, BundleArtifact
+from edgekit.runtime.input_statistics import InputStatistics
+from edgekit.runtime.privacy import Budget, LocalPrivacy
 
-__all__ = ["Routed", "kind_of", "statistics_of"]
+__all__ = ["Routed", "draws_of", "kind_of", "statistics_of"]
 
 
 class Routed(Protocol):
@@ -44,4 +48,14 @@ def statistics_of(bundle: Bundle | None, artifact: BundleArtifact | None) -> Inp
         return InputStatistics(None, ())
     signature = bundle.signature if artifact is None else artifact.signature
     names = [spec.name for spec in signature.inputs]
-    return InputStatistics(bundle.manifest.get("reference_statistics"), names)
+    border = None if artifact is None else artifact.border
+    return InputStatistics(bundle.manifest.get("reference_statistics"), names, border)
+
+
+def draws_of(folder: Path, privacy: LocalPrivacy | None, bundle: Bundle | None) -> Draws | None:
+    """What sees answers and inputs in place of counting them; None where nothing is noised."""
+    if privacy is None:
+        return None
+    labels = 0 if bundle is None else len(bundle.labels)
+    classes = privacy.classes or (labels if 2 <= labels <= 4096 else None)
+    return Draws(privacy, Budget(folder, privacy), classes, CONFIDENCE_BOUNDS)

@@ -24,7 +24,7 @@ SPOOL: Final = "edgekit-spool"
 
 _LOCK: Final = "lock"
 _OURS: Final = re.compile(
-    rf"{_LOCK}|{SPOOL}|consent(\.new)?|ledger\.[01]|[a-z]+-[0-9a-f]{{16}}\.seg"
+    rf"{_LOCK}|{SPOOL}|(consent|budget)(\.new)?|ledger\.[01]|[a-z]+-[0-9a-f]{{16}}\.seg"
 )
 _FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 

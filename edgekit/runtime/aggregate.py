@@ -6,105 +6,66 @@ buckets, classes 4,097 counters, reasons and errors as many as the allow-list ha
 
 from __future__ import annotations
 
-import itertools
-import math
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-import numpy as np
-
 from edgekit.runtime import otlp
+from edgekit.runtime._draws import Draws, Report
 from edgekit.runtime.attributes import Value, allowed
+from edgekit.runtime.input_statistics import INPUT_BOUNDS
 from edgekit.runtime.sketch import Sketch
 
 __all__ = [
     "CONFIDENCE_BOUNDS",
-    "DEVIATION_BOUNDS",
-    "MEAN_BOUNDS",
+    "MAX_CLASS",
     "Aggregate",
-    "InputStatistics",
     "dropped_metric",
 ]
 
 CONFIDENCE_BOUNDS: Final = tuple(i / 20 for i in range(1, 20))
 """Inner edges of 20 equal bins of [0, 1]."""
 
-MEAN_BOUNDS: Final = tuple(i / 4 for i in range(-12, 13))
-"""Of (sample mean - reference mean) / reference standard deviation."""
-
-DEVIATION_BOUNDS: Final = tuple(i / 4 for i in range(-12, 13))
-"""Of log2(sample standard deviation / reference standard deviation)."""
-
-_MAX_CLASS: Final = 4095
-_MOST_INPUTS: Final = 64
+MAX_CLASS: Final = 4095
 _CONFIDENCE_BINS: Final = len(CONFIDENCE_BOUNDS) + 1
 
-Array = np.ndarray[Any, Any]
+_BOUNDS: Final[Mapping[str, tuple[float, ...]]] = {
+    "edgekit.prediction.confidence": CONFIDENCE_BOUNDS,
+    **{f"edgekit.input.{name}": bounds for name, bounds in INPUT_BOUNDS.items()},
+}
+
 Metric = dict[str, Any]
 
 
-class InputStatistics:
-    """Mean and spread of inputs, in units of those of the evaluation data that a bundle tells of.
+class Aggregate:
+    """The counts of one window. Not safe to use from several threads; the recorder holds a lock.
 
     Args:
-        reference: the ``reference_statistics`` of a bundle's manifest: under ``inputs``, by name,
-            ``mean`` (of all values) and ``std`` (the root of the mean variance within a sample).
-        names: the model's inputs in the order of its signature, which is how they are told apart.
+        draws: see what tells of answers and inputs, in place of counting it.
     """
 
-    def __init__(self, reference: Mapping[str, Any] | None, names: Iterable[str]) -> None:
-        known = (reference or {}).get("inputs") or {}
-        self._scales: dict[str, tuple[int, float, float]] = {}
-        for i, name in enumerate(itertools.islice(names, _MOST_INPUTS)):
-            about = known.get(name) or {}
-            mean, std = about.get("mean"), about.get("std")
-            if isinstance(mean, int | float) and isinstance(std, int | float) and std > 0:
-                self._scales[name] = (i, float(mean), float(std))
+    __slots__ = (
+        "classes", "confidence", "draws", "durations", "errors", "inputs", "memory", "reports",
+        "requests",
+    )  # fmt: skip
 
-    def bins(self, inputs: Mapping[str, Array]) -> list[tuple[int, int, int]]:
-        """Index of the input, bin of its mean and bin of its spread, for each that is known.
-
-        Args:
-            inputs: arrays by name, of one sample; values that are not finite are not counted.
-        """
-        found = []
-        for name, (index, mean, std) in self._scales.items():
-            array = inputs.get(name)
-            if not isinstance(array, np.ndarray) or not array.size or array.dtype.kind != "f":
-                continue
-            here, spread = float(array.mean(dtype=np.float64)), float(array.std(dtype=np.float64))
-            if not (math.isfinite(here) and math.isfinite(spread)):
-                continue
-            ratio = math.log2(spread / std) if spread > 0 else -math.inf
-            found.append(
-                (
-                    index,
-                    bisect_left(MEAN_BOUNDS, (here - mean) / std),
-                    bisect_left(DEVIATION_BOUNDS, ratio),
-                )
-            )
-        return found
-
-
-class Aggregate:
-    """The counts of one window. Not safe to use from several threads; the recorder holds a lock."""
-
-    __slots__ = ("classes", "confidence", "durations", "errors", "inputs", "memory", "requests")
-
-    def __init__(self) -> None:
+    def __init__(self, draws: Draws | None = None) -> None:
+        self.draws = draws
+        self.reports: list[Report] = []
         self.durations: dict[str, Sketch] = {}
         self.memory = Sketch()
         self.requests: dict[tuple[str, str], int] = {}
         self.errors: dict[tuple[str, str], int] = {}
         self.confidence = [0] * _CONFIDENCE_BINS
         self.classes: dict[int, int] = {}
-        self.inputs: dict[int, tuple[list[int], list[int]]] = {}
+        self.inputs: dict[int, tuple[list[int], ...]] = {}
 
     @property
     def empty(self) -> bool:
         """Whether nothing was counted."""
-        return not (self.requests or self.errors or self.memory.count or self.inputs)
+        return not (
+            self.requests or self.errors or self.memory.count or self.inputs or self.reports
+        )
 
     def add(
         self,
@@ -123,28 +84,31 @@ class Aggregate:
             if sketch is None:
                 sketch = self.durations[source] = Sketch()
             sketch.add(duration_s)
+        if memory_bytes is not None:
+            self.memory.add(memory_bytes)
+        if self.draws is not None:
+            self.draws.prediction(confidence, predicted)
+            return
         if confidence is not None and 0.0 <= confidence <= 1.0:
             self.confidence[bisect_left(CONFIDENCE_BOUNDS, confidence)] += 1
         if predicted is not None and predicted >= 0:
             # What argmax gives is a number of numpy's, which the allow-list doesn't know.
-            index = int(predicted) if predicted <= _MAX_CLASS else -1
+            index = int(predicted) if predicted <= MAX_CLASS else -1
             self.classes[index] = self.classes.get(index, 0) + 1
-        if memory_bytes is not None:
-            self.memory.add(memory_bytes)
 
     def add_error(self, source: str, kind: str) -> None:
         """Counts one error; both have been checked."""
         key = (source, kind)
         self.errors[key] = self.errors.get(key, 0) + 1
 
-    def add_inputs(self, bins: Iterable[tuple[int, int, int]]) -> None:
+    def add_inputs(self, bins: Iterable[tuple[int, Sequence[int]]]) -> None:
         """Counts what `InputStatistics.bins` gave for one sample."""
-        for index, mean, deviation in bins:
-            if index not in self.inputs:
-                shape = len(MEAN_BOUNDS) + 1, len(DEVIATION_BOUNDS) + 1
-                self.inputs[index] = [0] * shape[0], [0] * shape[1]
-            self.inputs[index][0][mean] += 1
-            self.inputs[index][1][deviation] += 1
+        if self.draws is not None:
+            self.draws.inputs(bins)
+            return
+        for index, places in bins:
+            for counts, place in zip(self._input(index), places, strict=True):
+                counts[place] += 1
 
     def merge(self, other: Aggregate) -> None:
         """Counts all that another has counted, of a window that could not be written."""
@@ -154,11 +118,18 @@ class Aggregate:
         _add(self.requests, other.requests)
         _add(self.errors, other.errors)
         _add(self.classes, other.classes)
+        self.reports += other.reports
         self.confidence = [a + b for a, b in zip(self.confidence, other.confidence, strict=True)]
-        for index, pair in other.inputs.items():
-            own = self.inputs.setdefault(index, ([0] * len(pair[0]), [0] * len(pair[1])))
-            for mine, theirs in zip(own, pair, strict=True):
-                mine[:] = [a + b for a, b in zip(mine, theirs, strict=True)]
+        for index, theirs in other.inputs.items():
+            for mine, counts in zip(self._input(index), theirs, strict=True):
+                mine[:] = [a + b for a, b in zip(mine, counts, strict=True)]
+
+    def _input(self, index: int) -> tuple[list[int], ...]:
+        """The counts of an input, by the order of `INPUT_BOUNDS`."""
+        if index not in self.inputs:
+            empty = tuple([0] * (len(bounds) + 1) for bounds in INPUT_BOUNDS.values())
+            self.inputs[index] = empty
+        return self.inputs[index]
 
     def to_metrics(self, start_ns: int, end_ns: int) -> list[Metric]:
         """The window as OTLP's metrics, without what is empty."""
@@ -176,6 +147,18 @@ class Aggregate:
             }
             return point(data, **attributes)
 
+        def noised(report: Report) -> dict[str, Any]:
+            about: dict[str, Value] = {
+                "edgekit_noise_epsilon": report.thousandths,
+                "edgekit_noise_choices": report.choices,
+            }
+            if report.metric == "edgekit.prediction.classes":
+                return point({"as_int": 1}, edgekit_class=report.place, **about)
+            if report.input >= 0:
+                about["edgekit_input"] = report.input
+            hit = [int(place == report.place) for place in range(report.choices)]
+            return bins(hit, _BOUNDS[report.metric], **about)
+
         durations = [point(s.to_otlp(), edgekit_source=k) for k, s in self.durations.items()]
         memory = [point(self.memory.to_otlp())] if self.memory.count else []
         requests = [
@@ -190,8 +173,22 @@ class Aggregate:
             point({"as_int": n}, edgekit_class=index) for index, n in sorted(self.classes.items())
         ]
         sure = [bins(self.confidence, CONFIDENCE_BOUNDS)] if any(self.confidence) else []
-        means = [bins(m, MEAN_BOUNDS, edgekit_input=i) for i, (m, _) in self.inputs.items()]
-        spreads = [bins(d, DEVIATION_BOUNDS, edgekit_input=i) for i, (_, d) in self.inputs.items()]
+        inputs = [
+            (
+                f"edgekit.input.{name}",
+                "1",
+                "histogram",
+                [bins(c[place], bounds, edgekit_input=i) for i, c in self.inputs.items()],
+            )
+            for place, (name, bounds) in enumerate(INPUT_BOUNDS.items())
+        ]
+        by_metric: dict[str, list[dict[str, Any]]] = {}
+        for report in self.reports:
+            by_metric.setdefault(report.metric, []).append(noised(report))
+        sure += by_metric.get("edgekit.prediction.confidence", [])
+        classes += by_metric.get("edgekit.prediction.classes", [])
+        for name, _, _, points in inputs:
+            points += by_metric.get(name, [])
         sketched, binned = "exponential_histogram", "histogram"
         return [
             _metric(name, unit, kind, data)
@@ -202,8 +199,7 @@ class Aggregate:
                 ("edgekit.inference.errors", "{error}", "sum", errors),
                 ("edgekit.prediction.confidence", "1", binned, sure),
                 ("edgekit.prediction.classes", "{prediction}", "sum", classes),
-                ("edgekit.input.mean", "1", binned, means),
-                ("edgekit.input.deviation", "1", binned, spreads),
+                *inputs,
             )
             if data
         ]

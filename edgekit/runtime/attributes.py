@@ -135,6 +135,8 @@ ATTRIBUTES: Final[Mapping[str, Rule]] = {
     "edgekit.reason": Rule(values=REASONS, fallback=OTHER),
     "edgekit.class": Rule(low=-1, high=4095),
     "edgekit.input": Rule(low=0, high=63),
+    "edgekit.noise.epsilon": Rule(low=1, high=100_000),
+    "edgekit.noise.choices": Rule(low=2, high=4096),
     "edgekit.signal": Rule(values=("event", "metric")),
     "edgekit.drop.reason": Rule(values=DROPS, fallback=OTHER),
     "edgekit.sequence": Rule(low=0, high=_LONG),

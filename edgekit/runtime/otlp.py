@@ -34,12 +34,15 @@ device keeps what it can't send.
 | ``edgekit.prediction.classes`` | sum | ``{prediction}`` | ``edgekit.class``; -1: above 4095 |
 | ``edgekit.input.mean`` | histogram | ``1`` | ``edgekit.input`` |
 | ``edgekit.input.deviation`` | histogram | ``1`` | ``edgekit.input`` |
+| ``edgekit.input.roughness`` | histogram | ``1`` | ``edgekit.input`` |
 | ``edgekit.telemetry.dropped`` | sum | ``{record}`` | ``edgekit.signal``, ``edgekit.drop.reason`` |
 
 ``edgekit.input.mean`` counts (sample mean - reference mean) / reference std, and
 ``edgekit.input.deviation`` log2(sample std / reference std), with the reference of the bundle's
-``reference_statistics``; ``edgekit.input`` is the input's place in the signature, and only a share
-of the requests is looked at. ``edgekit.class`` is the label's place in the bundle's ``labels``.
+``reference_statistics``; ``edgekit.input.roughness`` log2(root mean square difference of neighbours
+/ sample std), along the two longest axes but the first; ``edgekit.input`` is the input's place in
+the signature, and only a share of the requests is looked at. ``edgekit.class`` is the label's place
+in the bundle's ``labels``.
 
 Exponential histograms are of scale 5 throughout: 32 buckets an octave, so any quantile is within
 1.09 % of a value of that rank, and merging is adding bucket counts.

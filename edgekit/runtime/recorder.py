@@ -34,13 +34,14 @@ from edgekit.errors import UsageError
 from edgekit.runtime._closing import Closing
 from edgekit.runtime._consent import Consent
 from edgekit.runtime._messages import document, resource_of, stack_hash
-from edgekit.runtime._observed import Routed, kind_of, statistics_of
+from edgekit.runtime._observed import Routed, draws_of, kind_of, statistics_of
 from edgekit.runtime._records import Counts
 from edgekit.runtime._station import Setup, Station, forget
 from edgekit.runtime.aggregate import Aggregate
 from edgekit.runtime.attributes import OTHER, REASONS, SOURCES
 from edgekit.runtime.bundle import Bundle, BundleArtifact
 from edgekit.runtime.clocks import Clock, SystemClock
+from edgekit.runtime.privacy import LocalPrivacy
 from edgekit.runtime.schedule import Conditions, Pace
 from edgekit.runtime.uploader import Transport, to_server
 
@@ -74,6 +75,7 @@ class Recorder(Closing):
         quota_bytes: of the spool, 2 MiB or more.
         rotate_s: after how much running time the device takes a new random name.
         input_share: of how many requests one's inputs are looked at by `observe_inputs`.
+        privacy: noises what tells of inputs and answers, within a budget; None: it is not noised.
         hold_on_auth: as `Uploader`.
         clock: the time.
         background: whether threads write and send; without, `flush` and `upload` are called.
@@ -101,6 +103,7 @@ class Recorder(Closing):
         quota_bytes: int = 8 << 20,
         rotate_s: float = _DAY_S,
         input_share: int = 16,
+        privacy: LocalPrivacy | None = None,
         hold_on_auth: bool = False,
         clock: Clock | None = None,
         background: bool = True,
@@ -129,7 +132,8 @@ class Recorder(Closing):
         self._consent = Consent(self._folder)
         self._lock = threading.Lock()  # of the window: held for microseconds
         self._disk = threading.RLock()  # of all else
-        self._window = Aggregate()
+        self._draws = draws_of(self._folder, privacy, bundle)
+        self._window = Aggregate(self._draws)
         self._on = False
         self._station: Station | None = None
         if self._consent.given():
@@ -183,13 +187,14 @@ class Recorder(Closing):
                 self.record_error(state.removeprefix("failed: "), source=side)
 
     def observe_inputs(self, inputs: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Counts mean and spread of a sample's inputs, of one request in ``input_share``.
+        """Counts mean, spread and roughness of a sample's inputs, of one request in
+        ``input_share``.
 
-        Where it does look it passes over the arrays twice, which takes longer than `record`.
+        Where it does look it passes over the arrays a few times, which takes longer than `record`.
 
         Args:
-            inputs: arrays by name, as the signature has them; only those are looked at of which
-                the bundle has reference statistics.
+            inputs: arrays by name, as the artifact takes them, pixels too; only those are looked at
+                of which the bundle has reference statistics.
         """
         if not self._on:
             return
@@ -357,15 +362,21 @@ class Recorder(Closing):
 
     def _fresh(self) -> None:
         with self._lock:
-            self._window = Aggregate()
+            self._window = Aggregate(self._draws)
+            if self._draws is not None:
+                self._draws.forget()
 
     def _swap(self) -> Aggregate | None:
         """The window that is over, for a new one; None where it is empty."""
+        now = self._setup.clock.wall()
         with self._lock:
-            if self._window.empty:
+            taken = self._draws.take(now) if self._draws is not None else {}
+            if self._window.empty and not taken:
                 return None
-            done, self._window = self._window, Aggregate()
-        return done
+            done, self._window = self._window, Aggregate(self._draws)
+        if self._draws is not None:
+            done.reports = self._draws.reports(taken, now)
+        return None if done.empty else done
 
     def _keep_event(self, name: str, about: Mapping[str, object], *, failed: bool) -> None:
         with self._disk:

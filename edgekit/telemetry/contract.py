@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-from edgekit.runtime.aggregate import CONFIDENCE_BOUNDS, DEVIATION_BOUNDS, MEAN_BOUNDS
+from edgekit.runtime.aggregate import CONFIDENCE_BOUNDS
 from edgekit.runtime.attributes import ATTRIBUTES, Value
+from edgekit.runtime.input_statistics import INPUT_BOUNDS
 
 __all__ = [
     "COHORT",
     "EVENTS",
     "METRICS",
+    "NOISE",
     "SERIES",
     "Cohort",
     "Metric",
@@ -44,15 +46,20 @@ class Metric:
     bounds: tuple[float, ...] = ()
 
 
+NOISE: Final = ("edgekit.noise.epsilon", "edgekit.noise.choices")
+"""What points have that a device has noised; others have neither."""
+
 METRICS: Final[Mapping[str, Metric]] = {
     "edgekit.inference.duration": Metric("exponential_histogram", ("edgekit.source",)),
     "edgekit.inference.memory": Metric("exponential_histogram"),
     "edgekit.inference.requests": Metric("sum", ("edgekit.source", "edgekit.reason")),
     "edgekit.inference.errors": Metric("sum", ("edgekit.source", "error.type")),
-    "edgekit.prediction.confidence": Metric("histogram", (), CONFIDENCE_BOUNDS),
-    "edgekit.prediction.classes": Metric("sum", ("edgekit.class",)),
-    "edgekit.input.mean": Metric("histogram", ("edgekit.input",), MEAN_BOUNDS),
-    "edgekit.input.deviation": Metric("histogram", ("edgekit.input",), DEVIATION_BOUNDS),
+    "edgekit.prediction.confidence": Metric("histogram", NOISE, CONFIDENCE_BOUNDS),
+    "edgekit.prediction.classes": Metric("sum", ("edgekit.class", *NOISE)),
+    **{
+        f"edgekit.input.{name}": Metric("histogram", ("edgekit.input", *NOISE), bounds)
+        for name, bounds in INPUT_BOUNDS.items()
+    },
     "edgekit.telemetry.dropped": Metric("sum", ("edgekit.signal", "edgekit.drop.reason")),
 }
 
@@ -86,8 +93,12 @@ SERIES: Final[Mapping[str, str]] = {
     "input": "edgekit.input",
     "signal": "edgekit.signal",
     "drop_reason": "edgekit.drop.reason",
+    "epsilon": "edgekit.noise.epsilon",
+    "choices": "edgekit.noise.choices",
 }
 """Columns of a series: the attributes of points."""
+
+_CLASS: Final = tuple(SERIES).index("class")
 
 Cohort = tuple[str, ...]
 """Values by the columns of `COHORT`; empty where a device told none."""
@@ -111,6 +122,16 @@ class Series:
     def part(self) -> int:
         """Tells the points of one record apart: 32 bits."""
         return zlib.crc32("\0".join((self.metric, str(self.scale), *self.values)).encode())
+
+    @property
+    def noise(self) -> tuple[str, str]:
+        """Thousandths of epsilon and the number of choices; empty where nothing is noised."""
+        return self.values[-2], self.values[-1]
+
+    @property
+    def class_(self) -> str:
+        """The class; empty of other metrics."""
+        return self.values[_CLASS]
 
     @cached_property
     def source(self) -> str:

@@ -16,9 +16,9 @@ The rules of thumb (0.1, 0.25) know nothing of n and m. A window is flagged wher
 passes its limit, each at a third of the false-alarm rate, so together they keep to it.
 
 Requests of one device or one hour are alike, so counts vary more than if each were drawn alone.
-How much more is estimated from the parts (hours or days) of the reference, as Pearson's chi-square
-of the parts over its degrees of freedom, the design effect (Rao and Scott, "The analysis of
-categorical data from complex sample surveys", 1981); the limits grow by it.
+How much more is estimated from the parts (hours or days) of the reference or the window, as
+Pearson's chi-square of the parts over its degrees of freedom, the design effect (Rao and Scott,
+"The analysis of categorical data from complex sample surveys", 1981); the limits grow by it.
 
 With millions of counts a difference that matters to nobody passes every limit of chance, so one of
 less than `TOLERATED` is not flagged.
@@ -66,7 +66,8 @@ class Drift:
     Attributes:
         distances: by ``psi``, ``js``, ``ks``; empty where there is too little to compare.
         false_alarms: the share of windows without drift that are flagged, at most.
-        design_effect: how much more counts vary than if each were drawn alone; at least 1.
+        design_effect: how much more counts of the window vary than if each were drawn alone; at
+            least 1.
         counts: of the reference, and of the window.
         bins: how many were compared, rare ones taken together.
     """
@@ -97,7 +98,8 @@ def compare(
 
     Args:
         reference: counts, parts by bins: hours or days of the reference, at least one.
-        window: counts by bin.
+        window: counts by bin, or parts by bins, where those of the reference do not tell how much
+            counts vary: a bundle's samples were drawn one by one.
         ordered: whether bins are in order, as those of a histogram are and classes are not.
         false_alarms: the rate for all features together.
         features: how many are compared in the same way; each gets its share of the rate.
@@ -109,7 +111,8 @@ def compare(
     if not 0 < false_alarms < 1 or features < 1:
         raise UsageError("a rate of false alarms is between 0 and 1, for one feature or more")
     parts = _checked(reference, 2)
-    now = _checked(window, 1)
+    latter = _checked(window, 1 if np.ndim(window) == 1 else 2).reshape(-1, np.shape(window)[-1])
+    now = latter.sum(axis=0)
     if parts.shape[1] != len(now):
         raise BadData(f"{parts.shape[1]} bins cannot be compared with {len(now)}")
     n, m = float(parts.sum()), float(now.sum())
@@ -121,9 +124,10 @@ def compare(
     bins = len(now)
     if bins < 2:
         return Drift({}, false_alarms, 1.0, counts, bins)
-    effect = _design_effect(parts)
+    before = _design_effect(parts)
+    effect = max(before, _design_effect(_grouped(latter, groups)))
     share = false_alarms / features / (3 if ordered else 2)
-    scale = (1 / n + 1 / m) * effect
+    scale = before / n + effect / m
     chance = scale * chi_square_limit(share, bins - 1)
     p, q = parts.sum(axis=0) / n, now / m
     found = {"psi": (_psi(p, q, n, m), chance), "js": (_js(p, q), chance / 8)}

@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar
 
 from edgekit.errors import BadData, EdgekitError, StorageError, UsageError
 from edgekit.runtime import otlp
+from edgekit.runtime.drift_reference import DriftReference
 from edgekit.serve.call import Call, Reply, json_reply, refused
 from edgekit.serve.refusal import Refusal
 from edgekit.serve.security import Keys, Rates, network
@@ -89,6 +90,7 @@ class Ingest:
         max_body: bytes of one body, decompressed.
         max_held: bytes of all bodies that are read or wait.
         k: devices that a report is of, at least; a question may ask for more.
+        references: of bundles, which reports tell drift against.
 
     Attributes:
         draining: the receiver ends: no more is taken.
@@ -105,12 +107,13 @@ class Ingest:
         max_body: int = 8 * 2**20,
         max_held: int = 64 * 2**20,
         k: int = DEFAULT_K,
+        references: Sequence[DriftReference] | None = None,
     ) -> None:
         self.store = store
         self.keys = keys or Keys()
         self._rates = rates or Rates(0)
         self._max_body, self._max_held = max_body, max(max_held, max_body)
-        self._k = k
+        self._k, self._references = k, references
         self._held = 0
         self._waiting: list[_Waiting] = []
         self._asking = 0
@@ -201,6 +204,8 @@ class Ingest:
         """A report, for callers who may administer: what devices send is not for those who send."""
         self._admit_reader(call)
         asked = _QUESTIONS[call.path].parsed(call.query, self._k)
+        if isinstance(asked, Question):
+            return await self._reported(partial(asked.answer, references=self._references))
         return await self._reported(asked.answer)
 
     async def _check(self, call: Call) -> Reply:

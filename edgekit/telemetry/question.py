@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
+from edgekit.runtime.drift_reference import DriftReference
 from edgekit.serve.refusal import Refusal
 from edgekit.telemetry.cohorts import BASE, Window
 from edgekit.telemetry.report import report
@@ -64,8 +66,10 @@ class Question:
             "series" in given,
         )
 
-    def answer(self, store: Reader) -> dict[str, Any]:
-        """The report.
+    def answer(
+        self, store: Reader, references: Sequence[DriftReference] | None = None
+    ) -> dict[str, Any]:
+        """The report; with references, of drift against them too.
 
         Raises:
             UsageError: it is asked by a column that there is not, or for a rate that is none.
@@ -80,6 +84,7 @@ class Question:
             where=self.where,
             k=self.k,
             baseline=baseline if self.baseline_days else None,
+            references=references,
             false_alarms=self.false_alarms,
             daily=self.daily,
         )

@@ -286,7 +286,20 @@ def _read_sum(name: str, about: Metric, point: Any) -> Point:
         value = int(value)
     if not 0 <= value <= _MOST:
         raise _No("a count that is negative or above 2 ** 53")
-    return Point(_series(name, 0, _pairs(point, about)), point.time_unix_nano, 0, (value,))
+    series = _whole_noise(_series(name, 0, _pairs(point, about)), None)
+    return Point(series, point.time_unix_nano, 0, (value,))
+
+
+def _whole_noise(series: Series, choices: int | None) -> Series:
+    """Refuses noise that could not be taken out again: half told, or of other bins or classes."""
+    epsilon, told = series.noise
+    if bool(epsilon) != bool(told):
+        raise _No("noise of which epsilon or the number of choices is missing")
+    if told and choices is not None and int(told) != choices:
+        raise _No("noise over another number of bins")
+    if told and choices is None and not 0 <= int(series.class_ or -1) < int(told):
+        raise _No("noise over fewer classes than its own")
+    return series
 
 
 def _read_bins(name: str, about: Metric, point: Any) -> Point:
@@ -295,7 +308,7 @@ def _read_bins(name: str, about: Metric, point: Any) -> Point:
     counts = list(point.bucket_counts)
     if len(counts) != len(about.bounds) + 1 or sum(counts) != point.count or point.count > _MOST:
         raise _No("bucket counts that do not add up to its count")
-    series = _series(name, 0, _pairs(point, about))
+    series = _whole_noise(_series(name, 0, _pairs(point, about)), len(counts))
     return Point(series, point.time_unix_nano, 0, counts, 0, *_moments(point))
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, Final
 
+from edgekit.runtime.drift_reference import DriftReference
 from edgekit.telemetry.cohorts import (
     BASE,
     DEFAULT_K,
@@ -20,8 +20,9 @@ from edgekit.telemetry.cohorts import (
     devices_of,
     grouped,
 )
-from edgekit.telemetry.drifting import drifts
+from edgekit.telemetry.drifting import against_references, drifts
 from edgekit.telemetry.merged import quantiles
+from edgekit.telemetry.noised import noised
 from edgekit.telemetry.spread import intervals, spreads
 from edgekit.telemetry.store import Reader
 
@@ -43,6 +44,7 @@ def report(
     where: Mapping[str, str] | None = None,
     k: int = DEFAULT_K,
     baseline: Window | None = None,
+    references: Sequence[DriftReference] | None = None,
     false_alarms: float = 0.01,
     daily: bool = False,
 ) -> dict[str, Any]:
@@ -53,7 +55,8 @@ def report(
         by: columns of `BASE`, of which each set of values is one entry.
         where: values that columns of `BASE` must have.
         k: devices that anything in it is of, at least.
-        baseline: what drift is told against; none is told without.
+        baseline: what drift over time is told against; none is told without.
+        references: of bundles, which drift of the devices that have them is told against.
         false_alarms: the share of cohorts without drift that may be flagged; of each day, too.
         daily: whether each entry has a ``series`` of its days. A base cell is of one day, so a day
             of an entry is a sum of base cells like the entry itself.
@@ -65,18 +68,24 @@ def report(
     base = base_of(store, window, k, where)
     entries = _entries(store, by)
     days = _entries(store, (*by, "day")) if daily else {}
-    if baseline is not None:
-        told = partial(drifts, store, baseline, window, by=by, where=where, k=k)
-        for found in (entries, days) if daily else (entries,):
-            drift = told(false_alarms=false_alarms, daily=found is days)
+    told: dict[str, Any] = {"by": by, "where": where, "k": k, "false_alarms": false_alarms}
+    for found in (entries, days) if daily else (entries,):
+        if baseline is not None:
+            drift = drifts(store, baseline, window, **told, daily=found is days)
             for group, entry in found.items():
                 entry["drift"] = drift.get(group, {})
+        if references is not None:
+            drift = against_references(store, window, references, **told, daily=found is days)
+            for group, entry in found.items():
+                nothing: dict[str, Any] = {"features": {}, "no_reference": {}}
+                entry["reference_drift"] = drift.get(group, nothing)
     for group, entry in days.items():
         entries[group[:-1]].setdefault("series", []).append(entry)
     return {
         "schema": "edgekit.telemetry-report/1",
         "first_day": window.first,
         "baseline": None if baseline is None else [baseline.first, baseline.last],
+        "references": None if references is None else [one.digest for one in references],
         "last_day": window.last,
         "by": list(by),
         "where": dict(where or {}),
@@ -94,6 +103,7 @@ def _entries(store: Reader, by: Sequence[str]) -> dict[_Group, dict[str, Any]]:
     bins = _confidences(store, by)
     crashes = _crashes(store, by)
     spread = spreads(store, by)
+    reports = noised(store, by)
     entries: dict[_Group, dict[str, Any]] = {}
     for group, (devices, device_days) in sorted(devices_of(store, by).items()):
         entry: dict[str, Any] = dict(zip(by, group, strict=True))
@@ -107,6 +117,7 @@ def _entries(store: Reader, by: Sequence[str]) -> dict[_Group, dict[str, Any]]:
         }
         entry["memory_bytes"] = _percentiles(sketches[group].get("", []))
         entry["confidence"] = _confidence(bins[group])
+        entry["noised"] = reports.get(group, [])
         entries[group] = entry
     return entries
 
@@ -156,7 +167,8 @@ def _confidences(store: Reader, by: Sequence[str]) -> dict[_Group, list[int]]:
         f"""SELECT {_columns(by)} bucket, sum(n)::BIGINT
         FROM cell JOIN shown ON cell.cohort = shown.cohort AND cell.hour // 24 = shown.day
         JOIN series ON series.id = cell.series
-        WHERE metric = 'edgekit.prediction.confidence' {grouped(len(by) + 1)}"""
+        WHERE metric = 'edgekit.prediction.confidence' AND epsilon = ''
+        {grouped(len(by) + 1)}"""
     )
     found: dict[_Group, list[int]] = defaultdict(lambda: [0] * _BINS)
     for row in rows:

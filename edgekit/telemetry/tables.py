@@ -1,4 +1,4 @@
-"""The store's tables, version 1.
+"""The store's tables, version 2.
 
 Everything that a fleet sends is a count, so the store is one table of counts, ``cell``: how often,
 in an hour, in a cohort, a series' bucket was hit. A histogram is its buckets, a sum its bucket 0.
@@ -19,7 +19,7 @@ from edgekit.telemetry.contract import COHORT, SERIES
 
 __all__ = ["DDL", "DEVICE_DAYS", "SEEN_DAYS", "VERSION"]
 
-VERSION: Final = 1
+VERSION: Final = 2
 
 SEEN_DAYS: Final = 32
 """A device keeps what it cannot send for 30 days; a day more on either side."""

@@ -23,6 +23,8 @@ from edgekit.cli.export import Terminal
 from edgekit.compress.ptq import PLAIN, Methods
 from edgekit.names import METHODS, TARGETS
 from edgekit.runtime.bundle import Bundle
+from edgekit.runtime.drift_reference import DriftReference
+from edgekit.runtime.input_statistics import INPUT_BOUNDS
 
 Run = Callable[..., Any]
 Tree = Callable[[Path], dict[str, bytes]]
@@ -332,6 +334,16 @@ def test_int8_for_a_real_runtime(int8: tuple[Path, list[str], Any]) -> None:
         artifact = bundle.artifact(scheme="w8a8")
         assert bundle.check_golden(bundle.session(artifact)).passed
         assert artifact.evidence["steps"]["output"] > 0
+        reference, n = DriftReference(bundle), bundle.manifest["lineage"]["evaluation"]["n"]
+    for scheme in ("w8a8", "fp32"):
+        for metric in ("edgekit.prediction.classes", "edgekit.prediction.confidence"):
+            counts = reference.counts(metric, scheme=scheme)
+            assert counts is not None
+            assert sum(counts.values()) == n
+    for name in INPUT_BOUNDS:
+        counts = reference.counts(f"edgekit.input.{name}", "0")
+        assert counts is not None
+        assert sum(counts.values()) == n
     schemas.validate(json.loads((out / "manifest.json").read_text()))
 
 

@@ -18,6 +18,7 @@ from edgekit import schemas
 from edgekit.cli.main import main
 from edgekit.runtime.bundle import Bundle
 from edgekit.runtime.cloud import Cloud
+from edgekit.runtime.drift_reference import DriftReference
 from edgekit.runtime.manifest import canonical_json
 from edgekit.runtime.router import Router, policy_of
 from edgekit.signature import Signature, TensorSpec
@@ -118,7 +119,12 @@ def test_a_bundle_is_tuned_and_routes_as_it_was_told(
     with Bundle.open(shop / "student") as old, Bundle.open(out) as new:
         assert chosen["bundle"] == old.digest != new.digest == document["bundle"]["digest"]
         assert new.read("m.npz") == before["m.npz"]
-        assert {**new.manifest, "policy": None} == dict(old.manifest)
+        rest = {k: v for k, v in new.manifest.items() if k != "reference_statistics"}
+        assert {**rest, "policy": None} == dict(old.manifest)
+        # The fleet's confidences are held against those of this policy.
+        sure = DriftReference(new).counts("edgekit.prediction.confidence")
+        assert sure is not None
+        assert sum(sure.values()) == N
         assert policy_of(new).to_json() == policy
         # The router with that bundle does what was told, sample by sample.
         with np.load(shop / "test.npz") as data:

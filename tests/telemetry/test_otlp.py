@@ -19,12 +19,8 @@ from opentelemetry.proto.resource.v1 import resource_pb2
 
 from edgekit.errors import BadData
 from edgekit.runtime import otlp
-from edgekit.runtime.aggregate import (
-    CONFIDENCE_BOUNDS,
-    DEVIATION_BOUNDS,
-    MEAN_BOUNDS,
-    Aggregate,
-)
+from edgekit.runtime.aggregate import CONFIDENCE_BOUNDS, Aggregate
+from edgekit.runtime.input_statistics import DEVIATION_BOUNDS, MEAN_BOUNDS, ROUGHNESS_BOUNDS
 from edgekit.runtime.protobuf import UNKNOWN
 from edgekit.runtime.sketch import RELATIVE_ERROR, Sketch
 
@@ -119,7 +115,7 @@ def window() -> Aggregate:
         done.add("device", "sure", i * 1e-4, i / 500, i % 7, 1e8 + i * 1e5)
     done.add("cloud", "unsure", 0.0, 1.0, 5000, None)
     done.add_error("device", "ValueError")
-    done.add_inputs([(0, 3, 4), (2, 0, len(DEVIATION_BOUNDS))])
+    done.add_inputs([(0, (3, 4, 5)), (2, (0, len(DEVIATION_BOUNDS), 0))])
     return done
 
 
@@ -137,12 +133,13 @@ def test_tel_14_what_we_encode_they_decode_to_the_same_bytes() -> None:
     }
     metrics = message.resource_metrics[1].scope_metrics[0].metrics
     by_name = {metric.name: metric for metric in metrics}
-    assert len(by_name) == 8
+    assert len(by_name) == 9
     point = by_name["edgekit.inference.duration"].exponential_histogram.data_points[0]
     assert sum(point.positive.bucket_counts) + point.zero_count == point.count == 499
     for name, bounds in (
         ("edgekit.prediction.confidence", CONFIDENCE_BOUNDS),
         ("edgekit.input.mean", MEAN_BOUNDS),
+        ("edgekit.input.roughness", ROUGHNESS_BOUNDS),
     ):
         for point in by_name[name].histogram.data_points:
             assert list(point.explicit_bounds) == list(bounds)

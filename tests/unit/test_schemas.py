@@ -45,7 +45,16 @@ OPEN = {
     "telemetry_alert": {"rule"},
     "telemetry_alerts": {"where"},
     "telemetry_check": {"where"},
-    "telemetry_report": {"where", "shares", "errors", "latency_s", "drift", "distances"},
+    "telemetry_report": {
+        "where",
+        "features",
+        "unheld",
+        "shares",
+        "errors",
+        "latency_s",
+        "drift",
+        "distances",
+    },
     "tune": {"policy"},
     "verify": {"self_test"},
 }
@@ -422,7 +431,8 @@ def examples() -> dict[str, dict[str, Any]]:
         },
         "telemetry_report": {
             "schema": "edgekit.telemetry-report/1", "first_day": 20_000, "last_day": 20_006,
-            "baseline": [19_970, 19_999], "by": ["device"], "where": {"model": "net"}, "k": 10,
+            "baseline": [19_970, 19_999], "references": None, "by": ["device"],
+            "where": {"model": "net"}, "k": 10,
             "base_cells": {"shown": 3, "left_out": None},
             "cohorts": [{
                 "device": "pixel-8", "devices": 12, "device_days": 70, "requests": 120,
@@ -430,7 +440,7 @@ def examples() -> dict[str, dict[str, Any]]:
                 "error_rate": 0.01, "error_rate_ci95": [0.001, 0.05],
                 "fallback_rate": 0.1, "fallback_rate_ci95": [0.05, 0.2],
                 "errors": {"MemoryError": 1}, "crashes": 1, "crashes_per_device_day": 0.014,
-                "crash_rate": 0.014, "crash_rate_ci95": [0.001, 0.08], "series": [],
+                "crash_rate": 0.014, "crash_rate_ci95": [0.001, 0.08], "series": [], "noised": [],
                 "latency_s": {"device": {"p50": 0.01, "p90": 0.02, "p95": 0.02, "p99": 0.03,
                                          "count": 108, "relative_error": 0.0109}},
                 "memory_bytes": None,
