@@ -21,16 +21,15 @@ from receiving import RESOURCE, crash, logs_request, metrics_record, receiver, w
 
 from edgekit import schemas
 from edgekit.cli.main import main
-from edgekit.errors import BadData
+from edgekit.errors import BadData, StorageError
 from edgekit.runtime import otlp
 from edgekit.runtime.aggregate import Aggregate
 from edgekit.telemetry.alerts import Alerts, load, save
-from edgekit.telemetry.duck import DuckStore
 from edgekit.telemetry.intervals import Clusters, at_least
 from edgekit.telemetry.judging import Finding, judge
 from edgekit.telemetry.reading import read_logs, read_metrics
 from edgekit.telemetry.rules import Rule, Rules, rules_of
-from edgekit.telemetry.store import Reader
+from edgekit.telemetry.store import Reader, Store
 from edgekit.telemetry.watch import Watch, Watched
 from edgekit.telemetry.webhook import SIGNATURE, Webhook, sign, signed_by
 
@@ -119,7 +118,7 @@ def test_alerts_are_kept(tmp_path: Path) -> None:
 # -- what rules find ------------------------------------------------------------------------------
 
 
-def send(store: DuckStore, devices: int, of: Callable[[int], Aggregate], day: int = 0,
+def send(store: Store, devices: int, of: Callable[[int], Aggregate], day: int = 0,
          **names: str) -> None:  # fmt: skip
     resource = {**RESOURCE, **{k.replace("_", "."): v for k, v in names.items()}}
     when = int((NOW_S - day * DAY_S) * 1e9)
@@ -151,15 +150,16 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> DuckStore:
-    return DuckStore(tmp_path / "fleet.duckdb", clock_ns=lambda: int(clock.now * 1e9))
+def store(opened: Callable[..., Store], clock: Clock) -> Store:
+    return opened(lambda: int(clock.now * 1e9))
 
 
-def found(store: DuckStore, one: Rule, k: int = 10, looks: float = 288) -> Finding:
-    return judge(store, one, now_s=NOW_S, k=k, looks=looks)
+def found(store: Store, one: Rule, k: int = 10, looks: float = 288) -> Finding:
+    with store.reading() as reader:
+        return judge(reader, one, now_s=NOW_S, k=k, looks=looks)
 
 
-def test_errors_are_those_of_many_devices(store: DuckStore) -> None:
+def test_errors_are_those_of_many_devices(store: Store) -> None:
     send(store, 40, failing(1))
     send(store, 40, failing(40, errors=200), edgekit_bundle_version="1.1")
     many = found(store, rule(where={"version": "1.0"}))
@@ -176,14 +176,14 @@ def test_errors_are_those_of_many_devices(store: DuckStore) -> None:
     assert few.beyond is None and "400 requests, 401 are wanted" in few.said
 
 
-def test_nothing_is_found_of_fewer_than_k(store: DuckStore) -> None:
+def test_nothing_is_found_of_fewer_than_k(store: Store) -> None:
     send(store, 9, failing(1))
     for one in (rule(), rule("latency", percentile=50, limit_ms=1), rule("silence", hours=1)):
         assert found(store, one).beyond is None
     assert found(store, rule(least_devices=9), k=9).devices == 9
 
 
-def test_crashes_and_fallbacks(store: DuckStore) -> None:
+def test_crashes_and_fallbacks(store: Store) -> None:
     def elsewhere(_: int) -> Aggregate:
         aggregate = window(10)
         for _ in range(10):
@@ -202,7 +202,7 @@ def test_crashes_and_fallbacks(store: DuckStore) -> None:
     assert found(store, rule("fallback_rate", limit=0.5)).beyond is False
 
 
-def test_latency_is_a_share_that_took_longer(store: DuckStore) -> None:
+def test_latency_is_a_share_that_took_longer(store: Store) -> None:
     for hour in range(8):
         when = int((NOW_S // DAY_S * DAY_S - DAY_S + hour * 3600) * 1e9)
         aggregates = [window(95, 0.02) for _ in range(12)]
@@ -225,7 +225,7 @@ def test_latency_is_a_share_that_took_longer(store: DuckStore) -> None:
     assert found(store, rule("latency", percentile=99, limit_ms=100, source="cloud")).beyond is None
 
 
-def test_drift_canary_and_silence(store: DuckStore) -> None:
+def test_drift_canary_and_silence(store: Store) -> None:
     rng = np.random.default_rng(2)
 
     def sure(a: float) -> Callable[[int], Aggregate]:
@@ -252,7 +252,8 @@ def test_drift_canary_and_silence(store: DuckStore) -> None:
     assert worse.beyond is True and "1.1: 20 of 20" in worse.said
     silence = rule("silence", hours=3)
     assert found(store, silence).beyond is False
-    later = judge(store, silence, now_s=NOW_S + 5 * 3600, k=10, looks=288)
+    with store.reading() as reader:
+        later = judge(reader, silence, now_s=NOW_S + 5 * 3600, k=10, looks=288)
     assert later.beyond is True and later.value is not None and 3.9 < later.value < 5.1
 
 
@@ -323,12 +324,12 @@ def test_what_an_answer_means() -> None:
 # -- the watch ------------------------------------------------------------------------------------
 
 
-def watching(store: DuckStore, other: Hook, clock: Clock, *rules: Rule) -> Watch:
+def watching(store: Store, state: Path, other: Hook, clock: Clock, *rules: Rule) -> Watch:
     async def read(function: Callable[[Reader], Any]) -> Any:
-        return function(store)
+        with store.reading() as reader:
+            return function(reader)
 
     webhook = Webhook(False, "127.0.0.1", other.port, "/hook", SECRET, 5.0)
-    state = store.path.with_name("alerts.json")
     return Watch(read, Rules(rules, webhook), state, Watched(600), clock=clock)
 
 
@@ -341,12 +342,12 @@ def turn(watch: Watch) -> None:
 
 
 def test_an_alert_fires_is_told_again_until_it_is_taken_and_resolves(
-    store: DuckStore, clock: Clock
+    store: Store, clock: Clock, tmp_path: Path
 ) -> None:
-    one = rule(for_minutes=10, clear_minutes=10)
+    one, state = rule(for_minutes=10, clear_minutes=10), tmp_path / "alerts.json"
     with hook() as other:
         other.answers = [(503, {})]
-        watch = watching(store, other, clock, one)
+        watch = watching(store, state, other, clock, one)
         turn(watch)
         assert watch.to_json()["rules"][0]["state"] == "unknown"
         send(store, 40, failing(1))
@@ -359,13 +360,13 @@ def test_an_alert_fires_is_told_again_until_it_is_taken_and_resolves(
         assert len(other.requests) == 1, "it is not asked again at once"
         schemas.validate(watch.to_json())
         # A restart knows what fires, and what is still to be told.
-        again = watching(store, other, clock, one)
+        again = watching(store, state, other, clock, one)
         clock.now += 60
         turn(again)
         assert [d["state"] for d in other.documents] == ["firing", "firing"]
         assert other.documents[0]["id"] == other.documents[1]["id"]
         assert again.to_json()["rules"][0]["state"] == "firing"
-        text = store.path.with_name("alerts.json").read_text()
+        text = state.read_text()
         assert SECRET.decode() not in text
         # The next day is a good one.
         clock.now += 2 * DAY_S
@@ -381,14 +382,20 @@ def test_an_alert_fires_is_told_again_until_it_is_taken_and_resolves(
             assert signed_by(SECRET, body, fields[SIGNATURE], time.time())
 
 
-def test_a_store_that_cannot_be_read_raises_no_alert_and_ends_none(store: DuckStore) -> None:
+def test_a_store_that_cannot_be_read_raises_no_alert_and_ends_none(
+    store: Store, tmp_path: Path
+) -> None:
     send(store, 40, failing(1))
     with hook() as other:
-        watch = watching(store, other, Clock(), rule())
+        watch = watching(store, tmp_path / "alerts", other, Clock(), rule())
         turn(watch)
         assert watch.to_json()["rules"][0]["state"] == "firing"
-        store.query("ALTER TABLE device_day RENAME TO gone")
-        with pytest.raises(Exception, match="device_day"):
+
+        async def cut(function: Callable[[Reader], Any]) -> Any:
+            raise StorageError("the store is gone")
+
+        watch._read = cut
+        with pytest.raises(StorageError):
             turn(watch)
         assert watch.to_json()["rules"][0]["state"] == "firing"
         assert [d["state"] for d in other.documents] == ["firing"]

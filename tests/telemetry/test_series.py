@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,13 +20,14 @@ from edgekit.telemetry.cohorts import BASE, Window
 from edgekit.telemetry.duck import DuckStore
 from edgekit.telemetry.reading import read_metrics
 from edgekit.telemetry.report import report
+from edgekit.telemetry.store import Store
 
 NOW = time.time_ns()
 DAY_NS = 86_400 * 10**9
 TODAY = NOW // DAY_NS
 
 
-def fill(store: DuckStore, back: int, devices: int, requests: int = 10, **names: str) -> None:
+def fill(store: Store, back: int, devices: int, requests: int = 10, **names: str) -> None:
     resource = {**RESOURCE, **{k.replace("_", "."): v for k, v in names.items()}}
     aggregate = window(1)
     aggregate.requests = {("device", "sure"): requests}
@@ -39,7 +41,8 @@ def store(tmp_path: Path) -> DuckStore:
     return DuckStore(tmp_path / "fleet.duckdb", clock_ns=lambda: NOW)
 
 
-def test_a_day_of_a_series_is_the_report_of_that_day(store: DuckStore) -> None:
+def test_a_day_of_a_series_is_the_report_of_that_day(opened: Callable[..., Store]) -> None:
+    store = opened(lambda: NOW)
     for back, devices in ((0, 12), (1, 10), (3, 11)):
         fill(store, back, devices, 10 + back)
     days = Window(TODAY - 3, TODAY)
@@ -91,7 +94,8 @@ def test_no_difference_of_days_or_windows_is_of_fewer_than_k(store: DuckStore) -
         assert not any(digits[i] for i in small if i < len(digits))
 
 
-def test_rates_have_intervals_that_know_of_devices(store: DuckStore) -> None:
+def test_rates_have_intervals_that_know_of_devices(opened: Callable[..., Store]) -> None:
+    store = opened(lambda: NOW)
     fill(store, 0, 30)
     bad = window(10)
     for _ in range(9):
