@@ -9,7 +9,14 @@ from typing import Any
 import click
 
 from edgekit.cli._output import emit, json_option, table, verbosity_options
-from edgekit.cli._telemetry_store import asked, from_receiver, is_receiver, need_extra, reading
+from edgekit.cli._telemetry_store import (
+    asked,
+    from_receiver,
+    is_receiver,
+    need_extra,
+    read_references,
+    reading,
+)
 
 __all__ = ["command"]
 
@@ -21,11 +28,20 @@ __all__ = ["command"]
               help="How often the receiver looks; one that is asked knows.")  # fmt: skip
 @click.option("-k", "least", type=click.IntRange(2), default=10, show_default=True,
               help="Use no fewer devices; a receiver has its own.")  # fmt: skip
+@click.option("--reference", "bundles", multiple=True, metavar="BUNDLE",
+              type=click.Path(path_type=Path, exists=True),
+              help="What rules of drift hold a store against; a receiver has its own.")  # fmt: skip
 @asked
 @json_option
 @verbosity_options
 def command(
-    rules: Path, store: str | None, watch_s: float, least: int, ca: Path | None, as_json: bool
+    rules: Path,
+    store: str | None,
+    watch_s: float,
+    least: int,
+    bundles: tuple[Path, ...],
+    ca: Path | None,
+    as_json: bool,
 ) -> int:
     """Check the alert rules in the file RULES; with STORE, say what is beyond its limit now.
 
@@ -56,7 +72,14 @@ def command(
         found = from_receiver(store, "/v1/check", (), None, ca, sent)
     else:
         with reading(store) as opened:
-            found = check(opened, read, now_s=time.time(), k=least, interval_s=watch_s)
+            found = check(
+                opened,
+                read,
+                now_s=time.time(),
+                k=least,
+                interval_s=watch_s,
+                references=read_references(bundles) or (),
+            )
     emit(found, as_json, lambda: _text(found))
     return int(any(row["beyond"] for row in found["rules"]))
 

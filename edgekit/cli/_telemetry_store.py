@@ -15,9 +15,19 @@ from edgekit.errors import MissingDependency, UsageError
 from edgekit.names import install_command
 
 if TYPE_CHECKING:
+    from edgekit.runtime.drift_reference import DriftReference
     from edgekit.telemetry.store import Reader, Store
 
-__all__ = ["asked", "from_receiver", "is_receiver", "need_extra", "open_store", "reading"]
+__all__ = [
+    "alerts_file",
+    "asked",
+    "from_receiver",
+    "is_receiver",
+    "need_extra",
+    "open_store",
+    "read_references",
+    "reading",
+]
 
 _KEY: Final = "EDGEKIT_API_KEY"
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -102,3 +112,39 @@ def open_store(store: str, *, read_only: bool = False) -> Store:
         message = "psycopg is not installed, or finds no libpq"
         raise MissingDependency(message, hint=install_command("postgresql")) from error
     return PostgresStore(store, read_only=read_only)
+
+
+def read_references(bundles: Sequence[Path]) -> list[DriftReference] | None:
+    """What drift is told against, of bundles; None of none.
+
+    Raises:
+        BadData, TrustError: one is no bundle, or not what its manifest says.
+    """
+    from edgekit.runtime.bundle import Bundle
+    from edgekit.runtime.drift_reference import DriftReference
+
+    found = []
+    for path in bundles:
+        with Bundle.open(path) as bundle:
+            found.append(DriftReference(bundle))
+    return found or None
+
+
+def alerts_file(store: str, named: Path | None, rules: Path | None) -> Path | None:
+    """Where alerts are kept: those of a file beside it, those of a database where it is named.
+
+    Raises:
+        UsageError: there are rules, and no place to keep their alerts.
+    """
+    from edgekit.telemetry.store import is_postgres
+
+    if named is not None:
+        return named
+    if not is_postgres(store):
+        return Path(f"{store}.alerts.json")
+    if rules is not None:
+        raise UsageError(
+            "alerts are kept in a file over a restart, and there is none beside a database",
+            hint="name one: --alerts FILE",
+        )
+    return None

@@ -12,11 +12,13 @@ import click
 from edgekit.cli._output import emit, json_option, note, table, verbosity_options
 from edgekit.cli._telemetry_check import command as check
 from edgekit.cli._telemetry_store import (
+    alerts_file,
     asked,
     from_receiver,
     is_receiver,
     need_extra,
     open_store,
+    read_references,
     reading,
 )
 from edgekit.errors import UsageError
@@ -111,6 +113,7 @@ def serve(store: str, as_json: bool, **options: Any) -> int:
         note("receiving from other machines without keys; see --keys")
     keys = Keys() if options["keys"] is None else read_keys(options["keys"])
     rules = Rules() if options["rules"] is None else read_rules(options["rules"])
+    references = read_references(options["bundles"])
     inflated = int(options["max_inflated_mb"] * 2**20)
 
     def started(port: int) -> None:
@@ -130,10 +133,12 @@ def serve(store: str, as_json: bool, **options: Any) -> int:
             max_body=inflated,
             max_held=int(options["max_held_mb"] * 2**20),
             k=options["least"],
-            references=_references(options["bundles"]),
+            references=references,
         )
-        watched = Watched(interval_s=options["watch_s"], k=options["least"])
-        ingest.watch = Watch(ingest.read, rules, _alerts(store, options), watched)
+        watched = Watched(options["watch_s"], k=options["least"], references=references)
+        ingest.watch = Watch(
+            ingest.read, rules, alerts_file(store, options["alerts"], options["rules"]), watched
+        )
         ended = receive(
             ingest,
             _settings(options),
@@ -143,17 +148,6 @@ def serve(store: str, as_json: bool, **options: Any) -> int:
             started=started,
         )
     return _INTERRUPTED if ended.forced else 0
-
-
-def _references(bundles: tuple[Path, ...]) -> list[Any] | None:
-    from edgekit.runtime.bundle import Bundle
-    from edgekit.runtime.drift_reference import DriftReference
-
-    found = []
-    for path in bundles:
-        with Bundle.open(path) as bundle:
-            found.append(DriftReference(bundle))
-    return found or None
 
 
 @command.command()
@@ -230,7 +224,7 @@ def report(
         k = DEFAULT_K if least is None else least
         question = Question(days, baseline_days or 0, columns, where, k, false_alarms)
         with reading(store) as reader:
-            document = question.answer(reader, _references(bundles))
+            document = question.answer(reader, read_references(bundles))
     emit(document, as_json, lambda: _report_text(document))
     return 0
 
@@ -360,22 +354,6 @@ def _drift_lines(head: str, features: dict[str, Any]) -> list[str]:
 
 def _shown(value: float | None, scale: float, unit: str) -> str:
     return "-" if value is None else f"{value * scale:.3g}{unit}"
-
-
-def _alerts(store: str, options: dict[str, Any]) -> Path | None:
-    """Where alerts are kept: a file's are beside it."""
-    from edgekit.telemetry.store import is_postgres
-
-    if options["alerts"] is not None:
-        return Path(options["alerts"])
-    if not is_postgres(store):
-        return Path(f"{store}.alerts.json")
-    if options["rules"] is not None:
-        raise UsageError(
-            "alerts are kept in a file over a restart, and there is none beside a database",
-            hint="name one: --alerts FILE",
-        )
-    return None
 
 
 def _settings(options: dict[str, Any]) -> Any:

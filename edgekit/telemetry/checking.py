@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from edgekit.errors import BadData
+from edgekit.runtime.drift_reference import DriftReference
 from edgekit.serve.refusal import Refusal
 from edgekit.telemetry.judging import Finding, judge
 from edgekit.telemetry.rules import Rule, rules_of
@@ -16,7 +18,13 @@ __all__ = ["asked_rules", "check", "unlooked"]
 
 
 def check(
-    store: Reader, rules: Sequence[Rule], *, now_s: float, k: int, interval_s: float
+    store: Reader,
+    rules: Sequence[Rule],
+    *,
+    now_s: float,
+    k: int,
+    interval_s: float,
+    references: Sequence[DriftReference] = (),
 ) -> dict[str, Any]:
     """A document of the form ``edgekit.telemetry-check/1``.
 
@@ -24,9 +32,11 @@ def check(
         now_s: since 1970.
         k: devices that anything in it is of, at least.
         interval_s: at which a receiver looks at the rules.
+        references: of bundles, which rules of drift may ask for.
     """
     looks = 86_400 / interval_s
-    return _document((rule, judge(store, rule, now_s=now_s, k=k, looks=looks)) for rule in rules)
+    asked = partial(judge, store, now_s=now_s, k=k, looks=looks, references=references)
+    return _document((rule, asked(rule)) for rule in rules)
 
 
 def unlooked(rules: Sequence[Rule]) -> dict[str, Any]:

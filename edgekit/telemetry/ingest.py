@@ -213,7 +213,14 @@ class Ingest:
         self._admit_reader(call)
         rules = asked_rules(await call.body())
         interval_s = DEFAULT_INTERVAL_S if self.watch is None else self.watch.watched.interval_s
-        asked = partial(check, rules=rules, now_s=time.time(), k=self._k, interval_s=interval_s)
+        asked = partial(
+            check,
+            rules=rules,
+            now_s=time.time(),
+            k=self._k,
+            interval_s=interval_s,
+            references=self._references or (),
+        )
         return await self._reported(asked)
 
     async def _reported(self, function: Callable[[Reader], dict[str, Any]]) -> Reply:

@@ -17,13 +17,14 @@ counted without devices: there hours of cohorts are what is drawn, the devices a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from edgekit.errors import EdgekitError
+from edgekit.runtime.drift_reference import DriftReference
 from edgekit.telemetry.cohorts import Window, base_of, devices_of
-from edgekit.telemetry.drifting import drifts
+from edgekit.telemetry.drifting import against_references, drifts
 from edgekit.telemetry.intervals import Clusters, at_least
 from edgekit.telemetry.merged import quantiles
 from edgekit.telemetry.reading import ZERO
@@ -69,18 +70,27 @@ class Finding:
         return {name: getattr(self, name) for name in names}
 
 
-def judge(store: Reader, rule: Rule, *, now_s: float, k: int, looks: float) -> Finding:
+def judge(
+    store: Reader,
+    rule: Rule,
+    *,
+    now_s: float,
+    k: int,
+    looks: float,
+    references: Sequence[DriftReference] = (),
+) -> Finding:
     """What a rule finds.
 
     Args:
         now_s: since 1970.
         k: devices that anything is of, at least.
         looks: how often a day the rule is looked at.
+        references: of bundles, which rules of drift may ask for.
     """
     today = int(now_s // 86_400)
     window = Window(today - int(rule.settings.get("days", DEVICE_DAYS)) + 1, today)
     try:
-        return _JUDGES[rule.kind](_Look(store, rule, window, now_s, k, max(1.0, looks)))
+        return _JUDGES[rule.kind](_Look(store, rule, window, now_s, k, max(1.0, looks), references))
     except EdgekitError as error:
         return Finding(None, None, f"could not be looked at: {error.message}")
 
@@ -93,6 +103,7 @@ class _Look:
     now_s: float
     k: int
     looks: float
+    references: Sequence[DriftReference]
 
     @property
     def set(self) -> Mapping[str, Any]:
@@ -218,21 +229,22 @@ def _slow(look: _Look, limit_s: float, scales: set[int]) -> Clusters:
 
 
 def _drift(look: _Look) -> Finding:
-    baseline = Window(look.window.first - look.set["baseline_days"], look.window.first - 1)
-    found = drifts(
-        look.store,
-        baseline,
-        look.window,
-        by=(),
-        where=look.rule.where,
-        k=look.k,
-        false_alarms=look.tail,
-    ).get((), {})
+    asked: dict[str, Any] = {"by": (), "where": look.rule.where, "k": look.k}
+    asked["false_alarms"] = look.tail
+    if look.set["against"] == "bundle":
+        if not look.references:
+            return Finding(None, None, "the receiver was given no bundle: --reference")
+        held = against_references(look.store, look.window, look.references, **asked)
+        found = held.get((), {"features": {}})["features"]
+    else:
+        first = look.window.first
+        baseline = Window(first - look.set["baseline_days"], first - 1)
+        found = drifts(look.store, baseline, look.window, **asked).get((), {})
     told = {name: one for name, one in found.items() if one["flagged"] is not None}
     requests = max((one["counts"][1] for one in told.values()), default=0)
     devices, little = look.enough(requests)
     if little is not None or not told:
-        return little or Finding(None, None, "no feature has enough counts now and before")
+        return little or Finding(None, None, "no feature has enough counts on both sides")
     ratio, name, distance = max(
         (one["value"] / one["limit"], feature, distance)
         for feature, drift in told.items()

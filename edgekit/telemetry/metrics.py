@@ -173,9 +173,10 @@ def _fleet(fleet: Fleet) -> list[str]:
          for rank, quantile in _QUANTILES.items()),
     )  # fmt: skip
     drift = [
-        ({**who, "feature": feature}, one)
+        ({**who, "against": against, "feature": feature}, one)
         for who, entry in entries
-        for feature, one in entry.get("drift", {}).items()
+        for against, features in _drifts(entry).items()
+        for feature, one in features.items()
         if one["flagged"] is not None
     ]
     psi = [(who, one["distances"].get("psi")) for who, one in drift]
@@ -202,6 +203,12 @@ def _fleet(fleet: Fleet) -> list[str]:
     return lines + _metric(
         "edgekit_fleet_look_seconds", "gauge", "How long that took", [({}, fleet.took_s)]
     )
+
+
+def _drifts(entry: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Features by what their drift is told against."""
+    held = entry.get("reference_drift", {"features": {}})
+    return {"days": entry.get("drift", {}), "bundle": held["features"]}
 
 
 def _named(entry: Mapping[str, Any]) -> dict[str, object]:

@@ -104,6 +104,7 @@ KINDS: Final[Mapping[str, Mapping[str, _Key]]] = {
     },
     "drift": {
         **_ENOUGH,
+        "against": _Key("text", default="days"),
         "baseline_days": _Key("whole", 1, 365, default=28),
         "clear": _Key("number", 0, 1, open=True, default=0.8),
     },
@@ -280,7 +281,7 @@ def _where(found: object, place: str) -> dict[str, str]:
 
 def _check_kind(rule: Rule, place: str) -> None:
     checks: Mapping[str, Callable[[], str]] = {
-        "drift": lambda: "" if "model" in rule.where else "where.model is missing: drift is of one",
+        "drift": lambda: _check_drift(rule),
         "canary": lambda: _check_canary(rule),
         "latency": lambda: (
             ""
@@ -291,6 +292,12 @@ def _check_kind(rule: Rule, place: str) -> None:
     message = checks.get(rule.kind, str)()
     if message:
         raise BadData(f"{place}: {message}")
+
+
+def _check_drift(rule: Rule) -> str:
+    if rule.settings["against"] not in ("days", "bundle"):
+        return f"against is {rule.settings['against']!r}; allowed: days, bundle"
+    return "" if "model" in rule.where else "where.model is missing: drift is of one"
 
 
 def _check_canary(rule: Rule) -> str:

@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from edgekit.errors import EdgekitError
+from edgekit.runtime.drift_reference import DriftReference
 from edgekit.telemetry.alerts import Alerts, Waiting, load, save
 from edgekit.telemetry.cohorts import DEFAULT_K, Window
 from edgekit.telemetry.judging import Finding, judge
@@ -51,12 +52,14 @@ class Watched:
         days: that the fleet's gauges are of, the present one among them.
         baseline_days: before them, that their drift is told against.
         k: devices that anything is of, at least.
+        references: of bundles, which drift is told against, too.
     """
 
     interval_s: float = DEFAULT_INTERVAL_S
     days: int = 2
     baseline_days: int = 28
     k: int = DEFAULT_K
+    references: Sequence[DriftReference] | None = None
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,8 @@ class Watch:
 
     def _judge(self, rule: Rule, now_s: float, store: Reader) -> Finding:
         looks = 86_400 / self.watched.interval_s
-        return judge(store, rule, now_s=now_s, k=self.watched.k, looks=looks)
+        references = self.watched.references or ()
+        return judge(store, rule, now_s=now_s, k=self.watched.k, looks=looks, references=references)
 
     def _report(self, now_s: float, store: Reader) -> dict[str, Any]:
         today = int(now_s // 86_400)
@@ -166,6 +170,7 @@ class Watch:
             by=("model", "version"),
             k=self.watched.k,
             baseline=Window(first - self.watched.baseline_days, first - 1),
+            references=self.watched.references,
         )
 
     def _keep(self) -> None:

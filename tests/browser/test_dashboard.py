@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,10 +17,11 @@ import pytest
 
 pytest.importorskip("duckdb", reason="pip install 'edgekit[telemetry]'")
 
-from receiving import RESOURCE, Receiving, metrics_record, receiver
+from receiving import RESOURCE, Receiving, metrics_record, proven_on, receiver
 
 from edgekit.runtime import otlp
 from edgekit.runtime.aggregate import Aggregate
+from edgekit.runtime.bundle import Bundle
 from edgekit.telemetry.contract import COHORT
 from edgekit.telemetry.duck import DuckStore
 from edgekit.telemetry.reading import read_metrics
@@ -125,7 +126,7 @@ def test_its_figures_are_those_of_the_report(fleet: Receiving, opened: Any) -> N
     assert f"{entry['error_rate'] * 100:.2f} %" in tile
     for feature, one in entry["drift"].items():
         for distance, found in one["distances"].items():
-            assert figures(tab, "#drift", f"{feature} {distance}") == [found["value"]]
+            assert figures(tab, "#from-days", f"{feature} {distance}") == [found["value"]]
     versions = told(fleet, "by=model,version&days=7&baseline_days=3")["cohorts"]
     versions.sort(key=lambda one: -one["requests"])
     for name in FIGURES:
@@ -227,6 +228,44 @@ def test_the_policy_holds_where_something_gets_in(fleet: Receiving, browser: Any
     assert page.title() == "edgekit fleet"
     assert sum("Content Security Policy" in text for text in said) == 2
     page.context.close()
+
+
+def test_drift_from_bundles_is_told(
+    tmp_path: Path,
+    opened: Any,
+    bundle_contents: tuple[dict[str, bytes], dict[str, Any]],
+    write_directory: Callable[..., Path],
+) -> None:
+    rng = np.random.default_rng(6)
+    files, manifest = bundle_contents
+    known = proven_on(0.3 + 0.7 * rng.beta(6, 2, 2_000))
+    path = write_directory(tmp_path / "b", files, manifest | {"reference_statistics": known})
+    with Bundle.open(path) as bundle:
+        digest = bundle.digest
+    with DuckStore(tmp_path / "fleet.duckdb") as store:
+        for back, shape in ((0, 3), (1, 6)):
+            records = []
+            for _ in range(15):
+                aggregate = Aggregate()
+                for value in 0.3 + 0.7 * rng.beta(shape, 2, 100):
+                    aggregate.add("device", "sure", 0.01, float(value), 3, None)
+                resource = {**RESOURCE, "edgekit.bundle.digest": digest}
+                when = NOW - back * DAY_NS
+                records.append(metrics_record(aggregate, resource=resource, time_ns=when))
+            store.write(read_metrics(otlp.request(records)).deliveries)
+    with receiver(tmp_path / "fleet.duckdb", "--reference", path) as fleet:
+        tab, said, _ = opened(f"http://127.0.0.1:{fleet.port}/")
+        settled(tab)
+        (entry,) = told(fleet, "by=&days=7&series=day")["cohorts"]
+        psi = entry["reference_drift"]["features"]["prediction.confidence"]["distances"]["psi"]
+        feature = "prediction.confidence psi"
+        assert figures(tab, "#from-bundles", feature) == [psi["value"]]
+        days = [day["reference_drift"]["features"]["prediction.confidence"]["flagged"]
+                for day in entry["series"]]  # fmt: skip
+        assert days == [False, True]
+        assert tab.locator("#from-bundles .dot.beyond").count() >= 1
+        assert said == []
+        tab.context.close()
 
 
 def test_a_key_is_asked_for_and_stays_out_of_the_address(tmp_path: Path, opened: Any) -> None:

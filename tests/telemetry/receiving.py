@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgekit import schemas
 from edgekit.runtime import otlp
 from edgekit.runtime.aggregate import Aggregate
+from edgekit.runtime.drift_reference import counted_predictions
 
 ROOT = Path(__file__).resolve().parents[2]
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
@@ -151,3 +154,11 @@ def logs_request(records: Sequence[Mapping[str, Any]], device: str) -> bytes:
 def zipped(body: bytes) -> tuple[bytes, dict[str, str]]:
     """A body as devices send it, with its headers."""
     return gzip.compress(body), {**PROTOBUF, "Content-Encoding": "gzip"}
+
+
+def proven_on(confidences: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """``reference_statistics`` of a manifest: answers so sure, all of the last of four classes."""
+    rest = np.repeat((1 - confidences[:, None]) / 3, 3, axis=1)
+    scores = np.concatenate([rest, confidences[:, None]], axis=1)
+    plan = counted_predictions(scores, "probabilities")
+    return {"inputs": {}, "predictions": {"y": {"held_out": True, "plans": {"fp32": plan}}}}

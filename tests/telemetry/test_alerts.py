@@ -17,13 +17,23 @@ import pytest
 pytest.importorskip("duckdb", reason="pip install 'edgekit[telemetry]'")
 
 from hooks import Hook, hook
-from receiving import RESOURCE, crash, logs_request, metrics_record, receiver, window
+from receiving import (
+    RESOURCE,
+    crash,
+    logs_request,
+    metrics_record,
+    proven_on,
+    receiver,
+    window,
+)
 
 from edgekit import schemas
 from edgekit.cli.main import main
 from edgekit.errors import BadData, StorageError
 from edgekit.runtime import otlp
 from edgekit.runtime.aggregate import Aggregate
+from edgekit.runtime.bundle import Bundle
+from edgekit.runtime.drift_reference import DriftReference
 from edgekit.telemetry.alerts import Alerts, load, save
 from edgekit.telemetry.intervals import Clusters, at_least
 from edgekit.telemetry.judging import Finding, judge
@@ -255,6 +265,43 @@ def test_drift_canary_and_silence(store: Store) -> None:
     with store.reading() as reader:
         later = judge(reader, silence, now_s=NOW_S + 5 * 3600, k=10, looks=288)
     assert later.beyond is True and later.value is not None and 3.9 < later.value < 5.1
+
+
+def test_drift_from_what_a_bundle_was_proven_on(
+    store: Store,
+    tmp_path: Path,
+    bundle_contents: tuple[dict[str, bytes], dict[str, Any]],
+    write_directory: Callable[..., Path],
+) -> None:
+    rng = np.random.default_rng(4)
+    files, manifest = bundle_contents
+    known = proven_on(0.3 + 0.7 * rng.beta(6, 2, 2_000))
+    path = write_directory(tmp_path / "b", files, manifest | {"reference_statistics": known})
+    with Bundle.open(path) as bundle:
+        reference = DriftReference(bundle)
+
+    def sure(a: float) -> Callable[[int], Aggregate]:
+        def of(_: int) -> Aggregate:
+            aggregate = Aggregate()
+            for value in 0.3 + 0.7 * rng.beta(a, 2, 80):
+                aggregate.add("device", "sure", 0.01, float(value), 3, None)
+            return aggregate
+
+        return of
+
+    def beyond(one: Rule, *references: DriftReference) -> bool | None:
+        with store.reading() as reader:
+            return judge(reader, one, now_s=NOW_S, k=10, looks=288, references=references).beyond
+
+    has_it = {"edgekit_bundle_digest": reference.digest}
+    drift = rule("drift", where={"model": "net", "app": "2.1"}, against="bundle")
+    send(store, 20, sure(6), app="2.1")
+    assert beyond(drift, reference) is None, "another bundle"
+    send(store, 20, sure(6), **has_it, service_version="2.1")
+    assert beyond(drift) is None
+    assert beyond(drift, reference) is False
+    send(store, 20, sure(3), **has_it, service_version="2.2")
+    assert beyond(replace(drift, where={"model": "net", "app": "2.2"}), reference) is True
 
 
 def test_false_alarms_of_a_day_are_as_few_as_said() -> None:

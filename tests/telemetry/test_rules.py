@@ -71,6 +71,7 @@ def test_a_rule_of_each_kind(tmp_path: Path) -> None:
         (RATE + "limit = 0.1\nwhere = 'net'\n", "where is 'net'; allowed: a table of model"),
         (RATE + "limit = 0.1\n" + RATE + "limit = 0.2\n", "two rules are named 'r'"),
         ("[[rule]]\nname = 'd'\nkind = 'drift'\n", r"\(d\): where.model is missing"),
+        ("[[rule]]\nname = 'd'\nkind = 'drift'\nagainst = 'x'\n", "allowed: days, bundle"),
         ("[[rule]]\nname = 'c'\nkind = 'canary'\ncontrol = '1'\ncanary = '1'\n", "another version"),
         ("[[rule]]\nname = 'l'\nkind = 'latency'\npercentile = 99\nlimit_ms = 5\nsource = 'x'\n",
          "source is 'x'; allowed: device, cloud"),

@@ -116,7 +116,7 @@ def test_what_is_scraped_is_what_happened_and_what_a_report_says(tmp_path: Path)
         latency = {**who, "source": "cloud", "quantile": "0.99"}
         assert one(found, "edgekit_fleet_latency_seconds", **latency) == told
         for feature, drift in entry["drift"].items():
-            which = {**who, "feature": feature}
+            which = {**who, "against": "days", "feature": feature}
             if drift["flagged"] is None:
                 assert ("edgekit_fleet_drift", frozenset(which.items())) not in found
                 continue

@@ -29,8 +29,14 @@ function rateTile(title, name, entry, what) {
   return tile(title, figure(name, entry[name], percent), said);
 }
 
-function drifted(drift) {
-  const features = Object.values(drift || {});
+// What drift is told against: [how it is called, the features of an entry].
+const AGAINST = [
+  ["earlier days", (entry) => entry.drift || {}],
+  ["bundles", (entry) => (entry.reference_drift || { features: {} }).features],
+];
+
+function drifted(entry) {
+  const features = AGAINST.flatMap(([, of]) => Object.values(of(entry)));
   return [features.filter((one) => one.flagged).length,
     features.filter((one) => one.flagged !== null).length];
 }
@@ -44,7 +50,7 @@ function health(whole, alerts) {
       `Nothing to show: there is no group of ${whole.k} devices or more.`));
   }
   const speed = latency(entry);
-  const [beyond, told] = drifted(entry.drift);
+  const [beyond, told] = drifted(entry);
   const firing = alerts ? alerts.rules.filter((rule) => rule.state === "firing") : [];
   const said = speed.count
     ? `p50 ${milliseconds(speed.p50)}, p90 ${milliseconds(speed.p90)}; each within `
@@ -100,25 +106,20 @@ function overTime(whole) {
       rates(series, first, last)));
 }
 
-function driftLine(series, feature, distance, name) {
-  const of = (day) => ((day.drift || {})[feature] || { distances: {} }).distances[distance];
-  const told = series.filter(of);
+function driftLine(series, of, feature, distance) {
+  const one = (day) => (of(day)[feature] || { distances: {} }).distances[distance];
+  const told = series.filter(one);
   return {
-    name: name || feature,
+    name: feature,
     points: told.map((day) => ({
-      day: day.day, value: of(day).value, beyond: of(day).value > of(day).limit,
+      day: day.day, value: one(day).value, beyond: one(day).value > one(day).limit,
     })),
-    limit: told.map((day) => ({ day: day.day, value: of(day).limit })),
+    limit: told.map((day) => ({ day: day.day, value: one(day).limit })),
   };
 }
 
-function drift(whole) {
-  const entry = whole.cohorts[0] || {};
-  const series = entry.series || [];
-  const features = [...new Set([entry, ...series].flatMap((e) => Object.keys(e.drift || {})))].sort();
-  const [from, to] = whole.baseline || [];
-  const against = whole.baseline ? `${date(from)} to ${date(to)}` : "nothing";
-  const rows = Object.entries(entry.drift || {}).map(([feature, one]) => [
+function driftTable(caption, features) {
+  const rows = Object.entries(features).map(([feature, one]) => [
     feature,
     one.flagged === null ? badge("unknown", "too little")
       : one.flagged ? badge("failed", "drift") : badge("held", "none"),
@@ -129,22 +130,51 @@ function drift(whole) {
     }),
     count(one.counts[1]),
   ]);
+  return table(caption, ["feature", "", "PSI", "Jensen-Shannon", "Kolmogorov-Smirnov", "counted"],
+    rows, ["", "", "number", "number", "number", "number"]);
+}
+
+function driftAgainst(whole, title, said, of) {
+  const entry = whole.cohorts[0] || {};
+  const series = entry.series || [];
+  const features = [...new Set([entry, ...series].flatMap((e) => Object.keys(of(e))))].sort();
+  if (!features.length) {
+    return [tag("h3", {}, title), tag("p", { class: "note missing" },
+      "Nothing to compare: no feature has enough counts on both sides.")];
+  }
+  const charts = features.flatMap((feature) => [["psi", "PSI"],
+    ["js", "Jensen-Shannon divergence"]].map(([distance, name]) =>
+    chart(`${feature}: ${name}`, "Day by day.",
+      [driftLine(series, of, feature, distance)], plain, whole.first_day, whole.last_day)));
+  return [tag("h3", {}, title), driftTable(said, of(entry)), tag("div", { class: "charts" }, charts)];
+}
+
+function drift(whole) {
+  const [[, earlier], [, bundles]] = AGAINST;
+  const entry = whole.cohorts[0] || {};
+  const parts = [];
+  if (whole.references) {
+    const bare = Object.entries((entry.reference_drift || { no_reference: {} }).no_reference);
+    parts.push(tag("div", { id: "from-bundles" }, driftAgainst(whole,
+      "Against what bundles were proven on", "Devices that have these very bundles", bundles)));
+    if (bare.length) {
+      parts.push(tag("p", { class: "note" }, "No reference, as no bundle of theirs was given or it "
+        + "has none: ", bare.map(([name, share]) => `${name} (${percent(share)})`).join(", ")));
+    }
+  }
+  if (whole.baseline) {
+    const [from, to] = whole.baseline.map(date);
+    parts.push(tag("div", { id: "from-days" }, driftAgainst(whole, "Against earlier days",
+      `All days together, against ${from} to ${to}`, earlier)));
+  }
   return section("drift", "Drift",
-    `Against ${against}. A limit follows from how many were counted; the dashed line is it, and a `
-    + "day beyond it is red.",
-    rows.length ? table("All days together", ["feature", "", "PSI", "Jensen-Shannon",
-      "Kolmogorov-Smirnov", "counted"], rows, ["", "", "number", "number", "number", "number"])
-      : tag("p", { class: "note missing" }, "Nothing to compare: no feature has enough counts both "
-        + "now and before."),
-    tag("div", { class: "charts" }, features.flatMap((feature) => [["psi", "PSI"],
-      ["js", "Jensen-Shannon divergence"]].map(([distance, title]) =>
-      chart(`${feature}: ${title}`, "Day by day.",
-        [driftLine(series, feature, distance)], plain, whole.first_day, whole.last_day)))));
+    "A limit follows from how many were counted; the dashed line is it, and a day beyond it is red.",
+    parts);
 }
 
 function row(entry, first) {
   const speed = latency(entry);
-  const [beyond, told] = drifted(entry.drift);
+  const [beyond, told] = drifted(entry);
   return [first, figure("devices", entry.devices, count), figure("requests", entry.requests, count),
     withInterval(figure("error_rate", entry.error_rate, percent), entry.error_rate_ci95),
     withInterval(figure("crash_rate", entry.crash_rate, percent), entry.crash_rate_ci95),
