@@ -1,7 +1,9 @@
 """Metrics: the receiver's own, and the fleet's as of the last look, in Prometheus' text.
 
 A scrape reads what is in memory: what it costs has nothing to do with the store. Gauges of the
-fleet are those of a report, so a version of which there are fewer than k devices has none.
+fleet are those of a report, so a version of which there are fewer than k devices has none. As of
+reports that are asked one after the other, what two looks differ by may be of fewer devices: who
+keeps every look is to be trusted as an admin is, and the key that reads them is an admin's.
 """
 
 from __future__ import annotations

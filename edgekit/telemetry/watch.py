@@ -8,12 +8,13 @@ hangs holds up neither.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
+import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from edgekit.telemetry.judging import Finding, judge
 from edgekit.telemetry.report import report
 from edgekit.telemetry.rules import Rule, Rules
 from edgekit.telemetry.store import Reader
-from edgekit.telemetry.webhook import Outcome
+from edgekit.telemetry.webhook import Outcome, Webhook
 
 __all__ = ["DEFAULT_INTERVAL_S", "Fleet", "Read", "Watch", "Watched"]
 
@@ -106,15 +107,11 @@ class Watch:
         self.fleet: Fleet | None = None
         self.delivered: Counter[str] = Counter()
         self.looked_s: float | None = None
-        self._sender = ThreadPoolExecutor(1, "edgekit-telemetry-webhook")
         self._kept = True
 
     async def run(self) -> None:
         """Looks and tells until it is cancelled."""
-        try:
-            await asyncio.gather(self._looking(), self._telling())
-        finally:
-            self._sender.shutdown(wait=False, cancel_futures=True)
+        await asyncio.gather(self._looking(), self._telling())
 
     async def _looking(self) -> None:
         while True:
@@ -196,9 +193,7 @@ class Watch:
         for one in list(self.alerts.waiting) if webhook is not None else ():
             assert webhook is not None
             if one.after_s <= self._clock() and one.document["alert"] not in held:
-                loop = asyncio.get_running_loop()
-                outcome = await loop.run_in_executor(self._sender, webhook.post, one.document)
-                self._told(one, outcome)
+                self._told(one, await _posted(webhook, one.document))
                 self._keep()
             if one in self.alerts.waiting:
                 held.add(one.document["alert"])
@@ -250,6 +245,24 @@ class Watch:
                 **{name: self.delivered[name] for name in ("ok", "failed", "given_up")},
             },
         }
+
+
+async def _posted(webhook: Webhook, document: dict[str, Any]) -> Outcome:
+    """Posts in a thread that nobody waits for when the receiver ends, unlike an executor's."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Outcome] = loop.create_future()
+
+    def settle(outcome: Outcome) -> None:
+        if not answer.done():
+            answer.set_result(outcome)
+
+    def post() -> None:
+        outcome = webhook.post(document)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, outcome)
+
+    threading.Thread(target=post, name="edgekit-telemetry-webhook", daemon=True).start()
+    return await answer
 
 
 def _back_off(waiting: Waiting, after_s: float | None) -> float:

@@ -78,7 +78,7 @@ class Webhook:
         except ssl.SSLCertVerificationError as error:
             return Outcome(False, True, f"the certificate: {error.verify_message}")
         except (OSError, http.client.HTTPException, TooLarge) as error:
-            return Outcome(False, True, f"{type(error).__name__}")
+            return Outcome(False, True, type(error).__name__)
         status = reply.status
         if 200 <= status < 300:
             return Outcome(True, False, str(status))

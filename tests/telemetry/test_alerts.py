@@ -207,6 +207,10 @@ def test_crashes_and_fallbacks(store: Store) -> None:
     crashes = found(store, rule("crash_rate", limit=0.05))
     assert (crashes.beyond, crashes.value) == (True, pytest.approx(12 / 42))
     assert found(store, rule("crash_rate", limit=0.25)).beyond is False
+    # Each of a day's looks has its part of the rate of false alarms.
+    for looks in (1, 288):
+        bound = found(store, rule("crash_rate", false_alarms=0.02), looks=looks).bound
+        assert bound == at_least(12 / 42, 42, 0.02 / looks)
     fallbacks = found(store, rule("fallback_rate", limit=0.4))
     assert (fallbacks.beyond, fallbacks.value) == (True, 0.5)
     assert found(store, rule("fallback_rate", limit=0.5)).beyond is False
@@ -507,3 +511,28 @@ def test_a_receiver_raises_an_alert_by_its_rules(tmp_path: Path) -> None:
     assert main(["telemetry", "check", str(rules), str(path)]) == 0
     rules.write_text(text)
     assert main(["telemetry", "check", str(rules), str(path)]) == 1
+
+
+def test_a_webhook_that_hangs_holds_up_neither_looks_nor_the_end(tmp_path: Path) -> None:
+    rules = tmp_path / "rules.toml"
+    with hook() as other:
+        other.answers = [None]
+        rules.write_text(
+            f"[webhook]\nurl = '{other.url}'\ntimeout_s = 60\n"
+            "[[rule]]\nname = 'errors'\nkind = 'error_rate'\nlimit = 0.1\n"
+        )
+        with receiver(tmp_path / "f.duckdb", "--rules", rules, "--watch-s", 0.3) as running:
+            records = [metrics_record(failing(1)(i)) for i in range(30)]
+            assert running.post("/v1/metrics", otlp.request(records))[0] == 200
+            other.wait(1)
+            looked = json.loads(running.get("/v1/alerts")[1])["looked_s"]
+            end = time.monotonic() + 30
+            while json.loads(running.get("/v1/alerts")[1])["looked_s"] <= looked:
+                assert time.monotonic() < end
+                time.sleep(0.2)
+            begun = time.monotonic()
+            assert running.end() == 0
+            assert time.monotonic() - begun < 20
+    # What was not delivered is there for the next one.
+    kept = load(tmp_path / "f.duckdb.alerts.json")
+    assert [one.document["state"] for one in kept.waiting] == ["firing"]
