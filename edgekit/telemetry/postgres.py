@@ -207,6 +207,8 @@ def _parameters(url: str) -> dict[str, Any]:
         if parts.netloc.count("@") > 1 or "@" in parts.path or not is_postgres(url):
             raise ValueError
         found = conninfo.conninfo_to_dict(url)
+        for port in str(found.get("port") or "5432").split(","):
+            int(port)
     except (ValueError, psycopg.Error):
         raise UsageError("the database's URL cannot be read", hint=f"allowed: {_FORM}") from None
     return {**_DEFAULTS, **found}

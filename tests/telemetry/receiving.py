@@ -38,6 +38,7 @@ class Receiving:
 
     process: subprocess.Popen[str]
     port: int
+    store: str
 
     def post(
         self, path: str, body: bytes, headers: Mapping[str, str] = PROTOBUF
@@ -69,16 +70,17 @@ class Receiving:
 
 
 @contextlib.contextmanager
-def receiver(store: Path, *options: object) -> Iterator[Receiving]:
-    """`edgekit telemetry serve` on a free port."""
+def receiver(store: Path | str, *options: object, log: Path | None = None) -> Iterator[Receiving]:
+    """`edgekit telemetry serve` on a free port; what it logs is beside its file, or where told."""
+    log = Path(store).with_name("receiver.log") if log is None else log
     command = [sys.executable, "-m", "edgekit.cli.main", "telemetry", "serve", str(store)]
     command += ["--port", "0", "--json", *map(str, options)]
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     with (
-        (store.parent / "receiver.log").open("a") as log,
+        log.open("a") as errors,
         subprocess.Popen(
-            command, env=env, stdout=subprocess.PIPE, stderr=log, text=True
+            command, env=env, stdout=subprocess.PIPE, stderr=errors, text=True
         ) as process,
     ):
         try:
@@ -87,13 +89,13 @@ def receiver(store: Path, *options: object) -> Iterator[Receiving]:
             decoder = json.JSONDecoder()
             while True:
                 line = process.stdout.readline()
-                assert line, (store.parent / "receiver.log").read_text()
+                assert line, log.read_text()
                 text += line
                 with contextlib.suppress(json.JSONDecodeError):
                     document, _ = decoder.raw_decode(text)
                     break
             schemas.validate(document)
-            yield Receiving(process, int(document["url"].rpartition(":")[2]))
+            yield Receiving(process, int(document["url"].rpartition(":")[2]), document["store"])
         finally:
             if process.poll() is None:
                 process.kill()
