@@ -32,6 +32,15 @@ RESOURCE = {
 }
 
 
+_OFTEN = """
+import sys
+from edgekit.cli.main import main
+from edgekit.telemetry import receiver
+receiver._TIDY_S = {}
+sys.exit(main())
+"""
+
+
 @dataclass
 class Receiving:
     """A receiver that runs."""
@@ -70,10 +79,16 @@ class Receiving:
 
 
 @contextlib.contextmanager
-def receiver(store: Path | str, *options: object, log: Path | None = None) -> Iterator[Receiving]:
-    """`edgekit telemetry serve` on a free port; what it logs is beside its file, or where told."""
+def receiver(
+    store: Path | str, *options: object, log: Path | None = None, tidy_s: float | None = None
+) -> Iterator[Receiving]:
+    """`edgekit telemetry serve` on a free port; what it logs is beside its file, or where told.
+    Its upkeep is every hour, or as often as told."""
     log = Path(store).with_name("receiver.log") if log is None else log
-    command = [sys.executable, "-m", "edgekit.cli.main", "telemetry", "serve", str(store)]
+    command = [sys.executable, "-m", "edgekit.cli.main"]
+    if tidy_s is not None:
+        command = [sys.executable, "-c", _OFTEN.format(tidy_s)]
+    command += ["telemetry", "serve", str(store)]
     command += ["--port", "0", "--json", *map(str, options)]
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
