@@ -123,7 +123,7 @@ def killed(
 ) -> dict[str, Any]:
     load, rng = Load(seed), random.Random(seed)
     for i in range(kills):
-        with receiver(where, log=log, tidy_s=0.05) as running, load.on(running):
+        with receiver(where, log=log, tidy_s=0.2) as running, load.on(running):
             before = sum(sent.acknowledged for sent in load.all)
             # Not before it does something; then at any point.
             while sum(sent.acknowledged for sent in load.all) == before:
@@ -137,7 +137,7 @@ def killed(
             with opened() as store:
                 check(store, load.all)
     load.enough.set()
-    with receiver(where, log=log, tidy_s=0.05) as running:
+    with receiver(where, log=log, tidy_s=0.2) as running:
         with load.on(running):
             while not all(sent.acknowledged for sent in load.all):
                 assert running.process.poll() is None, log.read_text()
