@@ -36,10 +36,12 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up(level: int) -> None:
-    """Has edgekit's server and uvicorn log to stderr, from ``level`` on."""
+    """Has edgekit's servers, and what they are built on, log to stderr, from ``level`` on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    for name, least in (("edgekit.serve", level), ("uvicorn", max(level, logging.WARNING))):
+    others = max(level, logging.WARNING)
+    own = dict.fromkeys(("edgekit.serve", "edgekit.telemetry"), level)
+    for name, least in {**own, "uvicorn": others, "psycopg": others}.items():
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.setLevel(least)

