@@ -1,22 +1,18 @@
 """The reports of `bench_ptq.py`, `bench_folds.py` and `bench_ablation.py` as Markdown.
 
-``python tests/benchmarks/ptq_table.py ptq.json`` prints every row of a report. With ``--readme``
-the reports under ``tests/benchmarks/results`` go into README.md, shorter, between its markers.
+``python tests/benchmarks/ptq_table.py ptq.json`` prints every row of a report.
+`readme_tables.py` puts shorter ones into README.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 Row = Mapping[str, Any]
-
-HERE = Path(__file__).parent
-RESULTS, README = HERE / "results", HERE.parents[1] / "README.md"
 
 
 def table(document: Mapping[str, Any]) -> str:
@@ -272,36 +268,13 @@ def _whose(row: Row) -> tuple[Any, ...]:
     return tuple(row.get("models", [row.get("model")])), row["runtime"]
 
 
-def filled(text: str) -> str:
-    """README's text with the tables of the reports under ``results`` between its markers."""
-    documents = {p.stem: json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))}
-    made = {"ptq": overview(documents["ptq"])}
-    if "ablation" in documents:
-        made["ablation"] = ablation(documents["ablation"], documents["ptq"]["titles"])
-    if "folds" in documents:
-        made["folds"] = folds(documents["folds"])
-    for name, body in made.items():
-        marks = rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)"
-        text, count = re.subn(marks, lambda m, body=body: f"{m[1]}{body}\n{m[2]}", text, flags=re.S)
-        if count != 1:
-            raise SystemExit(f"README.md has {count} places for the table {name!r}, not one")
-    return text
-
-
 def main() -> None:
-    """Prints a report's tables, or writes README's."""
+    """Prints a report's tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("report", type=Path, nargs="?", help="of bench_ptq.py")
-    parser.add_argument("--readme", action="store_true")
-    options = parser.parse_args()
-    if options.readme:
-        README.write_text(filled(README.read_text()))
-    elif options.report:
-        print(table(json.loads(options.report.read_text())))
-    else:
-        parser.error("give a report, or --readme")
+    parser.add_argument("report", type=Path, help="of bench_ptq.py")
+    print(table(json.loads(parser.parse_args().report.read_text())))
 
 
 if __name__ == "__main__":

@@ -157,11 +157,6 @@ def test_the_pictures_of_several_models_are_judged_together(
     assert "| openvino | edgekit | 95.00 | -5.00 [" in text
 
 
-def test_the_readme_has_the_measured_tables(ptq: Any) -> None:
-    text = ptq[1].README.read_text()
-    assert ptq[1].filled(text) == text
-
-
 def test_the_overview_has_a_line_for_every_runtime_and_names_the_best_vendor(
     ptq: Any, judged: list[dict[str, Any]]
 ) -> None:
