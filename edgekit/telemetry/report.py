@@ -74,17 +74,15 @@ def report(
         entry["confidence"] = _confidence(bins[group])
         entry["noised"] = reports.get(group, [])
         entries.append(entry)
-    if baseline is not None:
-        found = drifts(store, baseline, window, by=by, where=where, k=k, false_alarms=false_alarms)
-        for group, entry in zip(sorted(groups), entries, strict=True):
-            entry["drift"] = found.get(group, {})
     if references is not None:
-        found = against_references(
-            store, window, references, by=by, where=where, k=k, false_alarms=false_alarms
-        )
+        found = against_references(store, window, references, by=by, false_alarms=false_alarms)
         for group, entry in zip(sorted(groups), entries, strict=True):
             nothing: dict[str, Any] = {"features": {}, "no_reference": {}}
             entry["reference_drift"] = found.get(group, nothing)
+    if baseline is not None:  # the last, as it wants the table of cohorts for the baseline
+        found = drifts(store, baseline, by=by, where=where, k=k, false_alarms=false_alarms)
+        for group, entry in zip(sorted(groups), entries, strict=True):
+            entry["drift"] = found.get(group, {})
     return {
         "schema": "edgekit.telemetry/1",
         "first_day": window.first,

@@ -88,7 +88,7 @@ def test_tel_19_a_report_says_noised_and_estimates_what_was_there(tmp_path: Path
 
     reports = [randomized(int(i), 3, 2_000, below) for i in rng.choice(3, 3_000, p=truth)]
     window = dict(enumerate(np.bincount(reports, minlength=3).tolist()))
-    feature = {("edgekit.prediction.classes", "", "2000", "3"): {("d", ""): {0: window}}}
+    feature = {("edgekit.prediction.classes", "", "2000", "3"): [{("d", ""): {0: window}}]}
     name = "prediction.classes (noised, epsilon=2)"
     for counts, flagged in (({0: 600, 1: 300, 2: 100}, False), ({0: 300, 1: 300, 2: 400}, True)):
         known: Any = {"d": Known(counts)}
