@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import secrets
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
@@ -58,7 +59,9 @@ class Draws:
         budget: pays for what is reported.
         classes: how many classes there are; None: they are not reported.
         confidence_bounds: of the bins of confidence.
-        below: the generator.
+        below: the noise's generator.
+        seed: of the lots; None: the operating system's. Which value is drawn needs no secrecy: that
+            a report could come from any value holds of whichever it is.
     """
 
     def __init__(
@@ -68,7 +71,9 @@ class Draws:
         classes: int | None,
         confidence_bounds: Sequence[float],
         below: Below = secrets.randbelow,
+        seed: int | None = None,
     ) -> None:
+        self._lot = random.Random(seed).random
         self._thousandths = privacy.thousandths
         self._budget, self._classes, self._below = budget, classes, below
         self._bounds = confidence_bounds
@@ -125,6 +130,6 @@ class Draws:
     def _see(self, feature: Feature, place: int, choices: int) -> None:
         seen, kept, _ = self._held.get(feature, (0, place, choices))
         seen += 1
-        if seen > 1 and self._below(seen) == 0:
+        if seen > 1 and self._lot() * seen < 1:
             kept = place
         self._held[feature] = seen, kept, choices

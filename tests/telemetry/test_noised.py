@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 import uuid
@@ -13,13 +14,15 @@ import pytest
 
 pytest.importorskip("duckdb", reason="pip install 'edgekit[telemetry]'")
 
-from receiving import RESOURCE, metrics_record
+from receiving import RESOURCE, metrics_record, receiver
 from scipy import stats
 
+from edgekit.cli.main import main
 from edgekit.runtime import otlp
 from edgekit.runtime._draws import Report
 from edgekit.runtime.aggregate import CONFIDENCE_BOUNDS, Aggregate
-from edgekit.runtime.privacy import Noise, randomized
+from edgekit.runtime.privacy import LocalPrivacy, Noise, randomized
+from edgekit.runtime.recorder import Recorder
 from edgekit.telemetry.cohorts import Window
 from edgekit.telemetry.drifting import held_against
 from edgekit.telemetry.reading import read_metrics
@@ -116,3 +119,29 @@ def test_noise_that_could_not_be_taken_out_is_rejected(wrong: dict[str, int]) ->
     found = read_metrics(otlp.request([record]))
     assert sum(found.rejected.values()) == 1
     assert "noise" in next(iter(found.rejected))
+
+
+def test_devices_that_noise_reach_the_report_as_such(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, privacy = tmp_path / "fleet.duckdb", LocalPrivacy(epsilon=2.0, budget=8.0, classes=4)
+    with receiver(store) as server:
+        where = f"http://127.0.0.1:{server.port}"
+        for i in range(10):
+            folder = tmp_path / str(i)
+            with Recorder(folder, endpoint=where, privacy=privacy, background=False) as recorder:
+                recorder.give_consent()
+                for _ in range(30):
+                    recorder.record(0.01, confidence=0.97, predicted=2)
+                assert recorder.flush()
+                while recorder.counts().pending:
+                    recorder.upload()
+        assert server.end() == 0
+    assert main(["telemetry", "report", str(store), "--json"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)["cohorts"]
+    assert (entry["requests"], entry["confidence"]) == (300, None)
+    assert {one["feature"]: (one["epsilon"], one["reports"]) for one in entry["noised"]} == {
+        "prediction.classes": (2.0, 10), "prediction.confidence": (2.0, 10),
+    }  # fmt: skip
+    assert main(["telemetry", "report", str(store)]) == 0
+    assert "noised, epsilon=2: prediction.classes of" in capsys.readouterr().out

@@ -6,6 +6,8 @@ import errno
 import math
 import os
 import random
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -193,6 +195,32 @@ def test_tel_19_a_budget_survives_a_restart_and_what_is_damaged_is_used_up(tmp_p
     assert Budget(tmp_path, settings).left(NOON) == 0
 
 
+SPENDER = """
+import sys
+from pathlib import Path
+from edgekit.runtime.privacy import Budget, LocalPrivacy
+budget = Budget(Path(sys.argv[1]), LocalPrivacy(budget=1000.0))
+while budget.spend(float(sys.argv[2]), 1):
+    print("released", flush=True)
+"""
+
+
+def test_tel_19_a_kill_costs_budget_and_never_gives_any(tmp_path: Path) -> None:
+    released = 0
+    for lines in (1, 7, 40):
+        command = [sys.executable, "-c", SPENDER, str(tmp_path), str(NOON)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for _ in range(lines):
+                assert process.stdout.readline() == "released\n"
+            process.kill()
+            released += lines + process.stdout.read().count("released")
+        # The last may have been paid for and not released.
+        left = Budget(tmp_path, LocalPrivacy(budget=1000.0)).left(NOON)
+        assert left <= 1_000_000 - released
+        assert left >= 1_000_000 - released - 3
+
+
 @pytest.mark.parametrize("at", ["open", "write", "fsync", "replace"])
 def test_tel_19_what_cannot_be_written_down_is_not_released(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
@@ -228,7 +256,8 @@ def test_reports_come_evenly_over_the_period(tmp_path: Path) -> None:
 
 def _draws(below: Words, classes: int = 10) -> Draws:
     settings = LocalPrivacy()
-    return Draws(settings, Budget(Path("nowhere"), settings), classes, CONFIDENCE_BOUNDS, below)
+    budget, seed = Budget(Path("nowhere"), settings), below(2**32)
+    return Draws(settings, budget, classes, CONFIDENCE_BOUNDS, below, seed)
 
 
 def _private(folder: Path, clock: FakeClock, **more: Any) -> Recorder:
