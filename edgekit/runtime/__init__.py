@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from edgekit.runtime.bundle import Bundle as Bundle
     from edgekit.runtime.cloud import Cloud as Cloud
     from edgekit.runtime.policy import Policy as Policy
+    from edgekit.runtime.privacy import LocalPrivacy as LocalPrivacy
     from edgekit.runtime.recorder import Recorder as Recorder
     from edgekit.runtime.router import Router as Router
     from edgekit.runtime.session import Session as Session
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Bundle": "edgekit.runtime.bundle",
     "Cloud": "edgekit.runtime.cloud",
+    "LocalPrivacy": "edgekit.runtime.privacy",
     "Policy": "edgekit.runtime.policy",
     "Recorder": "edgekit.runtime.recorder",
     "Router": "edgekit.runtime.router",
@@ -31,6 +33,7 @@ _HOMES = {
 __all__ = [
     "Bundle",
     "Cloud",
+    "LocalPrivacy",
     "Policy",
     "Recorder",
     "Router",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import secrets
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
@@ -18,13 +19,16 @@ from edgekit.runtime.privacy import (
     randomized,
 )
 
-__all__ = ["Draws", "Report"]
+__all__ = ["Draws", "Report", "Taken"]
 
 _CONFIDENCE: Final = "edgekit.prediction.confidence"
 _CLASSES: Final = "edgekit.prediction.classes"
 
 Feature = tuple[str, int]
 """A metric, and of inputs the place in the signature; -1 of others."""
+
+Taken = dict[Feature, tuple[int, int, int]]
+"""How many values were seen, the one that was drawn, and how many choices there are."""
 
 
 class Report(NamedTuple):
@@ -55,7 +59,9 @@ class Draws:
         budget: pays for what is reported.
         classes: how many classes there are; None: they are not reported.
         confidence_bounds: of the bins of confidence.
-        below: the generator.
+        below: the noise's generator.
+        seed: of the lots; None: the operating system's. Which value is drawn needs no secrecy: that
+            a report could come from any value holds of whichever it is.
     """
 
     def __init__(
@@ -65,11 +71,13 @@ class Draws:
         classes: int | None,
         confidence_bounds: Sequence[float],
         below: Below = secrets.randbelow,
+        seed: int | None = None,
     ) -> None:
+        self._lot = random.Random(seed).random
         self._thousandths = privacy.thousandths
         self._budget, self._classes, self._below = budget, classes, below
         self._bounds = confidence_bounds
-        self._held: dict[Feature, tuple[int, int, int]] = {}  # seen, place, choices
+        self._held: Taken = {}
 
     def prediction(self, confidence: float | None, predicted: int | None) -> None:
         """Sees an answer. What is no finite number is not seen."""
@@ -88,14 +96,19 @@ class Draws:
             for place, (name, bounds) in zip(places, INPUT_BOUNDS.items(), strict=True):
                 self._see((f"edgekit.input.{name}", index), place, len(bounds) + 1)
 
-    def take(self, now_s: float) -> dict[Feature, tuple[int, int, int]]:
+    def take(self, now_s: float) -> Taken:
         """What was drawn, if a report of it is due; it begins anew then."""
-        if not self._held or not self._budget.due(now_s, len(self._held) * self._thousandths):
+        features = sorted(self._held)
+        # A budget that is too small for all of them pays for some, by lot.
+        while len(features) > self._budget.limit // self._thousandths:
+            features.pop(self._below(len(features)))
+        if not features or not self._budget.due(now_s, len(features) * self._thousandths):
             return {}
-        taken, self._held = self._held, {}
+        taken = {feature: self._held[feature] for feature in features}
+        self._held = {}
         return taken
 
-    def reports(self, taken: dict[Feature, tuple[int, int, int]], now_s: float) -> list[Report]:
+    def reports(self, taken: Taken, now_s: float) -> list[Report]:
         """Noises what was taken, once it is paid for; nothing where it cannot be."""
         if not taken or not self._budget.spend(now_s, len(taken) * self._thousandths):
             return []
@@ -117,6 +130,6 @@ class Draws:
     def _see(self, feature: Feature, place: int, choices: int) -> None:
         seen, kept, _ = self._held.get(feature, (0, place, choices))
         seen += 1
-        if seen > 1 and self._below(seen) == 0:
+        if seen > 1 and self._lot() * seen < 1:
             kept = place
         self._held[feature] = seen, kept, choices

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from edgekit.runtime import otlp
-from edgekit.runtime._draws import Draws, Report
+from edgekit.runtime._draws import Draws, Report, Taken
 from edgekit.runtime.attributes import Value, allowed
 from edgekit.runtime.input_statistics import INPUT_BOUNDS
 from edgekit.runtime.sketch import Sketch
@@ -109,6 +109,21 @@ class Aggregate:
         for index, places in bins:
             for counts, place in zip(self._input(index), places, strict=True):
                 counts[place] += 1
+
+    def taken(self, now_s: float) -> Taken:
+        """What was drawn, if a report of it is due; the next window's draws begin anew."""
+        return {} if self.draws is None else self.draws.take(now_s)
+
+    def pay(self, taken: Taken, now_s: float) -> None:
+        """Has the budget pay for what was drawn, and adds it, noised; not under the lock: it goes
+        to the disk."""
+        if self.draws is not None:
+            self.reports += self.draws.reports(taken, now_s)
+
+    def forget(self) -> None:
+        """Drops what was drawn and not yet reported."""
+        if self.draws is not None:
+            self.draws.forget()
 
     def merge(self, other: Aggregate) -> None:
         """Counts all that another has counted, of a window that could not be written."""

@@ -44,6 +44,11 @@ device keeps what it can't send.
 the signature, and only a share of the requests is looked at. ``edgekit.class`` is the label's place
 in the bundle's ``labels``.
 
+Points of ``edgekit.prediction.*`` and ``edgekit.input.*`` may be noised (local differential
+privacy, `edgekit.runtime.privacy`): each is then one report of one value by randomized response and
+has ``edgekit.noise.epsilon``, in thousandths, and ``edgekit.noise.choices``, the number of bins or
+classes, which is what takes the noise out of a sum again.
+
 Exponential histograms are of scale 5 throughout: 32 buckets an octave, so any quantile is within
 1.09 % of a value of that rank, and merging is adding bucket counts.
 

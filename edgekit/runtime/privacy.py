@@ -64,7 +64,8 @@ class LocalPrivacy:
 
     Attributes:
         epsilon: of each reported value, in whole thousandths.
-        budget: what all reports of a period may cost together, in whole thousandths.
+        budget: what all reports of a period may cost together, in whole thousandths. A report of
+            an image classifier has five values: its class, how sure it is, and three of its input.
         period_s: of the budget, in seconds of the device's clock.
         classes: how many classes the model has; None: as many as the bundle has labels. Without
             either, classes are not reported.
@@ -219,25 +220,28 @@ class Budget:
     Args:
         folder: the recorder's.
         privacy: the figures.
+
+    Attributes:
+        limit: of a period, in thousandths.
     """
 
     def __init__(self, folder: Path, privacy: LocalPrivacy) -> None:
         self._folder = folder
-        self._limit = round(privacy.budget * 1000)
+        self.limit = round(privacy.budget * 1000)
         self._period_s = privacy.period_s
         self._known: tuple[int, int] | None = None
 
     def left(self, now_s: float) -> int:
         """Thousandths that may still be spent, at a time since 1970 in seconds."""
-        return max(0, self._limit - self._at(now_s)[1])
+        return max(0, self.limit - self._at(now_s)[1])
 
     def due(self, now_s: float, cost: int) -> bool:
         """Whether so many thousandths may be spent now, where reports are to come evenly over the
         period. Without that its first minutes would speak for the whole."""
         start, spent = self._at(now_s)
-        if spent + cost > self._limit:
+        if spent + cost > self.limit:
             return False
-        return now_s - start >= spent / self._limit * self._period_s
+        return now_s - start >= spent / self.limit * self._period_s
 
     def spend(self, now_s: float, thousandths: int) -> bool:
         """Writes down that so much is spent.
@@ -246,7 +250,7 @@ class Budget:
             whether it may be: it is written, and was there.
         """
         start, spent = self._at(now_s)
-        if thousandths < 0 or spent + thousandths > self._limit:
+        if thousandths < 0 or spent + thousandths > self.limit:
             return False
         try:
             folder = private_folder(self._folder)
@@ -274,10 +278,10 @@ class Budget:
         except FileNotFoundError:
             return now, 0
         except OSError:
-            return now, self._limit
+            return now, self.limit
         with os.fdopen(file, "rb") as opened:
             try:
                 found = _FORM.fullmatch(opened.read(_LONGEST))
             except OSError:
                 found = None
-        return (int(found[1]), int(found[2])) if found else (now, self._limit)
+        return (int(found[1]), int(found[2])) if found else (now, self.limit)

@@ -187,8 +187,7 @@ class Recorder(Closing):
                 self.record_error(state.removeprefix("failed: "), source=side)
 
     def observe_inputs(self, inputs: Mapping[str, np.ndarray[Any, Any]]) -> None:
-        """Counts mean, spread and roughness of a sample's inputs, of one request in
-        ``input_share``.
+        """Counts mean, spread and roughness of the inputs of one request in ``input_share``.
 
         Where it does look it passes over the arrays a few times, which takes longer than `record`.
 
@@ -363,19 +362,17 @@ class Recorder(Closing):
     def _fresh(self) -> None:
         with self._lock:
             self._window = Aggregate(self._draws)
-            if self._draws is not None:
-                self._draws.forget()
+            self._window.forget()
 
     def _swap(self) -> Aggregate | None:
         """The window that is over, for a new one; None where it is empty."""
         now = self._setup.clock.wall()
         with self._lock:
-            taken = self._draws.take(now) if self._draws is not None else {}
+            taken = self._window.taken(now)
             if self._window.empty and not taken:
                 return None
             done, self._window = self._window, Aggregate(self._draws)
-        if self._draws is not None:
-            done.reports = self._draws.reports(taken, now)
+        done.pay(taken, now)
         return None if done.empty else done
 
     def _keep_event(self, name: str, about: Mapping[str, object], *, failed: bool) -> None:

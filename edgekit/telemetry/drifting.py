@@ -14,7 +14,7 @@ from edgekit.runtime.aggregate import CONFIDENCE_BOUNDS
 from edgekit.runtime.drift_reference import DriftReference
 from edgekit.runtime.input_statistics import INPUT_BOUNDS
 from edgekit.runtime.privacy import Noise
-from edgekit.telemetry.cohorts import Window, base_of, grouped
+from edgekit.telemetry.cohorts import BASE, Window, base_of, grouped
 from edgekit.telemetry.drift import Drift, compare
 from edgekit.telemetry.noised import BIN, HAS_BIN
 from edgekit.telemetry.store import Reader
@@ -25,6 +25,7 @@ _BINS: Final = {
     "edgekit.prediction.confidence": len(CONFIDENCE_BOUNDS) + 1,
     **{f"edgekit.input.{name}": len(bounds) + 1 for name, bounds in INPUT_BOUNDS.items()},
 }
+_DAYS_OF_HOURS: Final = 2
 _CLASSES: Final = "edgekit.prediction.classes"
 
 _Group = tuple[Any, ...]
@@ -34,12 +35,13 @@ _Parts = dict[int, dict[int, int]]
 """Counts by bin, by day or hour."""
 _Artifact = tuple[str, str]
 """A bundle's digest, and a scheme."""
+_Cell = Mapping[_Artifact, _Parts]
+"""The counts of a base cell."""
 
 
 def drifts(
     store: Reader,
     baseline: Window,
-    window: Window,
     *,
     by: Sequence[str],
     where: Mapping[str, str] | None = None,
@@ -48,26 +50,25 @@ def drifts(
     daily: bool = False,
 ) -> dict[_Group, dict[str, Any]]:
     """By cohort and feature, what `edgekit.telemetry.drift.compare` says of a window against a
-    baseline, of which the days are the parts.
+    baseline, of which the days are the parts. The window is that of the table ``shown``
+    (`edgekit.telemetry.cohorts.base_of`), which is the baseline's afterwards.
 
-    The rate of false alarms is that of a cohort: its features share it. With ``daily`` the cohorts
-    have a day more at their ends, each is compared by itself, and the rate is that of each day.
+    The rate of false alarms is that of a cohort: its features share it. With ``daily`` there are
+    days of cohorts, too: each is compared by itself, is found by the cohort and the day, and has
+    the rate for itself.
 
     Raises:
         UsageError: a column is not known, k is less than 2, or the rate is none.
     """
     _check_rate(false_alarms)
+    now = _counts(store, by)
+    if daily:
+        now |= _by_day(now)
     base_of(store, baseline, k, where)
     before = _counts(store, by)
-    base_of(store, window, k, where)
-    now = _counts(store, by)
     found: dict[_Group, dict[str, Any]] = {}
-    if daily:
-        now = _by_day(now)
-    for group in sorted(now):
-        against = before.get(group[:-1] if daily else group)
-        if against is None:
-            continue
+    for group in now:
+        against = before.get(group[: len(by)], {})
         features = sorted(against.keys() & now[group].keys())
         found[group] = {
             _name(feature): _document(
@@ -90,36 +91,46 @@ def against_references(
     references: Iterable[DriftReference],
     *,
     by: Sequence[str],
-    where: Mapping[str, str] | None = None,
-    k: int,
     false_alarms: float = 0.01,
     daily: bool = False,
 ) -> dict[_Group, dict[str, Any]]:
-    """By cohort, ``features``: what `compare` says of a window against the bundles' own counts, of
-    which the hours of the window are the parts; and ``no_reference``, what is not held against
-    any, with the share of its counts: no bundle with its digest was given, or it has no counts.
+    """By cohort, ``features``: what `compare` says of a window against the bundles' own counts. The
+    days of the window are its parts, or the hours of a short one. And ``no_reference``: what is
+    held against none, with the share of its counts: no bundle with its digest was given, or the
+    bundle has no counts of it. The window is that of the table ``shown``.
+
+    Base cells (`edgekit.telemetry.cohorts`) are held against bundles as a whole or not at all: one
+    device with another bundle could be told from the others otherwise.
 
     The rate of false alarms, and what ``daily`` does, are those of `drifts`.
 
     Raises:
-        UsageError: a column is not known, k is less than 2, or the rate is none.
+        UsageError: the rate is none.
     """
     _check_rate(false_alarms)
-    base_of(store, window, k, where)
     known = {reference.digest: reference for reference in references}
-    found: dict[_Group, dict[_Feature, dict[_Artifact, _Parts]]] = defaultdict(dict)
-    for row in _rows(store, by, '"digest", "scheme", ', "cell.hour"):
-        *group, digest, scheme, metric, which, epsilon, choices, hour, place, n = row
-        feature = metric, which, epsilon, choices
-        group += [hour // 24] if daily else []
-        artifacts = found[tuple(group)].setdefault(feature, {})
-        artifacts.setdefault((digest, scheme), {}).setdefault(hour, {})[place] = n
-    return {group: held_against(known, features, false_alarms) for group, features in found.items()}
+    found: dict[_Group, dict[_Feature, dict[_Group, dict[_Artifact, _Parts]]]] = defaultdict(dict)
+    columns = ("day", *BASE)
+    end = len(by) + len(columns)
+    time = "cell.hour" if window.last - window.first < _DAYS_OF_HOURS else "shown.day"
+    for row in _rows(store, by, columns, ("digest", "scheme"), time):
+        group, cell = tuple(row[: len(by)]), tuple(row[len(by) : end])
+        digest, scheme, *feature, part, place, n = row[end:]
+        for own in (group, (*group, cell[0])) if daily else (group,):
+            cells = found[own].setdefault(_feature(*feature), {})
+            artifacts = cells.setdefault(cell, {})
+            artifacts.setdefault((digest, scheme), {}).setdefault(part, {})[place] = n
+    return {
+        group: held_against(
+            known, {name: list(cells.values()) for name, cells in features.items()}, false_alarms
+        )
+        for group, features in found.items()
+    }
 
 
 def held_against(
     references: Mapping[str, DriftReference],
-    features: Mapping[_Feature, Mapping[_Artifact, _Parts]],
+    features: Mapping[_Feature, Sequence[_Cell]],
     false_alarms: float = 0.01,
 ) -> dict[str, Any]:
     """Counts of one cohort held against bundles, as `against_references` has it.
@@ -127,22 +138,23 @@ def held_against(
     Args:
         references: by digest.
         features: by metric, input, thousandths of epsilon and choices (both empty where nothing is
-            noised), by the bundle's digest and the artifact's scheme, by hour, by bin.
+            noised): of each base cell the counts by the bundle's digest and the artifact's scheme,
+            by part, by bin.
         false_alarms: the rate of all features together.
     """
     pairs, missing = {}, {}
-    for feature, artifacts in sorted(features.items()):
+    for feature, cells in sorted(features.items()):
         expected: list[tuple[Mapping[int, float], int]] = []
         parts: _Parts = {}
         total = 0
-        for (digest, scheme), hours in artifacts.items():
-            n = sum(n for bins in hours.values() for n in bins.values())
-            total += n
-            reference = references.get(digest)
-            counts = None if reference is None else reference.counts(*feature[:2], scheme)
-            if counts is not None and any(counts.values()):
-                expected.append((_through(feature, counts), n))
-                _add(parts, hours)
+        for cell in cells:
+            sizes = {artifact: _size(hours) for artifact, hours in cell.items()}
+            total += sum(sizes.values())
+            told = {artifact: _told(references, feature, artifact) for artifact in cell}
+            if all(told.values()):
+                expected += [(told[artifact], sizes[artifact]) for artifact in cell]
+                for hours in cell.values():
+                    _add(parts, hours)
         held = sum(n for _, n in expected)
         if total > held:
             missing[_name(feature)] = 1 - held / total
@@ -159,11 +171,21 @@ def held_against(
     }
 
 
-def _through(feature: _Feature, counts: dict[int, int]) -> Mapping[int, float]:
-    """A reference as devices that noise would report it: the two are compared with the noise in
-    both, as taking it out of one would make counts negative."""
-    epsilon, choices = feature[2:]
+def _told(
+    references: Mapping[str, DriftReference], feature: _Feature, artifact: _Artifact
+) -> Mapping[int, float]:
+    """A reference as devices report it, empty where there is none. Where they noise, so is it: with
+    the noise taken out of the other side counts could be negative."""
+    metric, which, epsilon, choices = feature
+    reference = references.get(artifact[0])
+    counts = None if reference is None else reference.counts(metric, which, artifact[1])
+    if counts is None or not any(counts.values()):
+        return {}
     return Noise(int(epsilon), int(choices)).expected(counts) if epsilon else counts
+
+
+def _size(parts: _Parts) -> int:
+    return sum(n for bins in parts.values() for n in bins.values())
 
 
 def _mixed(expected: Sequence[tuple[Mapping[int, float], int]]) -> dict[int, float]:
@@ -186,9 +208,9 @@ def _check_rate(false_alarms: float) -> None:
 def _counts(store: Reader, by: Sequence[str]) -> dict[_Group, dict[_Feature, _Parts]]:
     """Counts by cohort, feature, day and bin; a class is its bin."""
     found: dict[_Group, dict[_Feature, _Parts]] = defaultdict(dict)
-    for row in _rows(store, by, "", "shown.day"):
-        *group, metric, which, epsilon, choices, day, place, n = row
-        days = found[tuple(group)].setdefault((metric, which, epsilon, choices), {})
+    for row in _rows(store, by, (), (), "shown.day"):
+        group, (*feature, day, place, n) = tuple(row[: len(by)]), row[len(by) :]
+        days = found[group].setdefault(_feature(*feature), {})
         days.setdefault(day, {})[place] = n
     return found
 
@@ -202,17 +224,24 @@ def _by_day(counts: dict[_Group, dict[_Feature, _Parts]]) -> dict[_Group, dict[_
     return found
 
 
-def _rows(store: Reader, by: Sequence[str], more: str, time: str) -> list[tuple[Any, ...]]:
-    """Columns, ``more`` of the cohort's, metric, input, noise, time, bin and count."""
-    columns = "".join(f'shown."{name}", ' for name in by)
-    join = "JOIN cohort ON cohort.id = cell.cohort" if more else ""
+def _feature(metric: str, which: str, epsilon: str, choices: str) -> _Feature:
+    return metric, which, epsilon, choices
+
+
+def _rows(
+    store: Reader, by: Sequence[str], more: Sequence[str], cohort: Sequence[str], time: str
+) -> list[tuple[Any, ...]]:
+    """Columns of the base cells, ``cohort`` columns, metric, input, noise, time, bin and count."""
+    names = [*(f'shown."{name}"' for name in (*by, *more)), *(f'cohort."{n}"' for n in cohort)]
+    columns = "".join(f"{name}, " for name in names)
+    join = "JOIN cohort ON cohort.id = cell.cohort" if cohort else ""
     metrics = ", ".join(f"'{name}'" for name in (*_BINS, _CLASSES))
     return store.query(
-        f"""SELECT {columns} {more} metric, input, epsilon, choices, {time}, {BIN}, sum(n)::BIGINT
+        f"""SELECT {columns} metric, input, epsilon, choices, {time}, {BIN}, sum(n)::BIGINT
         FROM cell JOIN shown ON cell.cohort = shown.cohort AND cell.hour // 24 = shown.day
         JOIN series ON series.id = cell.series {join}
         WHERE metric IN ({metrics}) AND {HAS_BIN}
-        {grouped(len(by) + (2 if more else 0) + 6)}"""
+        {grouped(len(names) + 6)}"""
     )
 
 

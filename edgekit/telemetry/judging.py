@@ -229,22 +229,28 @@ def _slow(look: _Look, limit_s: float, scales: set[int]) -> Clusters:
 
 
 def _drift(look: _Look) -> Finding:
-    asked: dict[str, Any] = {"by": (), "where": look.rule.where, "k": look.k}
-    asked["false_alarms"] = look.tail
+    base_of(look.store, look.window, look.k, look.rule.where)
+    devices, little = look.enough(None)
+    if little is not None:
+        return little
     if look.set["against"] == "bundle":
         if not look.references:
             return Finding(None, None, "the receiver was given no bundle: --reference")
-        held = against_references(look.store, look.window, look.references, **asked)
-        found = held.get((), {"features": {}})["features"]
+        asked = against_references(
+            look.store, look.window, look.references, by=(), false_alarms=look.tail
+        )
+        found = asked.get((), {"features": {}})["features"]
     else:
         first = look.window.first
         baseline = Window(first - look.set["baseline_days"], first - 1)
-        found = drifts(look.store, baseline, look.window, **asked).get((), {})
+        where, k = look.rule.where, look.k
+        asked = drifts(look.store, baseline, by=(), where=where, k=k, false_alarms=look.tail)
+        found = asked.get((), {})
     told = {name: one for name, one in found.items() if one["flagged"] is not None}
     requests = max((one["counts"][1] for one in told.values()), default=0)
-    devices, little = look.enough(requests)
-    if little is not None or not told:
-        return little or Finding(None, None, "no feature has enough counts on both sides")
+    if not told or requests < look.set["least_requests"]:
+        said = f"{requests} of a feature on both sides, {look.set['least_requests']} are wanted"
+        return Finding(None, None, said, devices=devices, requests=requests)
     ratio, name, distance = max(
         (one["value"] / one["limit"], feature, distance)
         for feature, drift in told.items()

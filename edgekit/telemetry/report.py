@@ -68,17 +68,16 @@ def report(
     base = base_of(store, window, k, where)
     entries = _entries(store, by)
     days = _entries(store, (*by, "day")) if daily else {}
-    told: dict[str, Any] = {"by": by, "where": where, "k": k, "false_alarms": false_alarms}
-    for found in (entries, days) if daily else (entries,):
-        if baseline is not None:
-            drift = drifts(store, baseline, window, **told, daily=found is days)
-            for group, entry in found.items():
-                entry["drift"] = drift.get(group, {})
-        if references is not None:
-            drift = against_references(store, window, references, **told, daily=found is days)
-            for group, entry in found.items():
-                nothing: dict[str, Any] = {"features": {}, "no_reference": {}}
-                entry["reference_drift"] = drift.get(group, nothing)
+    told: dict[str, Any] = {"by": by, "false_alarms": false_alarms, "daily": daily}
+    if references is not None:
+        held = against_references(store, window, references, **told)
+        for group, entry in (*entries.items(), *days.items()):
+            nothing: dict[str, Any] = {"features": {}, "no_reference": {}}
+            entry["reference_drift"] = held.get(group, nothing)
+    if baseline is not None:  # the last, as it wants the table of cohorts for the baseline
+        drift = drifts(store, baseline, where=where, k=k, **told)
+        for group, entry in (*entries.items(), *days.items()):
+            entry["drift"] = drift.get(group, {})
     for group, entry in days.items():
         entries[group[:-1]].setdefault("series", []).append(entry)
     return {

@@ -17,7 +17,7 @@
   until the last is acknowledged and found in its store; limit: 50,000, with the sender on the same
   cores. *recorders*: 1,000 real recorders, each a thread with a spool of its own, against one
   receiver; nothing may be missing, and its process may take 400 MB. *report*: a report with drift,
-  of a week against the four before it, over 10 million counts; limit: 3 s.
+  of a week against the four before it and a bundle, over 10 million counts; limit: 3 s.
 
 ``--only`` takes some of the parts (and nothing of the others is in the report).
 ``--short`` makes it a matter of a minute, for a look: a fifth of the fleet with a fifth of the

@@ -17,6 +17,7 @@ from receiving import PROTOBUF, Receiving, metrics_record, receiver
 
 from edgekit.runtime import otlp
 from edgekit.runtime.aggregate import Aggregate
+from edgekit.runtime.drift_reference import DriftReference
 from edgekit.runtime.recorder import Recorder
 from edgekit.runtime.schedule import Pace
 from edgekit.telemetry.cohorts import Window
@@ -34,7 +35,7 @@ MEMORY_MB: Final = 400.0
 _RECORDS: Final = 256  # of a request, as devices send them
 _REQUESTS_OF_RECORD: Final = 40
 _LINKS: Final = 4
-_EVENT, _DEVICE = "e" * 32, "d" * 32
+_EVENT, _DEVICE, _DIGEST = "e" * 32, "d" * 32, "b" * 64
 
 
 # -- points a second over HTTP --------------------------------------------------------------------
@@ -206,7 +207,7 @@ def recorders(folder: Path, devices: int, windows: int) -> dict[str, Any]:
 def _fill(store: DuckStore, today: int, cells: int, days: int) -> None:
     """Cells of forty cohorts on many days, hour by hour, as compaction leaves them, or would."""
     cohorts = [
-        {"model": "net", "version": f"1.{v}", "device": d, "app": f"2.{a}"}
+        {"model": "net", "version": f"1.{v}", "device": d, "app": f"2.{a}", "digest": _DIGEST}
         for v in range(4)
         for d in ("pixel-6", "pixel-8", "galaxy-s24", "iphone-15-pro", "raspberry-pi-5")
         for a in range(2)
@@ -245,28 +246,42 @@ def _fill(store: DuckStore, today: int, cells: int, days: int) -> None:
     )
 
 
+class Proven(DriftReference):
+    """A bundle's counts, without the bundle."""
+
+    def __init__(self, digest: str) -> None:
+        self.digest = digest
+
+    def counts(self, metric: str, which: str = "", scheme: str = "") -> dict[int, int]:
+        """A thousand in every bin, or of ten classes."""
+        return dict.fromkeys(range(len(METRICS[metric].bounds) + 1 if which else 20), 1_000)
+
+
 def reporting(folder: Path, cells: int) -> dict[str, Any]:
-    """How long a report with drift takes, of a week against the four before it."""
+    """How long a report with drift takes, of a week against the four before it and a bundle."""
     folder.mkdir()
     today = int(time.time() // 86_400)
     with DuckStore(folder / "fleet.duckdb") as store:
         _fill(store, today, cells, 35)
         ((held,),) = store.query("SELECT count(*)::BIGINT FROM cell")
         ((device_days,),) = store.query("SELECT count(*)::BIGINT FROM device_day")
-    times = []
+    times, busy = [], []
     for _ in range(3):
         with DuckStore(folder / "fleet.duckdb", read_only=True) as store:
             window, baseline = Window(today - 6, today), Window(today - 34, today - 7)
-            start = time.perf_counter()
-            found = report(store, window, baseline=baseline)
+            start, used = time.perf_counter(), time.process_time()
+            found = report(store, window, baseline=baseline, references=[Proven(_DIGEST)])
             times.append(time.perf_counter() - start)
+            busy.append(time.process_time() - used)
     features = [len(entry["drift"]) for entry in found["cohorts"]]
+    features += [len(entry["reference_drift"]["features"]) for entry in found["cohorts"]]
     return {
         "cells": int(held),
         "device_days": int(device_days),
-        "cohorts": len(features),
+        "cohorts": len(found["cohorts"]),
         "features": sum(features),
         "wall_s": sorted(times)[1],
+        "processor_s": sorted(busy)[1],
         "limit_s": REPORT_S,
-        "passed": sorted(times)[1] <= REPORT_S and len(features) == 40 and min(features) == 5,
+        "passed": sorted(times)[1] <= REPORT_S and len(features) == 80 and min(features) == 5,
     }

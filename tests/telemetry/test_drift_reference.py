@@ -170,26 +170,24 @@ def test_a_cohort_of_two_artifacts_is_held_against_both(made: Made) -> None:
         return dict(enumerate(bins))
 
     float_counts, int8_counts = counted(1_000, 3.0), counted(4_000, 2.0)
-    digest = reference.digest
+    digest, other = reference.digest, ("0" * 64, "w8a8")
+    ours = {(digest, "fp32"): {0: float_counts}, (digest, "w8a8"): {0: int8_counts}}
+    theirs: dict[tuple[str, str], Any] = {other: {0: {0: 5_000}}}
     found = held_against(
         {digest: reference},
-        {
-            (CONFIDENCE, "", "", ""): {
-                (digest, "fp32"): {0: float_counts},
-                (digest, "w8a8"): {0: int8_counts},
-                ("0" * 64, "w8a8"): {0: {0: 5_000}},  # somebody else's
-            },
-            (CLASSES, "", "", ""): {("0" * 64, ""): {0: {1: 7}}},
-        },
+        {(CONFIDENCE, "", "", ""): [ours, theirs], (CLASSES, "", "", ""): [{other: {0: {1: 7}}}]},
     )
     confidence = found["features"]["prediction.confidence"]
     assert confidence["flagged"] is False
     assert confidence["counts"] == [3_000, 5_000]
     assert found["no_reference"] == {"prediction.confidence": 0.5, "prediction.classes": 1.0}
-    turned = held_against(
-        {digest: reference}, {(CONFIDENCE, "", "", ""): {(digest, "w8a8"): {0: float_counts}}}
-    )
-    assert turned["features"]["prediction.confidence"]["flagged"] is True
+    turned: dict[tuple[str, str], Any] = {(digest, "w8a8"): {0: float_counts}}
+    found = held_against({digest: reference}, {(CONFIDENCE, "", "", ""): [turned]})
+    assert found["features"]["prediction.confidence"]["flagged"] is True
+    # One device with a bundle of its own could be told from the others of its base cell.
+    mixed = {**ours, other: {0: {0: 1}}}
+    found = held_against({digest: reference}, {(CONFIDENCE, "", "", ""): [mixed]})
+    assert found == {"features": {}, "no_reference": {"prediction.confidence": 1.0}}
 
 
 # -- from the recorder to the report --------------------------------------------------------------

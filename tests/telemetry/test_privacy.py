@@ -6,8 +6,8 @@ import errno
 import math
 import os
 import random
-import time
-import uuid
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -164,25 +164,6 @@ def test_what_makes_no_sense_is_refused() -> None:
         randomized(4, 4, 1_000)
 
 
-# -- the receiver's side --------------------------------------------------------------------------
-
-
-def test_the_noise_is_taken_out_again_within_the_error_that_is_told() -> None:
-    truth, noise, below = [0.5, 0.3, 0.15, 0.05], Noise(1_000, 4), Words(9)
-    n, missed = 2_000, 0
-    for trial in range(40):
-        rng = np.random.default_rng(trial)
-        reports = [randomized(int(t), 4, 1_000, below) for t in rng.choice(4, n, p=truth)]
-        shares = np.array(noise.estimated(np.bincount(reports, minlength=4).tolist())) / n
-        assert shares.sum() == pytest.approx(1.0)
-        missed += int((np.abs(shares - truth) > 1.96 * noise.error(n) / n).sum())
-    assert missed <= stats.binom.ppf(0.9999, 160, 0.05)
-    expected = noise.expected({0: 500, 1: 300, 2: 150, 3: 50})
-    assert sum(expected.values()) == pytest.approx(1_000)
-    counts = [round(v * 1_000) for v in expected.values()]
-    assert np.array(noise.estimated(counts)) / 1e6 == pytest.approx(truth, abs=1e-4)
-
-
 # -- the budget -----------------------------------------------------------------------------------
 
 
@@ -212,6 +193,32 @@ def test_tel_19_a_budget_survives_a_restart_and_what_is_damaged_is_used_up(tmp_p
     (tmp_path / "elsewhere").write_bytes(b"0 0\n")
     (tmp_path / "budget").symlink_to("elsewhere")
     assert Budget(tmp_path, settings).left(NOON) == 0
+
+
+SPENDER = """
+import sys
+from pathlib import Path
+from edgekit.runtime.privacy import Budget, LocalPrivacy
+budget = Budget(Path(sys.argv[1]), LocalPrivacy(budget=1000.0))
+while budget.spend(float(sys.argv[2]), 1):
+    print("released", flush=True)
+"""
+
+
+def test_tel_19_a_kill_costs_budget_and_never_gives_any(tmp_path: Path) -> None:
+    released = 0
+    for lines in (1, 7, 40):
+        command = [sys.executable, "-c", SPENDER, str(tmp_path), str(NOON)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for _ in range(lines):
+                assert process.stdout.readline() == "released\n"
+            process.kill()
+            released += lines + process.stdout.read().count("released")
+        # The last may have been paid for and not released.
+        left = Budget(tmp_path, LocalPrivacy(budget=1000.0)).left(NOON)
+        assert left <= 1_000_000 - released
+        assert left >= 1_000_000 - released - 3
 
 
 @pytest.mark.parametrize("at", ["open", "write", "fsync", "replace"])
@@ -249,7 +256,8 @@ def test_reports_come_evenly_over_the_period(tmp_path: Path) -> None:
 
 def _draws(below: Words, classes: int = 10) -> Draws:
     settings = LocalPrivacy()
-    return Draws(settings, Budget(Path("nowhere"), settings), classes, CONFIDENCE_BOUNDS, below)
+    budget, seed = Budget(Path("nowhere"), settings), below(2**32)
+    return Draws(settings, budget, classes, CONFIDENCE_BOUNDS, below, seed)
 
 
 def _private(folder: Path, clock: FakeClock, **more: Any) -> Recorder:
@@ -323,93 +331,6 @@ def test_without_privacy_nothing_is_noised(tmp_path: Path) -> None:
     assert not (tmp_path / "t" / "budget").exists()
 
 
-# -- from the device to the report ----------------------------------------------------------------
-
-
-def test_tel_19_a_report_says_noised_and_estimates_what_was_there(tmp_path: Path) -> None:
-    pytest.importorskip("duckdb", reason="pip install 'edgekit[telemetry]'")
-    from receiving import RESOURCE, metrics_record
-
-    from edgekit.runtime import otlp
-    from edgekit.runtime._draws import Report
-    from edgekit.runtime.aggregate import Aggregate
-    from edgekit.telemetry.cohorts import Window
-    from edgekit.telemetry.drifting import held_against
-    from edgekit.telemetry.duck import DuckStore
-    from edgekit.telemetry.reading import read_metrics
-    from edgekit.telemetry.report import report
-
-    rng, below, now = np.random.default_rng(4), Words(4), time.time_ns()
-    records, truth = [], [0.6, 0.3, 0.1]
-    for _ in range(1_500):
-        aggregate = Aggregate()
-        aggregate.requests = {("device", "sure"): 1}
-        index, confidence = int(rng.choice(3, p=truth)), int(rng.integers(16, 20))
-        aggregate.reports = [
-            Report("edgekit.prediction.classes", -1, randomized(index, 3, 2_000, below), 3, 2_000),
-            Report(
-                "edgekit.prediction.confidence", -1,
-                randomized(confidence, 20, 2_000, below), 20, 2_000,
-            ),
-        ]  # fmt: skip
-        device = uuid.uuid4().hex
-        records.append(metrics_record(aggregate, device=device, resource=RESOURCE, time_ns=now))
-    with DuckStore(tmp_path / "fleet.duckdb") as store:
-        request = read_metrics(otlp.request(records))
-        assert not request.rejected
-        store.write(request.deliveries)
-        day = now // (86_400 * 10**9)
-        (entry,) = report(store, Window(day - 1, day + 1))["cohorts"]
-    assert entry["confidence"] is None  # nothing exact was told
-    by_feature = {one["feature"]: one for one in entry["noised"]}
-    classes = by_feature["prediction.classes"]
-    assert (classes["epsilon"], classes["reports"]) == (2.0, 1_500)
-    assert classes["shares"] == pytest.approx(truth, abs=1.5 * classes["error"])
-    assert classes["error"] < 0.05
-    assert sum(by_feature["prediction.confidence"]["shares"][:16]) == pytest.approx(0, abs=0.2)
-
-    class Known:
-        def __init__(self, counts: dict[int, int]) -> None:
-            self.known = counts
-
-        def counts(self, metric: str, which: str = "", scheme: str = "") -> dict[int, int]:
-            return self.known
-
-    reports = [randomized(int(i), 3, 2_000, below) for i in rng.choice(3, 3_000, p=truth)]
-    window = dict(enumerate(np.bincount(reports, minlength=3).tolist()))
-    feature = {("edgekit.prediction.classes", "", "2000", "3"): {("d", ""): {0: window}}}
-    name = "prediction.classes (noised, epsilon=2)"
-    for counts, flagged in (({0: 600, 1: 300, 2: 100}, False), ({0: 300, 1: 300, 2: 400}, True)):
-        known: Any = {"d": Known(counts)}
-        assert held_against(known, feature)["features"][name]["flagged"] is flagged
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"edgekit.noise.epsilon": 1_000},
-        {"edgekit.noise.choices": 20},
-        {"edgekit.noise.epsilon": 1_000, "edgekit.noise.choices": 19},
-    ],
-)
-def test_noise_that_could_not_be_taken_out_is_rejected(wrong: dict[str, int]) -> None:
-    pytest.importorskip("duckdb", reason="pip install 'edgekit[telemetry]'")
-    from edgekit.runtime import otlp
-    from edgekit.telemetry.reading import read_metrics
-
-    bins = [0] * 19 + [1]
-    point = {
-        "time_unix_nano": 1, "count": 1, "bucket_counts": bins,
-        "explicit_bounds": list(CONFIDENCE_BOUNDS), "attributes": otlp.key_values(wrong),
-    }  # fmt: skip
-    histogram = {"data_points": [point], "aggregation_temporality": otlp.DELTA}
-    metric = {"name": "edgekit.prediction.confidence", "histogram": histogram}
-    record = otlp.encode("ResourceMetrics", {"scope_metrics": [{"metrics": [metric]}]})
-    found = read_metrics(otlp.request([record]))
-    assert sum(found.rejected.values()) == 1
-    assert "noise" in next(iter(found.rejected))
-
-
 def test_inputs_are_noised_too() -> None:
     draws = _draws(Words(0))
     draws.inputs([(2, (3, 4, 5))])
@@ -417,3 +338,16 @@ def test_inputs_are_noised_too() -> None:
         (f"edgekit.input.{name}", 2): place
         for name, place in zip(INPUT_BOUNDS, (3, 4, 5), strict=True)
     }
+
+
+def test_a_budget_too_small_for_all_pays_for_some_by_lot(tmp_path: Path) -> None:
+    settings, seen = LocalPrivacy(epsilon=1.0, budget=2.0, period_s=60.0), set()
+    draws = Draws(settings, Budget(tmp_path, settings), 10, CONFIDENCE_BOUNDS, Words(1))
+    for minute in range(20):
+        now = NOON + minute * 60.0
+        draws.prediction(0.5, 3)
+        draws.inputs([(0, (3, 4, 5))])
+        reports = draws.reports(draws.take(now), now)
+        assert len(reports) == 2
+        seen |= {report.metric for report in reports}
+    assert len(seen) == 5
