@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-__all__ = ["ended_by_signals"]
+__all__ = ["ended_by_signals", "held_back"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
@@ -33,6 +33,40 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """While it lasts, the first signal that would end the program waits until it is over.
+
+    For cleaning up that takes a bounded time: an impatient second Ctrl-C must not leave half of it
+    undone. Another one ends that, too. As in `ended_by_signals`, only the main thread can do this.
+
+    Raises:
+        KeyboardInterrupt: one came.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = 0
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came += 1
+        if came > 1:
+            raise KeyboardInterrupt
+
+    before = {}
+    for number in (signal.SIGINT, *_SIGNALS):
+        if callable(signal.getsignal(number)):
+            before[number] = signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came == 1:
+            raise KeyboardInterrupt
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

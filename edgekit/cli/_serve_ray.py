@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -13,6 +12,9 @@ from edgekit import cores
 from edgekit.cli._output import emit, note
 from edgekit.errors import MissingDependency, UsageError
 from edgekit.names import install_command
+
+if TYPE_CHECKING:
+    from edgekit.serve.teacher import Listed
 
 __all__ = ["RAY_ONLY", "run_on_ray"]
 
@@ -28,13 +30,11 @@ _NOT_ON_RAY = {
 }
 
 
-def run_on_ray(
-    bundles: list[tuple[str | None, str, str | None]], options: dict[str, Any], as_json: bool
-) -> int:
+def run_on_ray(bundles: list[Listed], options: dict[str, Any], as_json: bool) -> int:
     """Deploys bundles on Ray Serve until a signal ends it.
 
     Args:
-        bundles: of each model its name or None, its path, and its artifact or None.
+        bundles: what is served.
         options: of `edgekit serve`.
         as_json: whether the document is printed as JSON.
 
@@ -77,7 +77,7 @@ def _refuse_options() -> None:
             raise UsageError(f"{flag} has no meaning with --engine ray: {why}")
 
 
-def _args(bundles: list[tuple[str | None, str, str | None]], options: dict[str, Any]) -> Any:
+def _args(bundles: list[Listed], options: dict[str, Any]) -> Any:
     from edgekit.serve.ray_app import ModelArgs, RayArgs
 
     workers, threads = options["workers"] or 1, options["threads"]
@@ -88,8 +88,13 @@ def _args(bundles: list[tuple[str | None, str, str | None]], options: dict[str, 
     names = ("batch", "delay_ms", "queue", "objective_ms", "timeout_ms", "max_body_mb", "rate")
     return RayArgs(
         models=tuple(
-            ModelArgs(path=str(Path(path).absolute()), name=name, artifact=artifact)
-            for name, path, artifact in bundles
+            ModelArgs(
+                path=str(m.path.absolute()),
+                name=m.name,
+                artifact=m.artifact,
+                student=None if m.student is None else str(m.student.absolute()),
+            )
+            for m in bundles
         ),
         replicas=options["replicas"] or max(1, here),
         min_replicas=options["min_replicas"],

@@ -17,6 +17,7 @@ from edgekit.names import install_command
 if TYPE_CHECKING:
     from edgekit.serve.engine import EngineSettings
     from edgekit.serve.handler import Handler
+    from edgekit.serve.teacher import Listed
 
 __all__ = ["SUBCOMMANDS", "command"]
 
@@ -156,7 +157,7 @@ def _handler(bundles: tuple[str, ...], options: dict[str, Any]) -> Handler:
 
     named = _named(bundles, options)
     settings = _engine(options)
-    models = [Hosted(Path(path), artifact, settings, name) for name, path, artifact in named]
+    models = [Hosted(m.path, m.artifact, settings, m.name, m.student) for m in named]
     names = [model.name for model in models]
     if len(set(names)) != len(names):
         raise UsageError(
@@ -167,21 +168,16 @@ def _handler(bundles: tuple[str, ...], options: dict[str, Any]) -> Handler:
     return Handler(models, keys=keys, rates=rates, timeout_ms=options["timeout_ms"])
 
 
-def _named(
-    bundles: tuple[str, ...], options: dict[str, Any]
-) -> list[tuple[str | None, str, str | None]]:
-    """Of every model, teachers among them: its name if given, its path, its artifact if given."""
-    from edgekit.serve.teacher import teacher_of
+def _named(bundles: tuple[str, ...], options: dict[str, Any]) -> list[Listed]:
+    """Every model, teachers among them."""
+    from edgekit.serve.teacher import Listed, listed
 
-    models: list[tuple[str | None, str, str | None]] = []
+    models = []
     for text in bundles:
         found = re.match(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})=(.+)", text)
         name, path = (found[1], found[2]) if found else (None, text)
-        models.append((name, path, options["artifact"]))
-        teacher = teacher_of(Path(path)) if options["teacher"] else None
-        if teacher is not None:
-            models.append((teacher.name, str(teacher.path), teacher.artifact))
-    return models
+        models.append(Listed(Path(path), name, options["artifact"]))
+    return listed(models) if options["teacher"] else models
 
 
 def _engine(options: dict[str, Any]) -> EngineSettings:

@@ -44,6 +44,9 @@ _TRACING = threading.Lock()
 _RARE_TIMES: Final = 8
 """As many times more noise, where the question is how rare a rare event is."""
 
+_SAMPLE_DRAWS: Final = 64
+"""Draws of noise on a single sample, where the question is what noise can do to it."""
+
 
 @dataclass(frozen=True)
 class Proof:
@@ -284,6 +287,7 @@ def _judge(
     verdict = verify.excuse_rare(
         verdict,
         lambda: judge(dataclasses.replace(held, **other.floors(feeds, store, times=_RARE_TIMES))),
+        functools.partial(other.moved, feeds),
     )
     return verify.look_closer(verdict, target, program, plan, model.signature, feeds)
 
@@ -352,6 +356,22 @@ class _Otherwise:
         path = store.make(key, fill, what=f"floors {self.name}")
         loaded: dict[str, Any] = json.loads((path / "floors.json").read_text())
         return loaded
+
+    def moved(self, feeds: Arrays, samples: Sequence[int]) -> Arrays:
+        """How far noise takes the answers to some samples, see `edgekit.verify.excuse_rare`."""
+        from edgekit.compress.evaluate import evaluate, with_rounding_noise
+
+        module, (names, outs) = self._module(), self._sides()
+        few = {name: feeds[name][list(samples)] for name in names}
+        right = evaluate(module, few, names, outs, together=False)
+        most = {name: np.zeros(len(samples)) for name in outs}
+        for draw in range(_SAMPLE_DRAWS):
+            noisy = with_rounding_noise(module, draw=draw)
+            found = evaluate(noisy, few, names, outs, together=False)
+            for name in outs:
+                off = (found[name].astype(np.float64) - right[name]).reshape(len(samples), -1)
+                most[name] = np.maximum(most[name], np.sqrt((off * off).sum(axis=1)))
+        return most
 
     def _module(self) -> fx.GraphModule:
         from edgekit.compress.render import render

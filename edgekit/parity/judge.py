@@ -36,6 +36,7 @@ class OutputStats:
         worst_sample: its index, in the order added.
         worst_channel_db: lowest SQNR of a channel; None where there are no channels.
         worst_channel: its index on the class axis.
+        bad_samples: indices of the samples that are bad, see `Tolerance`.
     """
 
     name: str
@@ -52,6 +53,7 @@ class OutputStats:
     worst_sample: int | None = None
     worst_channel_db: float | None = None
     worst_channel: int | None = None
+    bad_samples: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary; null for what JSON can't hold."""
@@ -103,6 +105,7 @@ def summarize(tally: OutputTally) -> OutputStats:
         cosine=tally.dot / norms if norms else float(tally.ref_energy == tally.cand_energy),
         worst_sample_db=sample_db,
         worst_sample=sample,
+        bad_samples=tuple(_bad_samples(tally).tolist()),
     )
     if tally.channel_ref.size < 2:
         return stats
@@ -157,14 +160,18 @@ def _agreement_check(tally: OutputTally) -> Check:
     return Check(name, passes(value, limit), value, limit, detail)
 
 
-def _worst_sample_check(tally: OutputTally) -> Check:
+def _bad_samples(tally: OutputTally) -> npt.NDArray[np.intp]:
     tolerance, unit = tally.tolerance, tally.unit
-    by_sample = _sample_db(tally)
     near = np.array(tally.sample_far) <= tolerance.far_steps * unit
     mostly_right = np.array(tally.sample_wrong) <= tolerance.within_steps * unit
+    enough = _sample_db(tally) >= tolerance.worst_sample_db
     # Negated, so that NaN is bad.
-    bad = np.flatnonzero(~(near & ((by_sample >= tolerance.worst_sample_db) | mostly_right)))
-    index, value = worst_sample(by_sample)
+    return np.flatnonzero(~(near & (enough | mostly_right)))
+
+
+def _worst_sample_check(tally: OutputTally) -> Check:
+    bad = _bad_samples(tally)
+    index, value = worst_sample(_sample_db(tally))
     detail = f"bad samples; the lowest is sample {index} with {value:.1f} dB{_listed(bad)}"
     return Check(f"worst-sample:{tally.spec.name}", bad.size == 0, int(bad.size), 0, detail)
 

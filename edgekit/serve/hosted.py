@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from edgekit.errors import BadData, EdgekitError, StorageError
+from edgekit.errors import BadData, EdgekitError, StorageError, TrustError
 from edgekit.runtime.bundle import Bundle, BundleArtifact
 from edgekit.runtime.preprocess import Preprocess
 from edgekit.scratch import scratch
@@ -20,6 +20,7 @@ from edgekit.serve.engine import Engine, EngineSettings
 from edgekit.serve.metrics import ModelMetrics
 from edgekit.serve.oip import datatype_of
 from edgekit.serve.refusal import Refusal
+from edgekit.serve.teacher import teacher_of
 from edgekit.signature import Signature, TensorSpec
 
 __all__ = ["Hosted", "State", "Version"]
@@ -101,6 +102,8 @@ class Hosted:
         artifact: id of the artifact to serve, or None to choose.
         settings: how.
         name: under which it is served; None for the bundle's own.
+        student: of the pair that it belongs to, if it does: as its student or as its teacher, which
+            must be the one that the student names.
 
     Attributes:
         state: ``loading`` also while a first try goes on; a model that was ready stays so while
@@ -110,8 +113,14 @@ class Hosted:
     """
 
     def __init__(
-        self, path: Path, artifact: str | None, settings: EngineSettings, name: str | None = None
+        self,
+        path: Path,
+        artifact: str | None,
+        settings: EngineSettings,
+        name: str | None = None,
+        student: Path | None = None,
     ) -> None:
+        self._student = student
         self._path, self._artifact = path, artifact
         self._settings = settings
         self._given = name
@@ -190,6 +199,8 @@ class Hosted:
             raise StorageError(f"there is no room for a copy of the bundle: {error}") from error
         try:
             read = await asyncio.to_thread(_read, self._path, folder, self._artifact)
+            if self._student is not None:
+                await asyncio.to_thread(_check_pair, self._student, self._path, read.digest)
             if self._given is None and read.name != self.name:
                 raise BadData(f"the bundle is now {read.name!r}, not {self.name!r}")
             engine = Engine(read.copy, read.digest, read.artifact, self._settings)
@@ -287,6 +298,13 @@ def _read(path: Path, folder: Path, artifact: str | None) -> _Read:
             bundle.preprocess(),
             _temperature(bundle.manifest),
         )
+
+
+def _check_pair(student: Path, path: Path, digest: str) -> None:
+    """Refuses a teacher that its student does not name, and a student whose teacher is another."""
+    teacher = teacher_of(student)
+    if teacher is not None and teacher.path == path and teacher.digest != digest:
+        raise TrustError(f"{path} was replaced while it was read")
 
 
 def _temperature(manifest: Mapping[str, Any]) -> float:

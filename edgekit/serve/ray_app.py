@@ -50,6 +50,7 @@ class ModelArgs(BaseModel):
         path: of its bundle; the same on every node.
         name: under which it is served; None for the bundle's own.
         artifact: id of the artifact, or None to choose.
+        student: the bundle of the pair that it belongs to, or None.
         digest: of the bundle, which a replica holds it to; another digest makes another version of
             the deployment, and so a rolling update. None takes what lies there.
     """
@@ -59,6 +60,7 @@ class ModelArgs(BaseModel):
     path: str
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     artifact: str | None = None
+    student: str | None = None
     digest: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 
 

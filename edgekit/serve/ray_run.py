@@ -22,6 +22,7 @@ from edgekit.errors import BadData, EdgekitError, StorageError, UsageError
 from edgekit.runtime.bundle import Bundle
 from edgekit.serve.choice import choose
 from edgekit.serve.ray_app import RayArgs, build
+from edgekit.serve.teacher import teacher_of
 
 __all__ = ["APPLICATION", "Listening", "run"]
 
@@ -95,6 +96,8 @@ def _pinned(args: RayArgs) -> RayArgs:
     """With the digest of each bundle as it lies there."""
     models = []
     for model in args.models:
+        if model.student is not None:
+            teacher_of(Path(model.student))
         with Bundle.open(model.path) as bundle:
             choose(bundle, model.artifact)
             found = {"digest": bundle.digest, "name": model.name or bundle.name}

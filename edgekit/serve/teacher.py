@@ -7,6 +7,7 @@ devices get the small one alone, and a server knows that it serves the right pai
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from edgekit.runtime.bundle import Bundle
 from edgekit.runtime.manifest import check_name
 from edgekit.serve.choice import FLOAT_FIRST, choose
 
-__all__ = ["Teacher", "join", "teacher_of"]
+__all__ = ["Listed", "Teacher", "join", "listed", "teacher_of"]
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,46 @@ class Teacher:
         path: its bundle.
         name: of the model.
         artifact: id of what is served: float before int8.
+        digest: of the bundle.
     """
 
     path: Path
     name: str
     artifact: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A bundle that is to be served.
+
+    Attributes:
+        path: of it.
+        name: under which it is served, or None for its own.
+        artifact: id of what is served of it, or None to choose.
+        student: the bundle of the pair that it belongs to, by which the pair is checked whenever
+            one of them is read anew; None where its teacher is left alone.
+    """
+
+    path: Path
+    name: str | None = None
+    artifact: str | None = None
+    student: Path | None = None
+
+
+def listed(bundles: Iterable[Listed]) -> list[Listed]:
+    """The bundles, each followed by its teacher where it names one.
+
+    Raises:
+        EdgekitError: see `teacher_of`.
+    """
+    found: list[Listed] = []
+    for bundle in bundles:
+        found.append(Listed(bundle.path, bundle.name, bundle.artifact, bundle.path))
+        teacher = teacher_of(bundle.path)
+        if teacher is not None:
+            found.append(Listed(teacher.path, teacher.name, teacher.artifact, bundle.path))
+    return found
 
 
 def teacher_of(student: Path) -> Teacher | None:
@@ -65,7 +101,7 @@ def teacher_of(student: Path) -> Teacher | None:
                 f"not {digest}",
                 hint="make the pair again: edgekit serve pair STUDENT TEACHER -o OUT",
             )
-        return Teacher(path, teacher.name, choose(teacher, schemes=FLOAT_FIRST).id)
+        return Teacher(path, teacher.name, choose(teacher, schemes=FLOAT_FIRST).id, digest)
 
 
 def join(student: Path, teacher: Path, out: Path) -> tuple[Path, Path]:

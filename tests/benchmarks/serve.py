@@ -18,7 +18,9 @@ processor time is told apart (`serve_load.py`). Servers are measured in turn, ro
 - *overload*: open loop at five times the largest rate: p99 of what is let in (limit: the objective
   and one batch), of what is refused (limit: 50 ms), rate of answers over the largest (limit: 0.9),
   growth of memory (limit: 5 %), and how long until a lone request is answered at once again
-  (limit: 2 s).
+  (limit: 2 s). The generator and the carrying of the flood take the same cores: beside it stands
+  the largest rate while as many requests go to a server that does nothing but refuse them
+  (`serve_sink.py`), and the rate of answers over that.
 
 The model is torchvision's MobileNetV2 at 224 x 224 with the checkpoint in this folder, exported
 here as int8 with pixels as its input; ``--bundle`` and ``--artifact`` take another. `counts` is
@@ -35,7 +37,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,16 +107,29 @@ class Bench:
         self.concurrency: Sequence[int] = options.concurrency
         self._folder = folder
 
-    def load(self, side: Side, *how: object, seconds: float | None = None) -> dict[str, Any]:
-        """What the load generator found, summed up, with the processor time of both sides."""
+    def _command(self, side: Side, *how: object) -> list[str]:
         path = self._folder / f"{side.name}.request"
         path.write_bytes(side.request)
+        command = [sys.executable, HERE / "serve_load.py", side.port, path, *how]
+        return [str(word) for word in command]
+
+    @contextlib.contextmanager
+    def flood(self, side: Side, rate: float, seconds: float) -> Iterator[None]:
+        """Requests to a server at a rate, whatever comes of them, while something else is done."""
+        command = self._command(side, "--open", rate, "--seconds", seconds)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        try:
+            yield
+        finally:
+            process.kill()
+            process.wait()
+
+    def load(self, side: Side, *how: object, seconds: float | None = None) -> dict[str, Any]:
+        """What the load generator found, summed up, with the processor time of both sides."""
         took = self.seconds if seconds is None else seconds
-        command = [sys.executable, HERE / "serve_load.py", side.port, path, "--seconds", took, *how]
+        command = self._command(side, "--seconds", took, *how)
         before = side.cpu_s()
-        done = subprocess.run(
-            [str(word) for word in command], check=True, capture_output=True, text=True
-        )
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
         found = json.loads(done.stdout)
         by_status = {k: np.array(v) for k, v in found.pop("latency_ms").items()}
         ok = by_status.get("200", np.array([]))
@@ -261,7 +276,9 @@ def overload(bench: Bench) -> dict[str, Any]:
     """Five times what it can do, open loop, and what comes after."""
     objective = ["--objective-ms", bench.objective]
     with sides.edgekit(bench.subject, *objective) as side:
-        peak = max(bench.load(side, "--closed", c)["rate"] for c in bench.concurrency)
+        rates = {c: bench.load(side, "--closed", c)["rate"] for c in bench.concurrency}
+        best = max(rates, key=lambda c: rates[c])
+        peak = rates[best]
         alone = bench.load(side, "--closed", 1)
         rate, seconds = 5 * peak, max(4 * bench.seconds, 4.0)
         bench.load(side, "--open", rate, seconds=1.0)
@@ -269,6 +286,7 @@ def overload(bench: Bench) -> dict[str, Any]:
         found = bench.load(side, "--open", rate, seconds=seconds)
         after = side.rss_mib()
         recovered = _recovery(bench, side, alone["ok_ms"]["p50"])
+        beside = _beside_flood(bench, side, best, rate, seconds)
     batch_ms = 8 * alone["ok_ms"]["p50"]
     refused = found["refused_ms"]
     checks = {
@@ -281,9 +299,18 @@ def overload(bench: Bench) -> dict[str, Any]:
     }
     return {
         "peak_rate": peak, "sent_rate": rate, "goodput": found["rate"] / peak,
+        "peak_beside_flood": beside, "goodput_of_that": found["rate"] / beside,
         "rss_mib": [before, after], "recovery_s": recovered, "found": found, "checks": checks,
         "passed": all(checks.values()),
     }  # fmt: skip
+
+
+def _beside_flood(bench: Bench, side: Side, concurrency: int, rate: float, seconds: float) -> float:
+    """The rate at a concurrency while a flood goes to a server that only refuses."""
+    with sides.sink(side.request) as sink, bench.flood(sink, rate, seconds + 4):
+        # Until it flows.
+        time.sleep(2)
+        return float(bench.load(side, "--closed", concurrency, seconds=seconds)["rate"])
 
 
 def _recovery(bench: Bench, side: Side, alone_ms: float) -> float:

@@ -117,6 +117,15 @@ def litserve(subject: Subject) -> Iterator[Side]:
         yield side
 
 
+@contextlib.contextmanager
+def sink(request: bytes) -> Iterator[Side]:
+    """The cheapest server that refuses each such request; see `serve_sink.py`."""
+    with _running(
+        [sys.executable, HERE / "serve_sink.py", len(request)], "/health", "sink", request
+    ) as side:
+        yield side
+
+
 SIDES: Mapping[str, Callable[[Subject], contextlib.AbstractContextManager[Side]]] = {
     "edgekit": edgekit,
     "litserve": litserve,

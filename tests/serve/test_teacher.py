@@ -82,3 +82,27 @@ def test_two_models_that_are_no_pair(bundles: Any, teacher: Path, tmp_path: Path
     with pytest.raises(UsageError, match="already"):
         join(bundles.scores, teacher, tmp_path / "pair")
     assert not (tmp_path / "pair").exists()
+
+
+def test_another_teacher_is_not_put_in_beside_its_student(
+    start: Any, bundles: Any, teacher: Path, tmp_path: Path
+) -> None:
+    student, beside = join(bundles.scores, teacher, tmp_path / "pair")
+    keys = tmp_path / "keys"
+    keys.write_text("ops admin bbbbbbbbbbbbbbbbbbbb\n")
+    keys.chmod(0o600)
+    server = start(student, "--workers", 1, "--linger-s", 0, "--keys", keys)
+    admin = {"Authorization": f"Bearer {'b' * 20}"}
+    shutil.rmtree(beside)
+    shutil.copytree(bundles.scores, beside)
+    _renamed(beside, "scores-large")
+    x = np.arange(192, dtype=np.float32).reshape(1, 3, 8, 8)
+    before = server.infer("scores-large", {"x": x}, admin)[1]
+    for name in ("scores", "scores-large"):
+        load = f"/v2/repository/models/{name}/load"
+        status, _, said = server.ask("POST", load, headers=admin)
+        assert status == 400 and "TrustError" in json.loads(said)["error"]
+    after = server.infer("scores-large", {"x": x}, admin)[1]
+    assert before["model_version"] == "9" and after["outputs"] == before["outputs"]
+    assert server.infer("scores", {"x": x}, admin)[0] == 200
+    assert server.stop() == 0

@@ -116,12 +116,12 @@ def test_how_rare_it_is_is_asked_of_more_noise() -> None:
     """A distilled encoder carried two of 872 samples on; 128 under noise had met none."""
     few, many = {**FLOOR, "within_with_margin": 1.0}, {**FLOOR, "within_fraction": 1 - 2 / 640}
     found = held(3, few)
-    asked = verify.excuse_rare(found, lambda: held(3, many))
+    asked = verify.excuse_rare(found, lambda: held(3, many), unasked)
     assert not asked.passed and asked.checks == found.checks and asked.excused is not None
     assert step_check(asked.excused) == (True, round(1 - 4 * 2 / 640, 4))
     # More noise does not move as many either.
-    assert verify.excuse_rare(found, lambda: held(3, few)).excused is None
-    assert verify.excuse_rare(held(9, few), lambda: held(9, many)).excused is None
+    assert verify.excuse_rare(found, lambda: held(3, few), unasked).excused is None
+    assert verify.excuse_rare(held(9, few), lambda: held(9, many), unasked).excused is None
 
 
 @pytest.mark.parametrize("off", [0, 3, 64])
@@ -132,10 +132,87 @@ def test_more_noise_is_not_evaluated_for_what_passed_was_excused_or_is_wrong_oth
     if off == 64:
         found = dataclasses.replace(found, checks=(*found.checks, Check("sqnr:y", False, 20, 35)))
 
-    def never() -> verify.Verdict:
-        raise AssertionError("it was asked")
+    assert verify.excuse_rare(found, unasked, unasked) is found
 
-    assert verify.excuse_rare(found, never) is found
+
+def astray(
+    steps: Sequence[float], floor: dict[str, Any] | None = None, probes: int = 0
+) -> verify.Verdict:
+    """The verdict on 640 answers, the first of them off by so many steps each, the probes last."""
+    signature = Signature((TensorSpec("x", (1, 1)),), (TensorSpec("y", (1, 2)),))
+    right = np.random.default_rng(0).normal(0, 3, (640, 1, 2)).astype(np.float32)
+    answers = right.copy()
+    answers[: len(steps)] += 0.02 * np.multiply.outer(steps, [[1.0, -1.0]]).astype(np.float32)
+    order = np.r_[probes:640, 0:probes] if probes else np.arange(640)
+    feeds = {"x": np.zeros((640, 1, 1), np.float32)}
+    reference = verify.Reference(
+        "w8a8", feeds, {"y": right[order]}, {"y": 0.02}, probes, floor, probe_floor=floor
+    )
+    return verify.judge(
+        reference, signature, {"y": answers[order]}, ["y"], 1, stored_faults=None, runtime="none 1"
+    )
+
+
+def by(*distances: float) -> Any:
+    """Noise that takes samples so far, in steps of each of both elements."""
+
+    def moved(samples: Sequence[int]) -> dict[str, np.ndarray[Any, Any]]:
+        assert len(samples) == len(distances)
+        return {"y": 0.02 * np.sqrt(2) * np.array(distances)}
+
+    return moved
+
+
+def failed(checks: Sequence[Check]) -> set[str]:
+    return {c.name for c in checks if c.passed is False}
+
+
+def test_a_sample_that_noise_takes_as_far_may_be_excused() -> None:
+    found = astray([22], {**FLOOR, "within_fraction": 0.99})
+    assert failed(found.checks) == {"worst-sample:y"}
+    assert [b.sample for b in found.bad] == [0] and 0 in found.suspects
+    asked = verify.excuse_rare(found, unasked, by(18))
+    assert not asked.passed and asked.checks == found.checks and asked.excused is not None
+    assert not failed(asked.excused)
+    [check] = [c for c in asked.excused if c.name == "worst-sample:y"]
+    assert "but for 0," in check.detail
+    # Half as far is no excuse, and neither is noise that is none.
+    for distance in (11.0, 0.0, float("nan")):
+        assert verify.excuse_rare(found, unasked, by(distance)).excused is None
+
+
+def test_every_bad_sample_needs_its_excuse() -> None:
+    floor = {**FLOOR, "within_fraction": 0.99}
+    two = astray([22, 30], floor)
+    assert failed(two.checks) == {"worst-sample:y"}
+    assert verify.excuse_rare(two, unasked, by(22, 30)).excused is not None
+    assert verify.excuse_rare(two, unasked, by(22, 10)).excused is None
+    # So many are no rare event.
+    many = astray([22] * 9, {**FLOOR, "within_fraction": 0.98})
+    assert failed(many.checks) == {"worst-sample:y"} and len(many.bad) == 9
+    assert verify.excuse_rare(many, unasked, unasked).excused is None
+
+
+def test_a_bad_sample_among_elements_that_more_noise_moves_too() -> None:
+    few = {**FLOOR, "within_with_margin": 1.0}
+    many = {**few, "within_fraction": 0.99}
+    found = astray([22, 3, 3], few)
+    assert failed(found.checks) == {"worst-sample:y", "within-steps:y"}
+    asked = verify.excuse_rare(found, lambda: astray([22, 3, 3], many), by(22))
+    assert asked.excused is not None and not failed(asked.excused)
+    assert verify.excuse_rare(found, lambda: astray([22, 3, 3], few), by(22)).excused is None
+    assert verify.excuse_rare(found, lambda: astray([22, 3, 3], many), by(2)).excused is None
+
+
+def test_a_bad_probe_is_asked_about_by_its_place_behind_the_samples() -> None:
+    found = astray([22], {**FLOOR, "within_fraction": 0.99}, probes=320)
+    assert failed(found.checks) == {"probes/worst-sample:y"}
+    assert [b.sample for b in found.bad] == [320]
+    assert verify.excuse_rare(found, unasked, by(20)).excused is not None
+
+
+def unasked(*_: object) -> Any:
+    raise AssertionError("it was asked")
 
 
 @pytest.mark.parametrize(("worst", "right"), [((0.5,), True), ((3.0, 1.0, 1.0, 3.0), False)])

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from edgekit.bench.interrupts import held_back
 from edgekit.bench.leases import holder_id
 from edgekit.bench.process import MAX_OUTPUT, Cancel, Finished, attempt
 from edgekit.bench.runners import scripts
@@ -251,7 +252,8 @@ class ShellRunner:
         """A script that must run even if the work was called off, within a bounded time."""
         cancel, self._cancel = self._cancel, None
         try:
-            self._ask(step, script, words, min(_CLEANUP, self._timeout), None, MAX_OUTPUT)
+            with held_back():
+                self._ask(step, script, words, min(_CLEANUP, self._timeout), None, MAX_OUTPUT)
         finally:
             self._cancel = cancel
 
