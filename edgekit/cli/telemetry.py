@@ -71,8 +71,8 @@ def serve(store: str, as_json: bool, **options: Any) -> int:
     Metrics go to /v1/metrics and events to /v1/logs, as protobuf or JSON, gzip or not. What edgekit
     devices send is taken, each record once however often it comes, and answered when it is on the
     disk; anything else is rejected as OTLP has it, and attributes that are not on the allow-list
-    are not kept. /v1/report answers what 'telemetry report' does, to admin keys where there are
-    keys, and /health/live and /health/ready tell how it is.
+    are not kept. /v1/report and /v1/canary answer what 'telemetry report' and 'telemetry canary'
+    do, to admin keys where there are keys, and /health/live and /health/ready tell how it is.
 
     SIGTERM lets finish what is going on; SIGHUP reads the keys again.
 
@@ -167,8 +167,9 @@ def report(
     chance does at the rate of false alarms.
 
     \b
-    Exit codes: 0 shown; 2 a column is not known, 3 the extra 'telemetry' is missing, 4 no receiver
-    answers, 7 STORE is no store, 9 a receiver has STORE open.
+    Exit codes: 0 shown; 2 a column is not known or there is no STORE, 3 the extra 'telemetry' or
+    'postgresql' is missing, 4 no receiver answers, 7 STORE is no store, 8 it cannot be reached or
+    read, 9 a receiver has STORE open.
 
     \b
     edgekit telemetry report fleet.duckdb
@@ -229,11 +230,12 @@ def canary(
     A device failed on a day on which it crashed or had errors in more than 5 % of its requests. It
     is compared with devices of its class with the same app on the same day. One may look every
     hour: the rate of false alarms is of all looks together. STORE is what it is for 'telemetry
-    report': a file, or the URL of a receiver.
+    report': a file, a database, or the URL of a receiver.
 
     \b
-    Exit codes: 0 not worse as far as one can tell, 1 worse; 2 the versions are one, 3 the extra
-    'telemetry' is missing, 4 no receiver answers, 7 STORE is no store, 9 a receiver has STORE open.
+    Exit codes: 0 not worse as far as one can tell, 1 worse; 2 the versions are one or there
+    is no STORE, 3 the extra 'telemetry' or 'postgresql' is missing, 4 no receiver answers, 7 STORE
+    is no store, 8 it cannot be reached or read, 9 a receiver has STORE open.
 
     \b
     edgekit telemetry canary fleet.duckdb 1.0 1.1
