@@ -195,8 +195,9 @@ def report(
     the samples that one was proven on are the reference of devices that have this very bundle.
 
     \b
-    Exit codes: 0 shown; 2 a column is not known, 3 the extra 'telemetry' is missing, 4 no receiver
-    answers, 7 STORE is no store, 9 a receiver has STORE open.
+    Exit codes: 0 shown; 2 a column is not known or there is no STORE, 3 the extra 'telemetry' or
+    'postgresql' is missing, 4 no receiver answers, 7 STORE is no store, 8 it cannot be reached or
+    read, 9 a receiver has STORE open.
 
     \b
     edgekit telemetry report fleet.duckdb
@@ -262,11 +263,12 @@ def canary(
     A device failed on a day on which it crashed or had errors in more than 5 % of its requests. It
     is compared with devices of its class with the same app on the same day. One may look every
     hour: the rate of false alarms is of all looks together. STORE is what it is for 'telemetry
-    report': a file, or the URL of a receiver.
+    report': a file, a database, or the URL of a receiver.
 
     \b
-    Exit codes: 0 not worse as far as one can tell, 1 worse; 2 the versions are one, 3 the extra
-    'telemetry' is missing, 4 no receiver answers, 7 STORE is no store, 9 a receiver has STORE open.
+    Exit codes: 0 not worse as far as one can tell, 1 worse; 2 the versions are one or there
+    is no STORE, 3 the extra 'telemetry' or 'postgresql' is missing, 4 no receiver answers, 7 STORE
+    is no store, 8 it cannot be reached or read, 9 a receiver has STORE open.
 
     \b
     edgekit telemetry canary fleet.duckdb 1.0 1.1

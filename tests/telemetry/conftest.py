@@ -39,7 +39,7 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty store, as the command line names it."""
     if request.param == "duckdb":
         return str(tmp_path / "fleet.duckdb")
-    url: str = request.getfixturevalue("database").database()
+    url: str = request.getfixturevalue("database").schema()
     return url
 
 

@@ -57,12 +57,20 @@ class Server:
 
     def database(self) -> str:
         """The URL of a new one."""
+        return self.url(self._created("DATABASE"))
+
+    def schema(self) -> str:
+        """The URL of a new schema, which takes less time and room, in a database of them all."""
+        name = self._created("SCHEMA")
+        return f"{self.url('postgres')}?options=-csearch_path%3D{name}"
+
+    def _created(self, what: str) -> str:
         import psycopg
 
         name = f"fleet_{uuid.uuid4().hex}"
         with psycopg.connect(self.url("postgres"), autocommit=True) as db:
-            db.execute(f"CREATE DATABASE {name}")
-        return self.url(name)
+            db.execute(f"CREATE {what} {name}")
+        return name
 
     def start(self) -> None:
         """Starts it, and waits until it takes connections."""

@@ -28,6 +28,7 @@ from edgekit.runtime import otlp
 from edgekit.telemetry.postgres import PostgresStore
 from edgekit.telemetry.reading import read_metrics
 from edgekit.telemetry.store import Reader
+from edgekit.telemetry.tables import VERSION
 
 if TYPE_CHECKING:
     from postgres_server import Server
@@ -119,8 +120,8 @@ def test_parameters_of_the_url_go_to_libpq(database: Server) -> None:
 def test_a_newer_store_and_another_database_are_refused(url: str) -> None:
     PostgresStore(url).close()
     with psycopg.connect(url) as db:
-        db.execute("UPDATE about SET version = 2")
-    with pytest.raises(BadData, match=r"version 2, this edgekit reads 1"):
+        db.execute("UPDATE about SET version = version + 1")
+    with pytest.raises(BadData, match=f"version {VERSION + 1}, this edgekit reads {VERSION}"):
         PostgresStore(url)
     with psycopg.connect(url) as db:
         db.execute("DROP TABLE about")
