@@ -306,6 +306,7 @@ class Engine:
                 shape = (work.rows, *chosen.shape[2:]) if self.by_rows else chosen.shape[1:]
                 outputs.append(chosen.reshape(shape).copy())
             queue_us = (work.sent_ns - work.arrived_ns) // 1000
+            self._admission.observe((time.monotonic_ns() - work.arrived_ns) / 1000)
             work.future.set_result(Outcome(tuple(outputs), queue_us, answer.exec_us))
         elif answer.status == BAD:
             work.refuse(400, answer.text)

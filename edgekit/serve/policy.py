@@ -17,6 +17,8 @@ __all__ = ["Admission", "GroupLimit", "ServiceTime"]
 _BACK_OFF = 0.9
 _SMOOTHING = 0.1
 _SERIAL_US = 2_000
+_LATE = 0.85
+_SHARE, _LEAST_SHARE = 0.8, 0.1
 
 
 class ServiceTime:
@@ -70,14 +72,17 @@ class Admission:
     """A bounded queue with a high and a low mark.
 
     At the high mark requests are refused, and go on to be until the queue is below the low mark:
-    a server at its limit otherwise changes its mind with every request.
+    a server at its limit otherwise changes its mind with every request. Where the marks follow the
+    rate of answers, what answers really took corrects them, as groups are bounded: a flood takes
+    part of the processors from the workers, and a request's own time comes on top of the queue's.
 
     Attributes:
-        objective_ms: the queue holds no more than can be answered in this time.
+        objective_ms: the queue holds no more than can be answered in a share of this time.
         fixed: the high mark, in rows, where it is given; else it follows the rate of answers.
         workers: alive.
         row_us: `ServiceTime.row_us`.
         shedding: whether requests are refused now.
+        share: of the objective.
     """
 
     objective_ms: float
@@ -85,6 +90,14 @@ class Admission:
     workers: int = 1
     row_us: float = 1000.0
     shedding: bool = False
+    share: float = _SHARE
+
+    def observe(self, us: float) -> None:
+        """A request was answered so many microseconds after it came."""
+        if us > _LATE * self.objective_ms * 1000:
+            self.share = max(_LEAST_SHARE, self.share * 0.98)
+        else:
+            self.share = min(_SHARE, self.share + 0.002)
 
     @property
     def high(self) -> int:
@@ -92,7 +105,7 @@ class Admission:
         if self.fixed is not None:
             return self.fixed
         rate = self.workers / max(self.row_us, 1.0)
-        return max(4 * self.workers, min(4096, int(self.objective_ms * 1000 * rate)))
+        return max(4 * self.workers, min(4096, int(self.share * self.objective_ms * 1000 * rate)))
 
     @property
     def low(self) -> int:

@@ -31,12 +31,33 @@ def test_srv_04_shedding_begins_at_the_high_mark_and_ends_below_the_low_one() ->
 
 def test_srv_04_the_queue_holds_what_can_be_answered_in_time() -> None:
     admission = Admission(objective_ms=100, workers=2, row_us=5000)
-    assert admission.high == 40
+    assert admission.high == 32
     admission.row_us = 50
-    assert admission.high == 4000
+    assert admission.high == 3200
     admission.row_us = 1e6
     assert admission.high == 8
     assert admission.retry_after_s(8) == 1 and admission.retry_after_s(26) == 10
+
+
+def test_srv_04_the_queue_shrinks_while_answers_are_late_and_grows_again() -> None:
+    admission = Admission(objective_ms=100, workers=2, row_us=1000)
+    assert admission.high == 160
+    for _ in range(35):
+        admission.observe(90_000)
+    assert admission.high == 78
+    for _ in range(500):
+        admission.observe(90_000)
+    assert admission.high == 20
+    for _ in range(1000):
+        admission.observe(80_000)
+    assert admission.high == 160
+    # One in ten may be a little late.
+    for i in range(10_000):
+        admission.observe(90_000 if i % 12 == 0 else 80_000)
+    assert admission.high > 150
+    fixed = Admission(objective_ms=100, fixed=64)
+    fixed.observe(1e9)
+    assert fixed.high == 64
 
 
 def test_groups_grow_by_one_and_shrink_by_a_share_under_the_objective() -> None:
