@@ -44,8 +44,9 @@ from edgekit.serve.tune import wilson
 KEEP: Final = 99.0
 SENT: Final = 25.0
 GAP: Final = 3.0
-RULES: Final = {"keep": "99", "max-cloud-share": "20"}
-"""The share is set below the bar: what dev sends, test sends only nearly."""
+RULES: Final = {"keep": "99", "max-cloud-share": "22"}
+"""The share is set below the bar, as test sends only nearly what dev sends: with the 872 and 1,821
+sentences of SST-2 over 25 % one time in twenty."""
 
 _SUFFIXES: Final = (".tsv", ".csv", ".jsonl", ".npz")
 _DEADLINE_MS: Final = 5000.0
