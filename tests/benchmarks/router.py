@@ -167,6 +167,7 @@ def routed(
     low, high = wilson(float(sent.mean()), len(sent))
     return {
         "n": len(answers),
+        "signal": told["policy"]["signal"],
         "temperature": told["policy"]["temperature"],
         "threshold": told["policy"]["min_confidence"],
         "accuracy": 100 * float(right.mean()),
