@@ -76,6 +76,7 @@ def main() -> int:
         "teacher": options.teacher.name,
         "gap_points": gap,
         "gap_wanted": GAP,
+        "rules": RULES,
         "bars": {"kept_percent": KEEP, "sent_percent": SENT},
         "held": held,
         "counts": gap >= GAP,
