@@ -100,6 +100,11 @@ def open_store(store: str, *, read_only: bool = False) -> Store:
     from edgekit.telemetry.store import is_postgres
 
     if not is_postgres(store):
+        if "://" in store:
+            raise UsageError(
+                f"{store.partition('://')[0]}:// is no store's",
+                hint="a file, or postgresql://USER@HOST/DATABASE",
+            )
         from edgekit.telemetry.duck import DuckStore
 
         return DuckStore(Path(store), read_only=read_only)

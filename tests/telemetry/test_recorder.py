@@ -298,6 +298,32 @@ def test_tel_17_a_withdrawal_that_was_cut_short_is_completed_at_the_next_start(
         assert not list((folder / "edgekit-spool").glob("*.seg"))
 
 
+def test_tel_17_an_opt_out_of_a_recorder_that_was_closed_erases_too(tmp_path: Path) -> None:
+    with recorder(tmp_path) as found:
+        found.give_consent()
+        everything(found)
+        assert found.counts().pending == 3
+    found.withdraw()
+    assert not found.consented
+    assert [path.name for path in (tmp_path / "edgekit-spool").iterdir()] == ["lock"]
+
+
+def test_tel_17_an_opt_out_that_another_process_does_not_see_is_no_silent_one(
+    tmp_path: Path,
+) -> None:
+    with recorder(tmp_path) as found:
+        found.give_consent()
+        child = os.fork()
+        if child == 0:
+            try:
+                found.withdraw()
+            except Locked:
+                os._exit(0)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert not found.consented
+
+
 def test_tel_17_what_is_being_sent_at_an_opt_out_is_broken_off(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -520,6 +546,23 @@ def test_tel_11_sigterm_with_a_full_queue_and_a_silent_server_ends_in_time_and_l
         upload_all(found)
         assert found.counts().delivered == before.pending
         assert found.counts().conserved
+
+
+def test_what_is_no_word_at_all_is_counted_as_none_or_not_at_all(tmp_path: Path) -> None:
+    odd: Any = ["a list"]
+    with recorder(tmp_path) as found:
+        found.give_consent()
+        found.record(odd, source=odd, reason=odd, confidence=odd, predicted=odd, memory_bytes=odd)
+        found.record(0.1, source="elsewhere", reason="no idea")
+        names = {metric["name"]: metric for metric in found.preview()["metrics"]}
+        (point,) = names["edgekit.inference.requests"]["points"]
+        assert (point["attributes"]["edgekit.source"], point["value"]) == ("none", 1)
+
+
+@pytest.mark.parametrize("rotate_s", [0.0, -1.0, float("nan")])
+def test_a_name_that_would_never_change_is_refused(tmp_path: Path, rotate_s: float) -> None:
+    with pytest.raises(UsageError, match="rotate_s"):
+        recorder(tmp_path, rotate_s=rotate_s)
 
 
 def test_threads_record_together_and_every_call_is_counted(tmp_path: Path) -> None:

@@ -204,11 +204,15 @@ def test_tel_01_over_a_real_socket(tmp_path: Path, server: Server, mode: str) ->
         ("https://x:0", "can't be"),
         ("https://x:port", "no number"),
         ("https://x/a b", "can't be"),
+        ("https://x/v1/metrics", "a signal's path"),
+        ("https://x/in/v1/logs/", "a signal's path"),
+        ("https://x:port?key=secret", "no number"),
     ],
 )
 def test_endpoints_that_cannot_be_are_refused(endpoint: str, what: str) -> None:
-    with pytest.raises(UsageError, match=what):
+    with pytest.raises(UsageError, match=what) as refused:
         HttpTransport(endpoint)
+    assert "secret" not in str(refused.value)
 
 
 def test_headers_that_would_split_a_request_are_refused() -> None:
