@@ -30,7 +30,7 @@ class Journal:
     Args:
         spool: where to.
         resource: what all records say of the device.
-        rotate_s: after which the device takes a new name, in seconds of running time.
+        rotate_s: as `Spool.instance`.
         clock: the time.
     """
 

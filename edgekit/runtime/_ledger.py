@@ -114,7 +114,8 @@ class Ledger:
         streams: the book of each stream.
         age_ms: the spool's own clock: time that it was seen to pass since the spool was made.
         boot: which start of the machine that was; clock_ms: the machine's clock since then.
-        instance, instance_ms: the rotating name of this device and its age_ms when it was made.
+        instance, instance_ms, instance_day: the rotating name of this device, and age_ms and the
+            day of UTC when it was made.
         whole: whether both slots hold a book.
     """
 
@@ -124,6 +125,7 @@ class Ledger:
     clock_ms: int = 0
     instance: str = ""
     instance_ms: int = 0
+    instance_day: int = -1
     whole: bool = True
     _generation: int = 0
     _slot: int = 0
@@ -152,6 +154,7 @@ class Ledger:
                     clock_ms=int(data["clock_ms"]),
                     instance=str(data["instance"]),
                     instance_ms=int(data["instance_ms"]),
+                    instance_day=int(data.get("instance_day", -1)),
                     whole=len(books) == len(SLOTS),
                     _generation=generation,
                     _slot=1 - slot,
@@ -192,6 +195,7 @@ class Ledger:
             "clock_ms": self.clock_ms,
             "instance": self.instance,
             "instance_ms": self.instance_ms,
+            "instance_day": self.instance_day,
         }
         body = json.dumps(document, separators=(",", ":")).encode()
         generation = self._generation + 1

@@ -73,7 +73,7 @@ class Recorder(Closing):
         pace: when it is sent.
         conditions: tells of network and battery.
         quota_bytes: of the spool, 2 MiB or more.
-        rotate_s: after how much running time the device takes a new random name.
+        rotate_s: running time after which the device takes a new random name; it does every day.
         input_share: of how many requests one's inputs are looked at by `observe_inputs`.
         privacy: noises what tells of inputs and answers, within a budget; None: it is not noised.
         hold_on_auth: as `Uploader`.
