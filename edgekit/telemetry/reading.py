@@ -288,7 +288,9 @@ def _pairs(point: Any, about: Metric) -> _Pairs:
     attributes = point.attributes
     if len(attributes) > _MOST_ATTRIBUTES:
         raise _No(f"more than {_MOST_ATTRIBUTES} attributes")
-    return tuple([(a.key, _value(a.value)) for a in attributes if a.key in about.attributes])
+    # Each once, the last of them: `_series` keeps what it was asked for.
+    given = {a.key: _value(a.value) for a in attributes if a.key in about.attributes}
+    return tuple(given.items())
 
 
 def _read_sum(name: str, about: Metric, point: Any) -> Point:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import stat
 import time
+import tracemalloc
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -119,6 +121,30 @@ def test_json_of_very_many_values_is_refused_before_it_is_read() -> None:
     # It is counted, not parsed: that takes microseconds for each.
     assert time.process_time() - begun < 0.5
     assert read_metrics(b'{"resourceMetrics":[{},{}]}', as_json=True).deliveries == []
+
+
+def test_attributes_that_stand_often_are_not_remembered() -> None:
+    """A point may have a hundred long ones, and there is a cache of tens of thousands."""
+    record = otlp.decode("ResourceMetrics", metrics_record(window(), time_ns=NOW))
+    metrics = record["scope_metrics"][0]["metrics"]
+    (requests,) = (one for one in metrics if one["name"] == "edgekit.inference.requests")
+
+    def point(i: int) -> dict[str, Any]:
+        odd = [otlp.key_values({"edgekit.source": f"{i} {j} {'x' * 240}"})[0] for j in range(120)]
+        return {"as_int": 1, "attributes": odd}
+
+    requests["sum"]["data_points"] = [point(i) for i in range(200)]
+    record["scope_metrics"][0]["metrics"] = [requests]
+    body = otlp.request([otlp.encode("ResourceMetrics", record)])
+    tracemalloc.start()
+    try:
+        found = read_metrics(body)
+        del found
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 2**20, f"{kept} of {len(body)} bytes"
 
 
 @pytest.mark.parametrize(
