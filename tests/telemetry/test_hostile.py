@@ -17,11 +17,12 @@ import pytest
 pytest.importorskip("duckdb", reason="pip install 'edgekit[telemetry]'")
 
 import duckdb
-from receiving import metrics_record, window
+from receiving import RESOURCE, metrics_record, window
 
 from edgekit.cli.main import main
 from edgekit.errors import BadData
 from edgekit.runtime import otlp
+from edgekit.telemetry import store as stores
 from edgekit.telemetry.checking import asked_rules, check
 from edgekit.telemetry.cohorts import Window
 from edgekit.telemetry.duck import DuckStore
@@ -147,6 +148,30 @@ def test_attributes_that_stand_often_are_not_remembered() -> None:
     assert kept < 2**20, f"{kept} of {len(body)} bytes"
 
 
+def test_cohorts_beyond_the_most_are_refused_and_those_that_are_known_go_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "_MOST_COHORTS", 3)
+
+    def written(versions: range) -> list[str]:
+        records = [
+            metrics_record(
+                window(), resource={**RESOURCE, "edgekit.bundle.version": f"{n}.0"}, time_ns=NOW
+            )
+            for n in versions
+        ]
+        deliveries = read_metrics(otlp.request(records)).deliveries
+        refused = store.write(deliveries).refused
+        return [delivery.cohort[1] for delivery in refused]
+
+    assert set(written(range(2))) == set()
+    assert set(written(range(5))) == {"3.0", "4.0"}
+    assert set(written(range(3))) == set()
+    assert store.query("SELECT count(*) FROM cohort") == [(3,)]
+    found = {entry["version"]: entry["requests"] for entry in report(store, TODAY, k=2)["cohorts"]}
+    assert found == {"0.0": 30, "1.0": 30, "2.0": 20}
+
+
 @pytest.mark.parametrize(
     "changed",
     [{"where": {"model": "\ud800"}}, {"where": {"model": "a\0"}}, {"false_alarms": 1e-300}],
@@ -175,6 +200,18 @@ def test_a_database_of_another_program_is_left_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(BadData, match="no store of telemetry"):
         DuckStore(other)
     assert stat.S_IMODE(other.stat().st_mode) == 0o644
+
+
+def test_a_store_is_its_owners_only_whatever_the_umask(tmp_path: Path) -> None:
+    mask = os.umask(0)
+    try:
+        for _ in range(2):
+            with DuckStore(tmp_path / "fleet.duckdb"):
+                pass
+            assert stat.S_IMODE((tmp_path / "fleet.duckdb").stat().st_mode) == 0o600
+            (tmp_path / "fleet.duckdb").chmod(0o644)
+    finally:
+        os.umask(mask)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:4318", "mysql://db/fleet", "s3://b/f.duckdb"])

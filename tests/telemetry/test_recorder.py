@@ -27,11 +27,11 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 
 from edgekit import schemas
 from edgekit.errors import BadData, Locked, UsageError
-from edgekit.runtime import answers, cloud
+from edgekit.runtime import _upkeep, answers, cloud
 from edgekit.runtime.attributes import ATTRIBUTES, DEVICES, KINDS, REASONS, allowed
 from edgekit.runtime.bundle import Bundle
 from edgekit.runtime.recorder import Recorder
-from edgekit.runtime.schedule import Answer
+from edgekit.runtime.schedule import Answer, Pace
 from edgekit.runtime.spool import Spool
 
 
@@ -563,6 +563,28 @@ def test_what_is_no_word_at_all_is_counted_as_none_or_not_at_all(tmp_path: Path)
 def test_a_name_that_would_never_change_is_refused(tmp_path: Path, rotate_s: float) -> None:
     with pytest.raises(UsageError, match="rotate_s"):
         recorder(tmp_path, rotate_s=rotate_s)
+
+
+def test_a_transport_of_the_apps_that_fails_does_not_end_all_sending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_upkeep, "_AGAIN_S", 0.01)
+    failures = iter([ValueError(), KeyError()])
+
+    def answer(path: str, body: bytes) -> Answer:
+        for error in failures:
+            raise error
+        return OK
+
+    server, pace = Scripted(answer), Pace(upload_s=0.02)
+    with Recorder(tmp_path, transport=lambda: server, interval_s=3600, pace=pace) as found:
+        found.give_consent()
+        found.crash(ValueError())
+        end = time.monotonic() + 30
+        while not found.counts().delivered and time.monotonic() < end:
+            time.sleep(0.01)
+        assert found.counts().delivered == 1
+    assert len(server.sent) == 3
 
 
 def test_threads_record_together_and_every_call_is_counted(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from receiving import PROTOBUF, ROOT, crash, logs_request, metrics_record, windo
 
 from edgekit.runtime import otlp
 from edgekit.serve.call import Call, Reply
+from edgekit.serve.refusal import Refusal
 from edgekit.telemetry import question
 from edgekit.telemetry.ingest import Ingest
 from edgekit.telemetry.reading import HOUR_NS, read_logs, read_metrics
@@ -295,3 +296,39 @@ def test_only_so_many_reports_wait(store: Store, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(question, "report", held)
     assert asyncio.run(run()) == [200] * 16
+
+
+def test_bodies_that_are_still_to_come_take_room_and_give_it_back(store: Store) -> None:
+    body = otlp.request([metrics_record(window())])
+    headers = {"content-type": PROTOBUF["Content-Type"], "content-length": str(len(body))}
+
+    async def run() -> None:
+        come = asyncio.Event()
+
+        async def read() -> bytes:
+            await come.wait()
+            return body
+
+        async def leave() -> bytes:
+            raise Refusal(499, "the client left")
+
+        def sent(body: Callable[[], Awaitable[bytes]], **more: str) -> Coroutine[Any, Any, Reply]:
+            return ingest.handle(Call("POST", "/v1/metrics", headers | more, body))
+
+        ingest = Ingest(store, max_body=2 * len(body), max_held=3 * len(body))
+        slow = [asyncio.create_task(sent(read)) for _ in range(2)]
+        await asyncio.sleep(0)
+        # Nobody knows how large it gets, so it may be the largest.
+        for more in ({"content-length": ""}, {"content-encoding": "gzip"}):
+            refused = await sent(read, **more)
+            assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
+        assert (await sent(leave)).status == 499
+        third = asyncio.create_task(sent(read))
+        await asyncio.sleep(0)
+        assert (await sent(read)).status == 503
+        come.set()
+        assert [reply.status for reply in await asyncio.gather(*slow, third)] == [200] * 3
+        assert (await sent(read, **{"content-length": ""})).status == 200
+        await ingest.close()
+
+    asyncio.run(run())
