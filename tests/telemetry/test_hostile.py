@@ -214,6 +214,12 @@ def test_a_store_is_its_owners_only_whatever_the_umask(tmp_path: Path) -> None:
         os.umask(mask)
 
 
+def test_the_store_reaches_for_no_other_file(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "secret.csv").write_text("a\n1\n")
+    with store.reading() as reader, pytest.raises(duckdb.Error, match="disabled"):
+        reader.query(f"SELECT * FROM read_csv('{tmp_path / 'secret.csv'}')")
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:4318", "mysql://db/fleet", "s3://b/f.duckdb"])
 def test_a_store_by_a_url_that_is_none_makes_nothing(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
