@@ -29,6 +29,7 @@ class Stream:
 
     Attributes:
         next: the number that its next record gets.
+        named: that of the first record under the device's present name.
         base: every record below is settled, that is delivered or dropped.
         settled: records above ``base`` that are.
         delivered: how many the server took.
@@ -39,6 +40,7 @@ class Stream:
     """
 
     next: int = 1
+    named: int = 1
     base: int = 1
     settled: set[int] = field(default_factory=set)
     delivered: int = 0
@@ -82,6 +84,7 @@ class Stream:
     def to_json(self) -> dict[str, Any]:
         return {
             "next": self.next,
+            "named": self.named,
             "base": self.base,
             "settled": _ranges(self.settled),
             "delivered": self.delivered,
@@ -96,6 +99,7 @@ class Stream:
         settled = {seq for low, high in data["settled"] for seq in range(low, high + 1)}
         return cls(
             next=int(data["next"]),
+            named=int(data.get("named", 1)),
             base=int(data["base"]),
             settled=settled,
             delivered=int(data["delivered"]),

@@ -213,9 +213,11 @@ class Spool(Closing):
             return counts_of([self._book(name) for name in names], pending)
 
     def next_sequence(self, stream: str) -> int:
-        """The number that the next record of a stream gets."""
+        """The number of the next record of a stream, from 1 with each new name of the device: one
+        that went on would tell which names are one device's."""
         with self._lock:
-            return self._book(stream).next
+            book = self._book(stream)
+            return book.next - book.named + 1
 
     def untold(self) -> dict[tuple[str, str], int]:
         """How many records were dropped that no record has told of, by stream and reason."""
@@ -253,6 +255,8 @@ class Spool(Closing):
             if not book.instance or stale:
                 book.instance = os.urandom(16).hex()
                 book.instance_ms, book.instance_day = age, day
+                for stream in book.streams.values():
+                    stream.named = stream.next
                 self._keep_book()
             return book.instance
 

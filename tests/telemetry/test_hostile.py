@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import stat
 import time
 import tracemalloc
@@ -25,6 +26,7 @@ from edgekit.runtime import otlp
 from edgekit.telemetry import store as stores
 from edgekit.telemetry.checking import asked_rules, check
 from edgekit.telemetry.cohorts import Window
+from edgekit.telemetry.dashboard import page
 from edgekit.telemetry.duck import DuckStore
 from edgekit.telemetry.merged import quantiles
 from edgekit.telemetry.reading import HOUR_NS, Request, read_metrics
@@ -212,6 +214,23 @@ def test_a_store_is_its_owners_only_whatever_the_umask(tmp_path: Path) -> None:
             (tmp_path / "fleet.duckdb").chmod(0o644)
     finally:
         os.umask(mask)
+
+
+def test_the_page_may_reach_its_receiver_and_nothing_else() -> None:
+    policy = page().headers["Content-Security-Policy"]
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    for name in ("script-src", "style-src"):
+        assert re.fullmatch(r"'sha256-[A-Za-z0-9+/]{43}='", rules.pop(name))
+    assert rules == {
+        "default-src": "'none'",
+        "connect-src": "'self'",
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+        "require-trusted-types-for": "'script'",
+        "trusted-types": "'none'",
+    }
 
 
 def test_the_store_reaches_for_no_other_file(store: Store, tmp_path: Path) -> None:

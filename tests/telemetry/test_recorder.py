@@ -548,6 +548,39 @@ def test_tel_11_sigterm_with_a_full_queue_and_a_silent_server_ends_in_time_and_l
         assert found.counts().conserved
 
 
+def test_names_of_two_days_have_nothing_that_tells_they_are_one_device(tmp_path: Path) -> None:
+    clock = FakeClock(wall=20_000 * 86_400 - 150.123456789)
+    transport = Scripted(lambda path, body: OK)
+    with recorder(tmp_path / "t", transport=lambda: transport, clock=clock) as found:
+        found.give_consent()
+        for _ in range(5):
+            found.record(0.1)
+            found.crash(ValueError())
+            assert found.flush()
+            clock.advance(60)
+        upload_all(found)
+    seen: dict[str, list[tuple[str, int]]] = {}
+    for path, body, _ in transport.sent:
+        logs = path == "/v1/logs"
+        message: Any = ExportLogsServiceRequest() if logs else ExportMetricsServiceRequest()
+        message.ParseFromString(gzip.decompress(body))
+        for resource in message.resource_logs if logs else message.resource_metrics:
+            name = attributes(resource.resource.attributes)["service.instance.id"]
+            if logs:
+                (record,) = resource.scope_logs[0].log_records
+                marks, times = record.attributes, [record.time_unix_nano]
+            else:
+                metric = resource.scope_metrics[0].metrics[0]
+                (point,) = getattr(metric, metric.WhichOneof("data")).data_points
+                marks, times = metric.metadata, [point.start_time_unix_nano, point.time_unix_nano]
+            assert not any(time % 10**9 for time in times)
+            seen.setdefault(name, []).append((path, attributes(marks)["edgekit.sequence"]))
+    assert len(seen) == 2
+    for path in ("/v1/metrics", "/v1/logs"):
+        counted = [[n for at, n in found if at == path] for found in seen.values()]
+        assert sorted(counted) == [[1, 2], [1, 2, 3]]
+
+
 def test_what_is_no_word_at_all_is_counted_as_none_or_not_at_all(tmp_path: Path) -> None:
     odd: Any = ["a list"]
     with recorder(tmp_path) as found:
