@@ -196,6 +196,19 @@ def test_what_is_too_old_goes_in_portions(store: Store, clock: Clock) -> None:
     assert store.query("SELECT count(*) FROM cohort_day") == [(0,)]
 
 
+def test_no_name_of_a_device_is_kept_longer_than_said(store: Store, clock: Clock) -> None:
+    for _ in range(3):
+        log = logs_request([crash(uuid.uuid4().hex)], uuid.uuid4().hex)
+        store.write(read_logs(log).deliveries)
+    named = "SELECT count(*), count(DISTINCT device) FROM event"
+    store.tidy()
+    assert store.query(named) == [(3, 3)]
+    clock.now += 37 * 24 * HOUR_NS
+    store.tidy()
+    assert store.query(named) == [(3, 0)]
+    assert store.query("SELECT count(*) FROM device_day") == [(0,)]
+
+
 # -- beside ingest --------------------------------------------------------------------------------
 
 
