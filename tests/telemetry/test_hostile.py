@@ -245,10 +245,10 @@ def test_a_store_by_a_url_that_is_none_makes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     mask = os.umask(0o022)
-    try:  # the command sets it for its process, which here is that of all tests
+    try:
         assert main(["telemetry", "serve", url, "--port", "0"]) == 2
     finally:
-        os.umask(mask)
+        assert os.umask(mask) == 0o022  # it had all that came later be made for one user only
     assert "postgresql://" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
