@@ -67,9 +67,9 @@ class _Request:
               help="Send at most so many of the requests.")  # fmt: skip
 @click.option("--artifact", metavar="ID", help="Of BUNDLE; needed where it has several.")
 @click.option("--teacher-artifact", metavar="ID", help="Of the teacher's bundle.")
-@click.option("--signal", type=click.Choice(("confidence", "entropy", "margin")),
-              default="confidence", show_default=True,
-              help="What tells how sure an answer is.")  # fmt: skip
+@click.option("--signal", type=click.Choice(("auto", "confidence", "entropy", "margin")),
+              default="auto", show_default=True,
+              help="What tells how sure an answer is; auto: what does so best.")  # fmt: skip
 @click.option("--output", metavar="NAME", help="The output with the scores, of several.")
 @click.option("--timeout-ms", type=click.FloatRange(0, min_open=True),
               help="How long an answer may take; goes into the policy.")  # fmt: skip
@@ -224,7 +224,7 @@ def _decided(
     request: _Request,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     from edgekit.runtime.drift_reference import with_policy
-    from edgekit.runtime.policy import Policy
+    from edgekit.runtime.policy import SIGNALS, Policy
     from edgekit.serve import tune
 
     first, last, rule = found[0], found[-1], request.rule
@@ -233,13 +233,18 @@ def _decided(
     rest = ~first.half if len(found) == 1 else last.whole
     kind = tune.kind_of_scores(first.device.scores)
     temperature = tune.fit_temperature(first.device.scores[mine], first.labels[mine], kind)
-    tuned, told = (
-        tune.observe(
+
+    def observed(one: _Watched, rows: npt.NDArray[np.bool_], signal: str) -> Observed:
+        return tune.observe(
             one.device.scores[rows], one.cloud.scores[rows], one.labels[rows],
-            temperature=temperature, signal=request.signal, kind=kind,
-        )
-        for one, rows in ((first, mine), (last, rest))
-    )  # fmt: skip
+            temperature=temperature, signal=signal, kind=kind,
+        )  # fmt: skip
+
+    signals = SIGNALS if request.signal == "auto" else (request.signal,)
+    by_signal = {signal: observed(first, mine, signal) for signal in signals}
+    # Of two classes all rank alike, but for rounding: then the first.
+    signal = max(by_signal, key=lambda name: round(tune.ranking(by_signal[name]), 6))
+    tuned, told = by_signal[signal], observed(last, rest, signal)
     threshold = tune.choose(tuned, rule)
     verdict = _verdict(rule, told, threshold)
     device_ms, cloud_ms = last.device.median_ms, last.cloud.median_ms + teacher.network_ms
@@ -248,7 +253,7 @@ def _decided(
         min_confidence=threshold,
         otherwise="cloud",
         timeout_ms=request.timeout_ms,
-        signal=request.signal,
+        signal=signal,
         scores=kind,
         output=None if len(artifact.signature.outputs) == 1 else scored.name,
         same_inputs=teacher.samples is None,

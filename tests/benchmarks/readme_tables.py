@@ -46,6 +46,32 @@ def estimate(document: Document) -> str:
     return "\n".join(lines)
 
 
+def router(documents: Mapping[str, Document]) -> str:
+    """What `router.py` found on each data."""
+    head = (
+        "data",
+        "teacher ahead by",
+        "rule, on dev",
+        "sent",
+        "of the teacher's accuracy",
+        "by lot",
+    )
+    lines = [f"| {' | '.join(head)} |", "|---|---|---|---|---|---|"]
+    for data, document in documents.items():
+        for rule, run in document["runs"].items():
+            (low, high), teacher = run["sent_ci95"], run["teacher"]
+            cells = (
+                f"{data}, n {run['n']}",
+                f"{document['gap_points']:.2f} points",
+                f"`--{rule} {document['rules'][rule]}`",
+                f"{run['sent']:.1f} % [{low:.1f}, {high:.1f}]",
+                f"{run['kept']:.2f} %",
+                f"{100 * run['random'] / teacher:.2f} %",
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def filled(text: str, results: Path = RESULTS) -> str:
     """README's text with the tables of the reports under ``results`` between its markers.
 
@@ -60,6 +86,7 @@ def filled(text: str, results: Path = RESULTS) -> str:
         "folds": ptq_table.folds(found["folds"]),
         "recipes": recipes.table({name: p for run in runs for name, p in run["parts"].items()}),
         "estimate": estimate(found["estimate"]),
+        "router": router({"SST-2": found["router_sst2"], "CIFAR-10": found["router_cifar"]}),
     }
     for name, body in made.items():
         marks = rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)"

@@ -44,8 +44,9 @@ from edgekit.serve.tune import wilson
 KEEP: Final = 99.0
 SENT: Final = 25.0
 GAP: Final = 3.0
-RULES: Final = {"keep": "99", "max-cloud-share": "20"}
-"""The share is set below the bar: what dev sends, test sends only nearly."""
+RULES: Final = {"keep": "99", "max-cloud-share": "22"}
+"""The share is set below the bar, as test sends only nearly what dev sends: with the 872 and 1,821
+sentences of SST-2 over 25 % one time in twenty."""
 
 _SUFFIXES: Final = (".tsv", ".csv", ".jsonl", ".npz")
 _DEADLINE_MS: Final = 5000.0
@@ -75,6 +76,7 @@ def main() -> int:
         "teacher": options.teacher.name,
         "gap_points": gap,
         "gap_wanted": GAP,
+        "rules": RULES,
         "bars": {"kept_percent": KEEP, "sent_percent": SENT},
         "held": held,
         "counts": gap >= GAP,
@@ -166,6 +168,7 @@ def routed(
     low, high = wilson(float(sent.mean()), len(sent))
     return {
         "n": len(answers),
+        "signal": told["policy"]["signal"],
         "temperature": told["policy"]["temperature"],
         "threshold": told["policy"]["min_confidence"],
         "accuracy": 100 * float(right.mean()),

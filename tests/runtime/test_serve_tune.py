@@ -20,6 +20,7 @@ from edgekit.runtime.bundle import Bundle
 from edgekit.runtime.cloud import Cloud
 from edgekit.runtime.drift_reference import DriftReference
 from edgekit.runtime.manifest import canonical_json
+from edgekit.runtime.policy import SIGNALS
 from edgekit.runtime.router import Router, policy_of
 from edgekit.signature import Signature, TensorSpec
 
@@ -110,6 +111,16 @@ def test_a_bundle_is_tuned_and_routes_as_it_was_told(
     assert (chosen["rule"], chosen["teacher"]["name"]) == ({"kind": "keep", "value": 99}, "teacher")
     assert (chosen["tuned_on"]["n"], chosen["reported_on"]["n"]) == (N, N)
     assert policy["temperature"] > 1.5  # it was too sure of itself
+    shares = {
+        signal: tuned(
+            shop / "student", "--teacher", shop / "teacher", "--teacher-artifact", "null-fp32",
+            "--eval", shop / "dev.npz", "--report", shop / "dev.npz", "--signal", signal,
+            "-o", tmp_path / signal,
+        )["curve"]
+        for signal in SIGNALS
+    }  # fmt: skip
+    areas = {s: sum(point["accuracy"] for point in found) for s, found in shares.items()}
+    assert areas[policy["signal"]] == pytest.approx(max(areas.values()), rel=0.002)
     assert document["calibration"]["nll_after"] < document["calibration"]["nll_before"]
     hoped = chosen["expected"]
     assert hoped["gain_over_random"]["low"] > 0
@@ -160,7 +171,8 @@ def test_a_teacher_may_be_a_server_and_one_set_is_halved(
 def test_the_table_is_for_people(shop: Path, tmp_path: Path) -> None:
     code, out, err = run(
         shop / "student", "--teacher", shop / "teacher", "--teacher-artifact", "null-fp32",
-        "--eval", shop / "dev.npz", "--target-accuracy", 90, "-o", tmp_path / "t",
+        "--eval", shop / "dev.npz", "--target-accuracy", 90, "--signal", "confidence",
+        "-o", tmp_path / "t",
     )  # fmt: skip
     assert code == 0, err
     assert "sent %" in out.splitlines()[0]

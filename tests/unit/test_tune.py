@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from edgekit.errors import BadData, GateFailed, UsageError
+from edgekit.runtime.policy import SIGNALS
 from edgekit.serve import tune
-from edgekit.serve.tune import Observed, Rule
+from edgekit.serve.tune import Observed, Rule, observe, ranking
 
 
 def calibrated(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -144,3 +145,33 @@ def test_what_does_not_belong_together_is_refused() -> None:
         tune.observe(logits, logits[:9], labels, temperature=1, signal="margin", kind="logits")
     with pytest.raises(BadData, match="NaN"):
         tune.observe(logits, logits * np.nan, labels, temperature=1, signal="margin", kind="logits")
+
+
+def test_ranking_is_the_mean_accuracy_over_all_shares() -> None:
+    device, cloud = np.array([0, 0, 1, 1], bool), np.ones(4, bool)
+    for sure, expected in (
+        ([0.1, 0.2, 0.8, 0.9], (0.75 + 1 + 1 + 1) / 4),  # the wrong ones go first
+        ([0.8, 0.9, 0.1, 0.2], (0.5 + 0.5 + 0.75 + 1) / 4),
+        ([0.5] * 4, (0.625 + 0.75 + 0.875 + 1) / 4),  # equally sure: by lot
+    ):
+        seen = Observed(np.array(sure), device, cloud)
+        assert ranking(seen) == pytest.approx(expected)
+        back = Observed(seen.sure[::-1], seen.device[::-1], seen.cloud[::-1])
+        assert ranking(back) == pytest.approx(expected)
+
+
+def test_what_ranks_best_may_be_the_margin() -> None:
+    """Wrong where two classes are close, however likely both are; the third takes the rest."""
+    close, apart = [0.46, 0.44, 0.10], [0.44, 0.28, 0.28]
+    p = np.array([close] * 50 + [apart] * 50)
+    labels = np.array([1] * 50 + [0] * 50)
+    by = {
+        signal: ranking(
+            observe(
+                np.log(p), np.eye(3)[labels], labels,
+                temperature=1.0, signal=signal, kind="logits",
+            )
+        )
+        for signal in SIGNALS
+    }  # fmt: skip
+    assert by["margin"] > by["confidence"] and by["margin"] > by["entropy"]
