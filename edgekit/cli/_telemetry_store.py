@@ -25,6 +25,7 @@ __all__ = [
     "is_receiver",
     "need_extra",
     "open_store",
+    "private_files",
     "read_references",
     "reading",
 ]
@@ -100,6 +101,11 @@ def open_store(store: str, *, read_only: bool = False) -> Store:
     from edgekit.telemetry.store import is_postgres
 
     if not is_postgres(store):
+        if "://" in store:
+            raise UsageError(
+                f"{store.partition('://')[0]}:// is no store's",
+                hint="a file, or postgresql://USER@HOST/DATABASE",
+            )
         from edgekit.telemetry.duck import DuckStore
 
         return DuckStore(Path(store), read_only=read_only)
@@ -112,6 +118,16 @@ def open_store(store: str, *, read_only: bool = False) -> Store:
         message = "psycopg is not installed, or finds no libpq"
         raise MissingDependency(message, hint=install_command("postgresql")) from error
     return PostgresStore(store, read_only=read_only)
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Has all files that are made be their owner's only; afterwards it is as it was before."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def read_references(bundles: Sequence[Path]) -> list[DriftReference] | None:

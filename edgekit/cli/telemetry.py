@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from edgekit.cli._telemetry_store import (
     is_receiver,
     need_extra,
     open_store,
+    private_files,
     read_references,
     reading,
 )
@@ -124,8 +124,7 @@ def serve(store: str, as_json: bool, **options: Any) -> int:
         emit(document, as_json, lambda: f"{url} into {opened.name}  (Ctrl-C ends)")
 
     # Also of the log that the store keeps beside its file.
-    os.umask(0o077)
-    with open_store(store) as opened:
+    with private_files(), open_store(store) as opened:
         ingest = Ingest(
             opened,
             keys=keys,

@@ -30,7 +30,7 @@ class Journal:
     Args:
         spool: where to.
         resource: what all records say of the device.
-        rotate_s: after which the device takes a new name, in seconds of running time.
+        rotate_s: as `Spool.instance`.
         clock: the time.
     """
 
@@ -52,8 +52,9 @@ class Journal:
             whether it is on the disk; if not, it waits.
         """
         id = os.urandom(16)
-        sequence = self._spool.next_sequence("event") + len(self._waiting)
+        # In this order: a new name counts anew.
         named, now = self._named(), self._now_ns()
+        sequence = self._spool.next_sequence("event") + len(self._waiting)
         self._waiting.append((id, event(named, name, about, id, sequence, now, failed=failed)))
         while len(self._waiting) > _MOST_WAITING:
             self._waiting.popleft()
@@ -80,8 +81,9 @@ class Journal:
         # A clock that was set back must not give a window that ends before it starts.
         start, self._since_ns = min(self._since_ns, now), now
         metrics = (done or Aggregate()).to_metrics(start, now) + dropped_metric(drops, start, now)
-        id, sequence = os.urandom(16), self._spool.next_sequence("metric")
-        self._held = id, window(self._named(), metrics, id, sequence), drops
+        id, named = os.urandom(16), self._named()
+        sequence = self._spool.next_sequence("metric")
+        self._held = id, window(named, metrics, id, sequence), drops
         return self._flush_held()
 
     def _flush_events(self) -> bool:
@@ -110,5 +112,6 @@ class Journal:
         return {**self._resource, "service.instance.id": self._spool.instance(self._rotate_s)}
 
     def _now_ns(self) -> int:
-        # 1970 is as early as OTLP's times go.
-        return max(int(self._clock.wall() * 1e9), 0)
+        # 1970 is as early as OTLP's times go. Whole seconds: a window begins when the one before it
+        # ended, and to the nanosecond that would tell which names are one device's.
+        return max(int(self._clock.wall()), 0) * 10**9

@@ -29,6 +29,7 @@ class Stream:
 
     Attributes:
         next: the number that its next record gets.
+        named: that of the first record under the device's present name.
         base: every record below is settled, that is delivered or dropped.
         settled: records above ``base`` that are.
         delivered: how many the server took.
@@ -39,6 +40,7 @@ class Stream:
     """
 
     next: int = 1
+    named: int = 1
     base: int = 1
     settled: set[int] = field(default_factory=set)
     delivered: int = 0
@@ -82,6 +84,7 @@ class Stream:
     def to_json(self) -> dict[str, Any]:
         return {
             "next": self.next,
+            "named": self.named,
             "base": self.base,
             "settled": _ranges(self.settled),
             "delivered": self.delivered,
@@ -96,6 +99,7 @@ class Stream:
         settled = {seq for low, high in data["settled"] for seq in range(low, high + 1)}
         return cls(
             next=int(data["next"]),
+            named=int(data.get("named", 1)),
             base=int(data["base"]),
             settled=settled,
             delivered=int(data["delivered"]),
@@ -114,7 +118,8 @@ class Ledger:
         streams: the book of each stream.
         age_ms: the spool's own clock: time that it was seen to pass since the spool was made.
         boot: which start of the machine that was; clock_ms: the machine's clock since then.
-        instance, instance_ms: the rotating name of this device and its age_ms when it was made.
+        instance, instance_ms, instance_day: the rotating name of this device, and age_ms and the
+            day of UTC when it was made.
         whole: whether both slots hold a book.
     """
 
@@ -124,6 +129,7 @@ class Ledger:
     clock_ms: int = 0
     instance: str = ""
     instance_ms: int = 0
+    instance_day: int = -1
     whole: bool = True
     _generation: int = 0
     _slot: int = 0
@@ -152,6 +158,7 @@ class Ledger:
                     clock_ms=int(data["clock_ms"]),
                     instance=str(data["instance"]),
                     instance_ms=int(data["instance_ms"]),
+                    instance_day=int(data.get("instance_day", -1)),
                     whole=len(books) == len(SLOTS),
                     _generation=generation,
                     _slot=1 - slot,
@@ -192,6 +199,7 @@ class Ledger:
             "clock_ms": self.clock_ms,
             "instance": self.instance,
             "instance_ms": self.instance_ms,
+            "instance_day": self.instance_day,
         }
         body = json.dumps(document, separators=(",", ":")).encode()
         generation = self._generation + 1

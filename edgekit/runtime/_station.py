@@ -93,15 +93,16 @@ class Station:
             self.spool.close(keep=False)
 
 
-def forget(folder: Path, quota_bytes: int, clock: Clock) -> None:
-    """Erases what a withdrawal that was cut short has left in a recorder's folder.
+def forget(folder: Path, setup: Setup) -> None:
+    """Erases what is in the folder of a recorder that has no station: it was closed, or its
+    withdrawal was cut short.
 
     Raises:
         Locked, TrustError, StorageError: as `Spool`.
     """
     left = folder / SPOOL
     if left.is_symlink() or left.exists():
-        spool = Spool(left, quota_bytes=quota_bytes, clock=clock)
+        spool = Spool(left, quota_bytes=setup.quota_bytes, clock=setup.clock)
         try:
             spool.erase()
         finally:

@@ -72,5 +72,6 @@ class Upkeep:
         while not self._clock.wait(self._stop, wait):
             try:
                 wait = self._uploader.step()
-            except EdgekitError:
+            except Exception:
+                # Also of the app's own transport or hook: what it raises must not end all sending.
                 wait = _AGAIN_S

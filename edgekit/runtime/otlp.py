@@ -17,10 +17,10 @@ text in them is free.
 *Idempotency*: every metric carries in ``metadata`` (which is no part of a time series' identity),
 and every log record in its attributes, ``event.id``: 32 hex digits, the same however often the
 record is sent, never used for another one; and ``edgekit.sequence``, which counts the device's
-records of a signal and orders them whatever its clock shows. It starts anew only together with a
-new ``service.instance.id``, when consent was withdrawn or the disk has lost the book. Delivery is
-at least once: whoever must not count twice keeps the ids of the last 30 days, which is how long a
-device keeps what it can't send.
+records of a signal and orders them whatever its clock shows. It starts anew with each new
+``service.instance.id``, and times are in whole seconds, so that neither tells which of them are one
+device's. Delivery is at least once: whoever must not count twice keeps the ids of the last 30 days,
+which is how long a device keeps what it can't send.
 
 *Metrics*, all of delta temporality over one window (60 s by default, of the device's clock):
 

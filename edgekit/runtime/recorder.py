@@ -73,7 +73,7 @@ class Recorder(Closing):
         pace: when it is sent.
         conditions: tells of network and battery.
         quota_bytes: of the spool, 2 MiB or more.
-        rotate_s: after how much running time the device takes a new random name.
+        rotate_s: running time after which the device takes a new random name; it does every day.
         input_share: of how many requests one's inputs are looked at by `observe_inputs`.
         privacy: noises what tells of inputs and answers, within a budget; None: it is not noised.
         hold_on_auth: as `Uploader`.
@@ -110,8 +110,8 @@ class Recorder(Closing):
     ) -> None:
         if quota_bytes < _MIN_QUOTA:
             raise UsageError(f"quota_bytes is {quota_bytes}; {_MIN_QUOTA} or more is wanted")
-        if not interval_s > 0 or input_share < 1:
-            raise UsageError("interval_s is more than 0, and input_share 1 or more")
+        if not (interval_s > 0 and rotate_s > 0 and input_share >= 1):
+            raise UsageError("interval_s and rotate_s are more than 0, and input_share 1 or more")
         self._folder = Path(folder)
         if endpoint is not None and transport is None:
             transport = to_server(endpoint, headers)
@@ -139,7 +139,7 @@ class Recorder(Closing):
         if self._consent.given():
             self._start()
         else:
-            forget(self._folder, quota_bytes, self._setup.clock)
+            forget(self._folder, self._setup)
         _OPEN.add(self)
 
     # -- the inference path -----------------------------------------------------------------------
@@ -166,11 +166,11 @@ class Recorder(Closing):
         """
         if not self._on:
             return
-        if source not in _SOURCES:
-            source = "none"
-        if reason not in _REASONS:
-            reason = OTHER
         with contextlib.suppress(TypeError, ValueError, OverflowError), self._lock:
+            if source not in _SOURCES:
+                source = "none"
+            if reason not in _REASONS:
+                reason = OTHER
             self._window.add(source, reason, duration_s, confidence, predicted, memory_bytes)
 
     def observe(self, routed: Routed) -> None:
@@ -288,7 +288,7 @@ class Recorder(Closing):
         """Writes down that the user does not agree, stops, and erases what was kept.
 
         Raises:
-            StorageError: something can't be erased now. It is at the next start.
+            StorageError, Locked: something can't be erased now. It is at the next start.
         """
         self._on = False
         if self._folder.exists():
@@ -301,13 +301,14 @@ class Recorder(Closing):
             self._fresh()
             if station is not None:
                 station.erase()
+            else:
+                forget(self._folder, self._setup)
 
     def preview(self) -> dict[str, Any]:
         """What was counted since the last flush, as an ``edgekit.telemetry/1`` document."""
         now = int(self._setup.clock.wall() * 1e9)
         with self._lock:
-            metrics = self._window.to_metrics(now, now)
-        return document(self._resource, metrics)
+            return document(self._resource, self._window.to_metrics(now, now))
 
     # -- keeping and sending ----------------------------------------------------------------------
 
@@ -392,9 +393,8 @@ _OPEN: weakref.WeakSet[Recorder] = weakref.WeakSet()
 
 def _forked() -> None:
     for recorder in _OPEN:
-        recorder._on = False
+        recorder._on, recorder._station = False, None
         recorder._lock, recorder._disk = threading.Lock(), threading.RLock()
-        recorder._station = None
 
 
 os.register_at_fork(after_in_child=_forked)

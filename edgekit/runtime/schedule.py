@@ -19,6 +19,7 @@ from edgekit.runtime import otlp
 
 __all__ = ["Answer", "Conditions", "Pace", "Schedule", "Verdict", "judge", "retry_after"]
 
+_METERED: Final = ("all", "events", "none")
 _RETRYABLE: Final = (429, 502, 503, 504)
 _SPLITTABLE: Final = (400, 413)
 _AUTH: Final = (401, 403)
@@ -105,8 +106,12 @@ class Pace:
         times = (self.upload_s, self.between_s, self.first_s, self.longest_s)
         if not all(math.isfinite(t) and t > 0 for t in times) or self.first_s > self.longest_s:
             raise UsageError("the times of a pace are positive, and first_s is not over longest_s")
-        if not (self.factor >= 1 and math.isfinite(self.factor)):
-            raise UsageError(f"factor is {self.factor}; 1 or more is wanted")
+        if not 1 <= self.factor <= 10:
+            raise UsageError(f"factor is {self.factor}; 1 to 10 is wanted")
+        if self.metered not in _METERED:
+            raise UsageError(f"metered is {self.metered!r}; allowed: {', '.join(_METERED)}")
+        if not (0 <= self.least_battery <= 1 and self.longest_retry_after_s > 0):
+            raise UsageError("least_battery is from 0 to 1, and longest_retry_after_s more than 0")
 
 
 class Schedule:

@@ -213,9 +213,11 @@ class Spool(Closing):
             return counts_of([self._book(name) for name in names], pending)
 
     def next_sequence(self, stream: str) -> int:
-        """The number that the next record of a stream gets."""
+        """The number of the next record of a stream, from 1 with each new name of the device: one
+        that went on would tell which names are one device's."""
         with self._lock:
-            return self._book(stream).next
+            book = self._book(stream)
+            return book.next - book.named + 1
 
     def untold(self) -> dict[tuple[str, str], int]:
         """How many records were dropped that no record has told of, by stream and reason."""
@@ -241,15 +243,22 @@ class Spool(Closing):
             return self._shelf.size
 
     def instance(self, rotate_s: float) -> str:
-        """The device's name of the day: 32 random hex digits, new after ``rotate_s`` seconds."""
+        """The device's name of the day: 32 random hex digits, new on the next day of UTC, and after
+        ``rotate_s`` seconds of running time.
+
+        With days, as a receiver counts devices by the names of a day: with two of them each device
+        would be two. Running time is for clocks that stand still or were set back.
+        """
         with self._lock:
-            age = self._age_ms()
-            stale = age - self._ledger.instance_ms >= rotate_s * 1000
-            if not self._ledger.instance or stale:
-                self._ledger.instance = os.urandom(16).hex()
-                self._ledger.instance_ms = age
+            book, age, day = self._ledger, self._age_ms(), int(self._clock.wall() // _DAY_S)
+            stale = day > book.instance_day or age - book.instance_ms >= rotate_s * 1000
+            if not book.instance or stale:
+                book.instance = os.urandom(16).hex()
+                book.instance_ms, book.instance_day = age, day
+                for stream in book.streams.values():
+                    stream.named = stream.next
                 self._keep_book()
-            return self._ledger.instance
+            return book.instance
 
     def erase(self) -> None:
         """Removes every record and the book, and returns when that would survive a power cut.

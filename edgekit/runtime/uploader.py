@@ -71,8 +71,10 @@ class HttpTransport:
         parts = urllib.parse.urlsplit(endpoint)
         wrong = _misfit(parts, allow_plain)
         if wrong:
+            # A user, a password or a query may be a secret; messages go to logs.
+            shown = "" if {"@", "?", "#"} & set(endpoint) else f" {endpoint!r}"
             raise UsageError(
-                f"the telemetry endpoint {endpoint!r} {wrong}",
+                f"the telemetry endpoint{shown} {wrong}",
                 hint="for example https://collector.example:4318",
             )
         for name, value in (headers or {}).items():
@@ -249,6 +251,8 @@ def _misfit(parts: urllib.parse.SplitResult, allow_plain: bool) -> str:
         return "holds more than a host, a port and a path"
     if port == 0 or not re.fullmatch(r"[A-Za-z0-9._~/-]*", parts.path):
         return "has a port or path that can't be"
+    if parts.path.rstrip("/").endswith((*_PATHS.values(), "/v1/traces")):
+        return "ends with a signal's path, which is added to it"
     if parts.scheme == "http" and not allow_plain and not _here(parts.hostname):
         return "is another machine's without TLS"
     return ""

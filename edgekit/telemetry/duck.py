@@ -17,6 +17,11 @@ from edgekit.telemetry.store import Row, Store, first_line
 
 __all__ = ["DuckStore"]
 
+_CONFIG: Final = {
+    "threads": 2,
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+}
 _CAST: Final = {"device": "::UUID", "id": "::UUID", "parts": "::BLOB"}
 
 
@@ -42,6 +47,9 @@ class DuckStore(Store):
         self._db = _open(path, read_only)
         try:
             self._prepare(read_only)
+            if not read_only:
+                # Not before it is known to be ours.
+                _keep_private(path)
         except BaseException:
             self._db.close()
             raise
@@ -133,15 +141,22 @@ def _rows(
     return rows
 
 
+def _keep_private(path: Path) -> None:
+    try:
+        path.chmod(0o600)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be kept private: {error.strerror}") from error
+
+
 def _open(path: Path, read_only: bool) -> duckdb.DuckDBPyConnection:
     try:
         if not read_only and not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-        db = duckdb.connect(str(path), read_only=read_only, config={"threads": 2})
+        # By its whole path: what begins with a word and a colon is for an extension, which DuckDB
+        # would fetch.
+        db = duckdb.connect(str(path.absolute()), read_only=read_only, config=_CONFIG)
         # Nothing that is asked of it reaches for another file, or the network.
         db.execute("SET enable_external_access = false")
-        if not read_only:
-            path.chmod(0o600)
     except (duckdb.Error, OSError) as error:
         if "lock" in str(error).lower():
             raise Locked(

@@ -188,7 +188,10 @@ class Ingest:
         self._held += room
         try:
             body = await call.body()
-            # It may have been compressed, or have come in chunks of any size.
+            # It may have been compressed, or have come in chunks of any size. Bodies are inflated
+            # one at a time, so no more than one is ever beyond what there is room for.
+            if self._held + len(body) - room > self._max_held:
+                raise Refusal(503, "more comes than can be written", _AGAIN)
             self._held += len(body) - room
             room = len(body)
             waiting = _Waiting(call.path, body, _TYPES[kind])
@@ -268,9 +271,10 @@ class Ingest:
             return function(reader)
 
     def _room(self, call: Call) -> int:
+        """Bytes that a body takes while it comes: slow devices are many, and what they send is
+        small; what it is inflated is counted then."""
         stated = call.headers.get("content-length", "")
-        plain = call.headers.get("content-encoding", "identity").strip().lower() == "identity"
-        return min(int(stated), self._max_body) if plain and stated.isdigit() else self._max_body
+        return min(int(stated), self._max_body) if stated.isdigit() else self._max_body
 
     async def _write(self) -> None:
         loop = asyncio.get_running_loop()

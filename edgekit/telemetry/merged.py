@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from edgekit.telemetry.reading import ZERO
 
 __all__ = ["Quantiles", "quantiles"]
+
+_LARGEST_LOG2: Final = 1024 - 2.0**-40
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,12 @@ def quantiles(cells: Iterable[tuple[int, int, int]], ranks: Sequence[float]) -> 
     reached = np.cumsum(merged)
     total = int(reached[-1])
     at = np.searchsorted(reached, [rank * (total - 1) for rank in ranks], side="right")
-    gamma = 2.0 ** (2.0**-scale)
-    values = (
-        0.0 if places[i] == ZERO else float(2 * gamma ** (int(places[i]) + 1) / (1 + gamma))
-        for i in at
-    )
-    return Quantiles(total, tuple(values), (gamma - 1) / (gamma + 1))
+    values = tuple(0.0 if places[i] == ZERO else _middle(int(places[i]), scale) for i in at)
+    return Quantiles(total, values, math.tanh(2.0**-scale * math.log(2) / 2))
+
+
+def _middle(bucket: int, scale: int) -> float:
+    """2 gamma ** (bucket + 1) / (1 + gamma), by logarithms: gamma of scale -10 is no double."""
+    step = 2.0**-scale
+    log2 = bucket * step + 1 - math.log2(1 + 2.0**-step)
+    return float(2.0 ** min(log2, _LARGEST_LOG2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ __all__ = ["Comparison", "Question"]
 _NAMES: Final = ("days", "baseline_days", "by", "k", "false_alarms", "series", *BASE)
 _COMPARED: Final = ("control", "canary", "model", "device", "app", "days", "alpha", "k")
 _MOST_DAYS: Final = 36_500
+_LEAST_RATE: Final = 1e-9
 
 
 @dataclass(frozen=True)
@@ -167,9 +169,13 @@ def _least(given: dict[str, str], least_k: int) -> int:
 
 def _number(given: dict[str, str], name: str) -> float:
     try:
-        return float(given.get(name, "0.01"))
-    except ValueError as error:
-        raise Refusal(400, f"{name} is a number") from error
+        found = float(given.get(name, "0.01"))
+    except ValueError:
+        found = math.nan
+    # Below that, what chance keeps within is no number any more.
+    if not _LEAST_RATE <= found < 1:
+        raise Refusal(400, f"{name} is a number from {_LEAST_RATE:g} to 1, without that")
+    return found
 
 
 def _whole(given: dict[str, str], name: str, default: int, most: int) -> int:

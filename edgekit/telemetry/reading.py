@@ -43,11 +43,17 @@ _DELTA: Final = 1
 _MOST_BUCKETS: Final = 4_096
 _SCALES: Final = range(-10, 21)
 _SCALE: Final = 5
-_MOST: Final = 2**53
+# So that no sum of what a store keeps of years leaves 64 bits: a device has no window of more.
+_MOST: Final = 2**32
+# A sum of as many as there are seconds in an age is a number, too.
+_LARGEST: Final = 2.0**900
+_LEAST_LOG2, _MOST_LOG2 = -1075, 1024
 _SIXTEEN: Final = 16
 _LONGEST: Final = 256
 _MOST_ATTRIBUTES: Final = 128
 _MOST_ENTRIES: Final = 250_000
+# The decoder of JSON takes microseconds for each, in the thread that writes.
+_MOST_VALUES: Final = 500_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +196,8 @@ def read_logs(body: bytes | memoryview, as_json: bool = False) -> Request:
 
 
 def _parsed(message: Any, body: bytes | memoryview, as_json: bool) -> Any:
+    if as_json:
+        _few_values(bytes(body))
     try:
         if as_json:
             json_format.Parse(bytes(body), message, ignore_unknown_fields=True)
@@ -199,6 +207,12 @@ def _parsed(message: Any, body: bytes | memoryview, as_json: bool) -> Any:
         form = "JSON" if as_json else "protobuf"
         raise BadData(f"the body is no {type(message).__name__} in {form}") from error
     return message
+
+
+def _few_values(body: bytes) -> None:
+    """Bounds what JSON holds before it is read: each value follows a bracket or a comma."""
+    if sum(body.count(sign) for sign in (b"[", b"{", b",")) > _MOST_VALUES:
+        raise BadData(f"a body in JSON has at most {_MOST_VALUES} values; in protobuf, more")
 
 
 _Whose = tuple[Cohort, bytes | None]
@@ -274,7 +288,9 @@ def _pairs(point: Any, about: Metric) -> _Pairs:
     attributes = point.attributes
     if len(attributes) > _MOST_ATTRIBUTES:
         raise _No(f"more than {_MOST_ATTRIBUTES} attributes")
-    return tuple([(a.key, _value(a.value)) for a in attributes if a.key in about.attributes])
+    # Each once, the last of them: `_series` keeps what it was asked for.
+    given = {a.key: _value(a.value) for a in attributes if a.key in about.attributes}
+    return tuple(given.items())
 
 
 def _read_sum(name: str, about: Metric, point: Any) -> Point:
@@ -285,7 +301,7 @@ def _read_sum(name: str, about: Metric, point: Any) -> Point:
             raise _No("a count that is not whole")
         value = int(value)
     if not 0 <= value <= _MOST:
-        raise _No("a count that is negative or above 2 ** 53")
+        raise _No("a count that is negative or above 2 ** 32")
     series = _whole_noise(_series(name, 0, _pairs(point, about)), None)
     return Point(series, point.time_unix_nano, 0, (value,))
 
@@ -319,8 +335,10 @@ def _read_sketch(name: str, about: Metric, point: Any) -> Point:
     if sum(counts) + point.zero_count != point.count or point.count > _MOST:
         raise _No("bucket counts that do not add up to its count")
     first = point.positive.offset
-    if abs(first) > 2**30:
-        raise _No("an offset beyond every number")
+    # Bucket i holds what is above 2 ** (i / 2 ** scale): the ends are those of a double.
+    reach = 2.0**scale
+    if not (_LEAST_LOG2 * reach - 1 <= first and first + len(counts) <= _MOST_LOG2 * reach + 1):
+        raise _No("buckets beyond every number")
     if scale > _SCALE:
         # Coarser buckets are sums of finer ones, exactly.
         first, counts = _coarser(first, counts, scale - _SCALE)
@@ -343,7 +361,7 @@ def _moments(point: Any) -> tuple[float, float, float]:
         point.min if point.HasField("min") else math.nan,
         point.max if point.HasField("max") else math.nan,
     )
-    return values if all(v == v and abs(v) < math.inf for v in values) else (math.nan,) * 3
+    return values if all(abs(v) < _LARGEST for v in values) else (math.nan,) * 3
 
 
 def attributes_text(attributes: dict[str, Any]) -> str:

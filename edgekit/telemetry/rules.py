@@ -68,7 +68,7 @@ class _Key:
     def holds(self, value: object) -> bool:
         """Whether it may be that."""
         if self.kind == "text":
-            return isinstance(value, str) and 0 < len(value) <= 200
+            return isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable()
         # A bool is an int, too.
         if type(value) is not int and (self.kind == "whole" or type(value) is not float):
             return False
@@ -83,7 +83,7 @@ _ENOUGH: Final = {
     "days": _DAYS,
     "least_devices": _Key("whole", 2, 2**31, default=10),
     "least_requests": _Key("whole", 1, 2**53, default=100),
-    "false_alarms": _Key("number", 0, 0.5, open=True, default=0.01),
+    "false_alarms": _Key("number", 1e-9, 0.5, open=True, default=0.01),
 }
 _HELD: Final = {
     "for_minutes": _Key("number", 0, 7 * 1440, default=0.0),
@@ -274,7 +274,7 @@ def _where(found: object, place: str) -> dict[str, str]:
     for column, value in found.items():
         if column not in BASE:
             raise BadData(f"{place}: where: {unknown('column', column, BASE)}")
-        if not isinstance(value, str):
+        if not isinstance(value, str) or not value.isprintable():
             raise BadData(f"{place}: where.{column} is {value!r}; allowed: a text")
     return dict(found)
 

@@ -83,6 +83,7 @@ def steps(query: Query, hour: int, keep_days: int, portion: int) -> Iterator[Ste
     for (at,) in query("SELECT which FROM waiting WHERE kind = 'day' ORDER BY which"):
         yield from _fold_devices(query, at, portion)
     yield from _forget_devices(query, day - DEVICE_DAYS, portion)
+    yield from _forget_names(query, (day - DEVICE_DAYS) * 24)
     yield from _forget_ids(query, day - SEEN_DAYS, portion)
     for table in ("cell", "moment", "event"):
         yield from _expire(query, table, "hour", (day - keep_days) * 24, 24)
@@ -160,6 +161,15 @@ def _forget_devices(query: Query, before: int, portion: int) -> Iterator[Step]:
                     f"DELETE FROM device_day WHERE {where}",
                 ),
             )
+
+
+def _forget_names(query: Query, before: int) -> Iterator[Step]:
+    """Events stay as long as counts do, but nobody's."""
+    for (hour,) in query(
+        "SELECT DISTINCT hour FROM event WHERE device IS NOT NULL AND hour < ? ORDER BY hour",
+        [before],
+    ):
+        yield Step((f"UPDATE event SET device = NULL WHERE hour = {hour}",))
 
 
 def _together(cohorts: Sequence[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:

@@ -197,6 +197,20 @@ def test_keys_are_asked_for(store: Path) -> None:
         assert running.get("/v1/report")[0] == 401
         assert running.get("/v1/report", "0123456789abcdef")[0] == 403
         assert running.get("/v1/report", "fedcba9876543210")[0] == 200
+        rules = b'{"rules": []}'
+        for path, body in (
+            ("/v1/canary?control=1&canary=2", None),
+            ("/v1/alerts", None),
+            ("/metrics", None),
+            ("/v1/check", rules),
+        ):
+            for key, wanted in ((None, 401), ("0123456789abcdef", 403), ("fedcba9876543210", 200)):
+                if body is None:
+                    status = running.get(path, key)[0]
+                else:
+                    asked = {} if key is None else {"Authorization": f"Bearer {key}"}
+                    status = running.post(path, body, asked)[0]
+                assert (path, key, status) == (path, key, wanted)
 
 
 def test_reports_are_asked_of_the_receiver(store: Path) -> None:
@@ -214,6 +228,8 @@ def test_reports_are_asked_of_the_receiver(store: Path) -> None:
             "days=-1",
             "user=ann",
             "false_alarms=2&baseline_days=1",
+            "false_alarms=nan",
+            "false_alarms=1e-300",
         ):
             status, body = running.get(f"/v1/report?{wrong}")
             assert (wrong, status) == (wrong, 400)

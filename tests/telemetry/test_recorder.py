@@ -27,11 +27,11 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 
 from edgekit import schemas
 from edgekit.errors import BadData, Locked, UsageError
-from edgekit.runtime import answers, cloud
+from edgekit.runtime import _upkeep, answers, cloud
 from edgekit.runtime.attributes import ATTRIBUTES, DEVICES, KINDS, REASONS, allowed
 from edgekit.runtime.bundle import Bundle
 from edgekit.runtime.recorder import Recorder
-from edgekit.runtime.schedule import Answer
+from edgekit.runtime.schedule import Answer, Pace
 from edgekit.runtime.spool import Spool
 
 
@@ -298,6 +298,32 @@ def test_tel_17_a_withdrawal_that_was_cut_short_is_completed_at_the_next_start(
         assert not list((folder / "edgekit-spool").glob("*.seg"))
 
 
+def test_tel_17_an_opt_out_of_a_recorder_that_was_closed_erases_too(tmp_path: Path) -> None:
+    with recorder(tmp_path) as found:
+        found.give_consent()
+        everything(found)
+        assert found.counts().pending == 3
+    found.withdraw()
+    assert not found.consented
+    assert [path.name for path in (tmp_path / "edgekit-spool").iterdir()] == ["lock"]
+
+
+def test_tel_17_an_opt_out_that_another_process_does_not_see_is_no_silent_one(
+    tmp_path: Path,
+) -> None:
+    with recorder(tmp_path) as found:
+        found.give_consent()
+        child = os.fork()
+        if child == 0:
+            try:
+                found.withdraw()
+            except Locked:
+                os._exit(0)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert not found.consented
+
+
 def test_tel_17_what_is_being_sent_at_an_opt_out_is_broken_off(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -520,6 +546,78 @@ def test_tel_11_sigterm_with_a_full_queue_and_a_silent_server_ends_in_time_and_l
         upload_all(found)
         assert found.counts().delivered == before.pending
         assert found.counts().conserved
+
+
+def test_names_of_two_days_have_nothing_that_tells_they_are_one_device(tmp_path: Path) -> None:
+    clock = FakeClock(wall=20_000 * 86_400 - 150.123456789)
+    transport = Scripted(lambda path, body: OK)
+    with recorder(tmp_path / "t", transport=lambda: transport, clock=clock) as found:
+        found.give_consent()
+        for _ in range(5):
+            found.record(0.1)
+            found.crash(ValueError())
+            assert found.flush()
+            clock.advance(60)
+        upload_all(found)
+    seen: dict[str, list[tuple[str, int]]] = {}
+    for path, body, _ in transport.sent:
+        logs = path == "/v1/logs"
+        message: Any = ExportLogsServiceRequest() if logs else ExportMetricsServiceRequest()
+        message.ParseFromString(gzip.decompress(body))
+        for resource in message.resource_logs if logs else message.resource_metrics:
+            name = attributes(resource.resource.attributes)["service.instance.id"]
+            if logs:
+                (record,) = resource.scope_logs[0].log_records
+                marks, times = record.attributes, [record.time_unix_nano]
+            else:
+                metric = resource.scope_metrics[0].metrics[0]
+                (point,) = getattr(metric, metric.WhichOneof("data")).data_points
+                marks, times = metric.metadata, [point.start_time_unix_nano, point.time_unix_nano]
+            assert not any(time % 10**9 for time in times)
+            seen.setdefault(name, []).append((path, attributes(marks)["edgekit.sequence"]))
+    assert len(seen) == 2
+    for path in ("/v1/metrics", "/v1/logs"):
+        counted = [[n for at, n in found if at == path] for found in seen.values()]
+        assert sorted(counted) == [[1, 2], [1, 2, 3]]
+
+
+def test_what_is_no_word_at_all_is_counted_as_none_or_not_at_all(tmp_path: Path) -> None:
+    odd: Any = ["a list"]
+    with recorder(tmp_path) as found:
+        found.give_consent()
+        found.record(odd, source=odd, reason=odd, confidence=odd, predicted=odd, memory_bytes=odd)
+        found.record(0.1, source="elsewhere", reason="no idea")
+        names = {metric["name"]: metric for metric in found.preview()["metrics"]}
+        (point,) = names["edgekit.inference.requests"]["points"]
+        assert (point["attributes"]["edgekit.source"], point["value"]) == ("none", 1)
+
+
+@pytest.mark.parametrize("rotate_s", [0.0, -1.0, float("nan")])
+def test_a_name_that_would_never_change_is_refused(tmp_path: Path, rotate_s: float) -> None:
+    with pytest.raises(UsageError, match="rotate_s"):
+        recorder(tmp_path, rotate_s=rotate_s)
+
+
+def test_a_transport_of_the_apps_that_fails_does_not_end_all_sending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_upkeep, "_AGAIN_S", 0.01)
+    failures = iter([ValueError(), KeyError()])
+
+    def answer(path: str, body: bytes) -> Answer:
+        for error in failures:
+            raise error
+        return OK
+
+    server, pace = Scripted(answer), Pace(upload_s=0.02)
+    with Recorder(tmp_path, transport=lambda: server, interval_s=3600, pace=pace) as found:
+        found.give_consent()
+        found.crash(ValueError())
+        end = time.monotonic() + 30
+        while not found.counts().delivered and time.monotonic() < end:
+            time.sleep(0.01)
+        assert found.counts().delivered == 1
+    assert len(server.sent) == 3
 
 
 def test_threads_record_together_and_every_call_is_counted(tmp_path: Path) -> None:

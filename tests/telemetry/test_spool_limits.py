@@ -271,6 +271,38 @@ def test_the_device_takes_a_new_name_after_its_time_and_keeps_it_until_then(
         assert spool.instance(100) != first
 
 
+@pytest.mark.parametrize("reopened", [False, True])
+def test_a_device_has_one_name_on_each_day_and_another_on_the_next(
+    tmp_path: Path, reopened: bool
+) -> None:
+    """A receiver counts devices of a day by their names: two would be two devices, and k half."""
+    clock = FakeClock(wall=20_000 * 86_400.0 + 15 * 3600)
+    names: dict[int, set[str]] = {}
+    spool = Spool(tmp_path / "spool", clock=clock)
+    for _ in range(80):
+        names.setdefault(int(clock.wall() // 86_400), set()).add(spool.instance(86_400))
+        clock.advance(3600)
+        if reopened:
+            spool.close()
+            spool = Spool(tmp_path / "spool", clock=clock)
+    spool.close()
+    assert [len(found) for found in names.values()] == [1] * 4
+    assert len(set.union(*names.values())) == 4
+
+
+def test_a_clock_that_was_set_back_gives_no_name_twice_and_none_for_long(tmp_path: Path) -> None:
+    clock = FakeClock(wall=20_000 * 86_400.0)
+    with Spool(tmp_path / "spool", clock=clock) as spool:
+        first = spool.instance(86_400)
+        clock.time = 0.0  # a dead battery, until the network has told the time
+        assert spool.instance(86_400) == first
+        clock.advance(86_400)
+        second = spool.instance(86_400)
+        assert second != first
+        clock.time = 20_001 * 86_400.0
+        assert spool.instance(86_400) not in (first, second)
+
+
 # -- TEL-20: permissions --------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from receiving import PROTOBUF, ROOT, crash, logs_request, metrics_record, windo
 
 from edgekit.runtime import otlp
 from edgekit.serve.call import Call, Reply
+from edgekit.serve.refusal import Refusal
 from edgekit.telemetry import question
 from edgekit.telemetry.ingest import Ingest
 from edgekit.telemetry.reading import HOUR_NS, read_logs, read_metrics
@@ -195,6 +196,19 @@ def test_what_is_too_old_goes_in_portions(store: Store, clock: Clock) -> None:
     assert store.query("SELECT count(*) FROM cohort_day") == [(0,)]
 
 
+def test_no_name_of_a_device_is_kept_longer_than_said(store: Store, clock: Clock) -> None:
+    for _ in range(3):
+        log = logs_request([crash(uuid.uuid4().hex)], uuid.uuid4().hex)
+        store.write(read_logs(log).deliveries)
+    named = "SELECT count(*), count(DISTINCT device) FROM event"
+    store.tidy()
+    assert store.query(named) == [(3, 3)]
+    clock.now += 37 * 24 * HOUR_NS
+    store.tidy()
+    assert store.query(named) == [(3, 0)]
+    assert store.query("SELECT count(*) FROM device_day") == [(0,)]
+
+
 # -- beside ingest --------------------------------------------------------------------------------
 
 
@@ -295,3 +309,45 @@ def test_only_so_many_reports_wait(store: Store, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(question, "report", held)
     assert asyncio.run(run()) == [200] * 16
+
+
+def test_bodies_that_are_still_to_come_take_room_and_give_it_back(store: Store) -> None:
+    body = otlp.request([metrics_record(window())])
+    headers = {"content-type": PROTOBUF["Content-Type"], "content-length": str(len(body))}
+
+    async def run() -> None:
+        come = asyncio.Event()
+
+        async def read() -> bytes:
+            await come.wait()
+            return body
+
+        async def inflate() -> bytes:
+            return body * 2
+
+        async def leave() -> bytes:
+            raise Refusal(499, "the client left")
+
+        def sent(body: Callable[[], Awaitable[bytes]], **more: str) -> Coroutine[Any, Any, Reply]:
+            return ingest.handle(Call("POST", "/v1/metrics", headers | more, body))
+
+        ingest = Ingest(store, max_body=2 * len(body), max_held=3 * len(body))
+        slow = [asyncio.create_task(sent(read)) for _ in range(2)]
+        await asyncio.sleep(0)
+        # Nobody knows how large the first gets, so it may be the largest; the second has become so.
+        for refused in (
+            await sent(read, **{"content-length": ""}),
+            await sent(inflate, **{"content-encoding": "gzip"}),
+        ):
+            assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
+        assert (await sent(leave)).status == 499
+        third = asyncio.create_task(sent(read))
+        await asyncio.sleep(0)
+        assert (await sent(read)).status == 503
+        assert ingest.measures.counted["written"] == 0
+        come.set()
+        assert [reply.status for reply in await asyncio.gather(*slow, third)] == [200] * 3
+        assert (await sent(read, **{"content-length": ""})).status == 200
+        await ingest.close()
+
+    asyncio.run(run())

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faults import OK, FakeClock, Scripted
@@ -204,17 +205,38 @@ def test_tel_01_over_a_real_socket(tmp_path: Path, server: Server, mode: str) ->
         ("https://x:0", "can't be"),
         ("https://x:port", "no number"),
         ("https://x/a b", "can't be"),
+        ("https://x/v1/metrics", "a signal's path"),
+        ("https://x/in/v1/logs/", "a signal's path"),
+        ("https://x:port?key=secret", "no number"),
     ],
 )
 def test_endpoints_that_cannot_be_are_refused(endpoint: str, what: str) -> None:
-    with pytest.raises(UsageError, match=what):
+    with pytest.raises(UsageError, match=what) as refused:
         HttpTransport(endpoint)
+    assert "secret" not in str(refused.value)
 
 
 def test_headers_that_would_split_a_request_are_refused() -> None:
     for headers in ({"A": "x\r\nB: y"}, {"A: b": "x"}, {"A": "naïve"}):
         with pytest.raises(UsageError, match="can't be sent"):
             HttpTransport("https://x", headers)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        ({"metered": "wifi"}, "allowed: all, events, none"),
+        ({"least_battery": float("nan")}, "least_battery"),
+        ({"least_battery": 20}, "least_battery"),
+        ({"longest_retry_after_s": 0}, "longest_retry_after_s"),
+        ({"factor": 50}, "factor is 50; 1 to 10"),
+        ({"factor": float("nan")}, "factor is nan"),
+        ({"upload_s": 0}, "times of a pace"),
+    ],
+)
+def test_a_pace_that_cannot_be_is_refused(wrong: dict[str, Any], what: str) -> None:
+    with pytest.raises(UsageError, match=what):
+        Pace(**wrong)
 
 
 # -- TEL-02: Retry-After --------------------------------------------------------------------------
