@@ -85,7 +85,7 @@ class Journal:
 
     def _write(self) -> None:
         if self.folder is not None:
-            text = json.dumps(self._content, indent=1, sort_keys=True)
+            text = json.dumps(self._content, indent=1)
             self._put(self.folder / _FILE, text.encode())
 
     def _put(self, path: Path, data: bytes) -> None:

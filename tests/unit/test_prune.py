@@ -474,6 +474,8 @@ def test_it_goes_on_where_it_was_stopped(tmp_path: Path, stop: str) -> None:
     assert resumed.state.keys() == whole.state.keys()
     assert all(torch.equal(whole.state[k], v) for k, v in resumed.state.items())
     assert (resumed.history, resumed.steps) == (whole.history, whole.steps)
+    # To the byte: what is made of it is known by its digest.
+    assert json.dumps(resumed.history) == json.dumps(whole.history)
     assert whole.history[1].keys() >= {"score", "score_cut"}
     calls.clear()
     assert run(tmp_path, shaken(calls=calls)).history == whole.history
