@@ -59,13 +59,17 @@ def one(found: dict[Any, float], name: str, **labels: str) -> float:
     return found[name, frozenset(labels.items())]
 
 
-def scraped(running: Receiving, wanted: str) -> dict[Any, float]:
+def scraped(running: Receiving, wanted: str, since: float = 0.0) -> dict[Any, float]:
+    """The first scrape that has it, of a look that began after ``since``."""
     end = time.monotonic() + 60
     while True:
         status, body = running.get("/metrics")
         assert status == 200
         if wanted in body.decode():
-            return samples(body.decode())
+            found = samples(body.decode())
+            looked = one(found, "edgekit_fleet_looked_timestamp_seconds")
+            if looked - one(found, "edgekit_fleet_look_seconds") > since:
+                return found
         assert time.monotonic() < end, body.decode()
         time.sleep(0.1)
 
@@ -88,7 +92,8 @@ def test_what_is_scraped_is_what_happened_and_what_a_report_says(tmp_path: Path)
         metric["name"] = "someone.else"
         running.post("/v1/metrics", otlp.encode("ExportMetricsServiceRequest", other))
         assert running.post("/v1/metrics", b"\xff")[0] == 400
-        found = scraped(running, 'edgekit_fleet_requests{model="net",version="1.0"}')
+        wanted = 'edgekit_fleet_requests{model="net",version="1.0"}'
+        found = scraped(running, wanted, time.time())
         status, answer = running.get("/v1/report?by=model,version&days=2&baseline_days=28")
         assert status == 200
     sent = otlp.decode("ExportMetricsServiceRequest", body)["resource_metrics"]
