@@ -40,7 +40,7 @@ def command() -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=4318, show_default=True,
               help="Port; 0 takes a free one.")  # fmt: skip
-@click.option("--keys", type=_FILE, metavar="FILE", help="API keys, one a line: NAME KEY.")
+@click.option("--keys", type=_FILE, metavar="FILE", help="API keys, one a line: NAME [admin] KEY.")
 @click.option("--rate", type=click.FloatRange(0), default=0.0, metavar="N",
               help="Requests per second for each key, or address.")  # fmt: skip
 @click.option("--certificate", type=_FILE, metavar="FILE", help="Serve TLS with this, in PEM.")
