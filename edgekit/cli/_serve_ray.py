@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from edgekit import cores
+from edgekit.cli._listening import url_of
 from edgekit.cli._output import emit, note
 from edgekit.errors import MissingDependency, UsageError
 from edgekit.names import install_command
@@ -110,22 +111,19 @@ def _args(bundles: list[Listed], options: dict[str, Any]) -> Any:
 def _document(pinned: Any, options: dict[str, Any], port: int) -> dict[str, Any]:
     from edgekit.runtime.bundle import Bundle
 
-    scheme = "http" if options["certificate"] is None else "https"
     models = []
     for model in pinned.models:
         with Bundle.open(model.path) as bundle:
             version = bundle.version
         entry = {"name": model.name, "version": version, "digest": model.digest}
         models.append({**entry, "state": "ready", "reason": ""})
-    host = options["host"]
-    shown = f"[{host}]" if ":" in host else host
     most = pinned.most_replicas
     fixed = pinned.min_replicas is None and pinned.max_replicas is None
     return {
         "schema": "edgekit.serve/1",
         "engine": "ray",
         "replicas": {"least": most if fixed else pinned.min_replicas or 1, "most": most},
-        "url": f"{scheme}://{shown}:{port}",
+        "url": url_of(options, port),
         "models": models,
     }
 

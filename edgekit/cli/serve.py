@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgekit.cli._output import emit, json_option, note, verbosity_options
+from edgekit.cli._listening import listening_options, server_settings, url_of, warn_open
+from edgekit.cli._output import emit, json_option, verbosity_options
 from edgekit.cli._subcommands import WithSubcommands
 from edgekit.errors import EdgekitError, MissingDependency, UsageError
 from edgekit.names import install_command
@@ -36,14 +37,9 @@ class _Serve(WithSubcommands):
     subcommands = SUBCOMMANDS
 
 
-_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-
-
 @click.command(cls=_Serve)
 @click.argument("bundles", nargs=-1, required=True, metavar="[NAME=]BUNDLE...")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65_535), default=8000, show_default=True,
-              help="Port; 0 takes a free one.")  # fmt: skip
+@listening_options(port=8000)
 @click.option("--engine", type=click.Choice(["process", "ray"]), default="process",
               show_default=True, help="One process, or replicas on Ray Serve.")  # fmt: skip
 @click.option("--replicas", type=click.IntRange(1, 10_000), help="On Ray: so many; by the cores.")
@@ -68,21 +64,8 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
               show_default=True, help="The largest body, in MiB.")  # fmt: skip
 @click.option("--header-timeout-s", type=click.FloatRange(0.1, 600), default=10.0,
               show_default=True, help="The longest that headers may take.")  # fmt: skip
-@click.option("--body-timeout-s", type=click.FloatRange(0.1, 3600), default=30.0,
-              show_default=True, help="The longest that a body may take.")  # fmt: skip
-@click.option("--connections", type=click.IntRange(1), default=20_000, show_default=True,
-              help="Connections at a time.")  # fmt: skip
-@click.option("--keys", type=_FILE, metavar="FILE", help="API keys, one a line: NAME [admin] KEY.")
-@click.option("--rate", type=click.FloatRange(0), default=0.0, metavar="N",
-              help="Requests per second for each key, or address.")  # fmt: skip
-@click.option("--certificate", type=_FILE, metavar="FILE", help="Serve TLS with this, in PEM.")
-@click.option("--certificate-key", type=_FILE, metavar="FILE", help="The certificate's key.")
-@click.option("--client-ca", type=_FILE, metavar="FILE",
-              help="Take clients with a certificate of this authority only.")  # fmt: skip
 @click.option("--linger-s", type=click.FloatRange(0, 600), default=1.0, show_default=True,
               help="After SIGTERM, say for so long at least that the server ends.")  # fmt: skip
-@click.option("--grace-s", type=click.FloatRange(0, 3600), default=30.0, show_default=True,
-              help="After SIGTERM, the longest that requests may take to end.")  # fmt: skip
 @json_option
 @verbosity_options
 def command(bundles: tuple[str, ...], as_json: bool, **options: Any) -> int:
@@ -124,10 +107,10 @@ def command(bundles: tuple[str, ...], as_json: bool, **options: Any) -> int:
 
     set_up(logging.INFO)
     if options["engine"] == "ray":
-        _warn_open(options)
+        warn_open(options, "serving to")
         return run_on_ray(_named(bundles, options), options, as_json)
-    handler, settings = _handler(bundles, options), _settings(options)
-    _warn_open(options)
+    handler, settings = _handler(bundles, options), server_settings(options)
+    warn_open(options, "serving to")
     port = 0
 
     def started(bound: int) -> None:
@@ -143,11 +126,6 @@ def command(bundles: tuple[str, ...], as_json: bool, **options: Any) -> int:
     if ended.error is not None:
         raise ended.error
     return _INTERRUPTED if ended.forced else 0
-
-
-def _warn_open(options: dict[str, Any]) -> None:
-    if options["host"] not in ("127.0.0.1", "localhost", "::1") and options["keys"] is None:
-        note("serving to other machines without keys; see --keys")
 
 
 def _handler(bundles: tuple[str, ...], options: dict[str, Any]) -> Handler:
@@ -197,32 +175,7 @@ def _engine(options: dict[str, Any]) -> EngineSettings:
     )
 
 
-def _settings(options: dict[str, Any]) -> Any:
-    from edgekit.serve.listening import ServerSettings
-    from edgekit.serve.protocol import Limits
-
-    limits = Limits(
-        headers_s=options["header_timeout_s"],
-        body_s=options["body_timeout_s"],
-        connections=options["connections"],
-        body_bytes=int(options["max_body_mb"] * 2**20),
-    )
-    return ServerSettings(
-        host=options["host"],
-        port=options["port"],
-        certificate=options["certificate"],
-        key=options["certificate_key"],
-        client_ca=options["client_ca"],
-        keys=options["keys"],
-        max_body=int(options["max_body_mb"] * 2**20),
-        limits=limits,
-        linger_s=options["linger_s"],
-        grace_s=options["grace_s"],
-    )
-
-
 def _document(handler: Handler, options: dict[str, Any], port: int) -> dict[str, Any]:
-    scheme = "http" if options["certificate"] is None else "https"
     models = []
     for model in handler.models.values():
         version = model.version
@@ -231,9 +184,7 @@ def _document(handler: Handler, options: dict[str, Any], port: int) -> dict[str,
             entry |= {"version": version.version, "digest": version.digest}
             entry |= {"serving": version.engine.describe()}
         models.append(entry)
-    host = options["host"]
-    shown = f"[{host}]" if ":" in host else host
-    return {"schema": "edgekit.serve/1", "url": f"{scheme}://{shown}:{port}", "models": models}
+    return {"schema": "edgekit.serve/1", "url": url_of(options, port), "models": models}
 
 
 def _text(document: dict[str, Any]) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from edgekit.cli._output import emit, json_option, note, table, verbosity_options
+from edgekit.cli._listening import listening_options, server_settings, url_of, warn_open
+from edgekit.cli._output import emit, json_option, table, verbosity_options
 from edgekit.cli._telemetry_check import command as check
 from edgekit.cli._telemetry_store import (
     alerts_file,
@@ -37,26 +38,13 @@ def command() -> None:
 
 @command.command()
 @click.argument("store")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65_535), default=4318, show_default=True,
-              help="Port; 0 takes a free one.")  # fmt: skip
-@click.option("--keys", type=_FILE, metavar="FILE", help="API keys, one a line: NAME [admin] KEY.")
-@click.option("--rate", type=click.FloatRange(0), default=0.0, metavar="N",
-              help="Requests per second for each key, or address.")  # fmt: skip
-@click.option("--certificate", type=_FILE, metavar="FILE", help="Serve TLS with this, in PEM.")
-@click.option("--certificate-key", type=_FILE, metavar="FILE", help="The certificate's key.")
-@click.option("--client-ca", type=_FILE, metavar="FILE",
-              help="Take clients with a certificate of this authority only.")  # fmt: skip
+@listening_options(port=4318)
 @click.option("--max-body-mb", type=click.FloatRange(0.001, 64), default=4.0, show_default=True,
               help="The largest body as it comes, in MiB.")  # fmt: skip
 @click.option("--max-inflated-mb", type=click.FloatRange(0.001, 64), default=8.0,
               show_default=True, help="... and decompressed.")  # fmt: skip
 @click.option("--max-held-mb", type=click.FloatRange(0.001, 16_384), default=64.0,
               show_default=True, help="Of all bodies that are not written yet.")  # fmt: skip
-@click.option("--body-timeout-s", type=click.FloatRange(0.1, 3600), default=30.0,
-              show_default=True, help="The longest that a body may take.")  # fmt: skip
-@click.option("--connections", type=click.IntRange(1), default=20_000, show_default=True,
-              help="Connections at a time.")  # fmt: skip
 @click.option("--keep-days", type=click.IntRange(36, 36_500), default=400, show_default=True,
               help="How long counts are kept; devices' daily names for 35 days.")  # fmt: skip
 @click.option("-k", "least", type=click.IntRange(2), default=10, show_default=True,
@@ -69,8 +57,6 @@ def command() -> None:
               help="How often the fleet is looked at, for alerts and /metrics.")  # fmt: skip
 @click.option("--reference", "bundles", multiple=True, metavar="BUNDLE", type=_BUNDLE,
               help="Reports tell drift against it; may be repeated.")  # fmt: skip
-@click.option("--grace-s", type=click.FloatRange(0, 3600), default=30.0, show_default=True,
-              help="After SIGTERM, the longest that requests may take to end.")  # fmt: skip
 @json_option
 @verbosity_options
 def serve(store: str, as_json: bool, **options: Any) -> int:
@@ -109,17 +95,14 @@ def serve(store: str, as_json: bool, **options: Any) -> int:
     from edgekit.telemetry.watch import Watch, Watched
 
     set_up(logging.INFO)
-    if options["host"] not in ("127.0.0.1", "localhost", "::1") and options["keys"] is None:
-        note("receiving from other machines without keys; see --keys")
+    warn_open(options, "receiving from")
     keys = Keys() if options["keys"] is None else read_keys(options["keys"])
     rules = Rules() if options["rules"] is None else read_rules(options["rules"])
     references = read_references(options["bundles"])
     inflated = int(options["max_inflated_mb"] * 2**20)
 
     def started(port: int) -> None:
-        scheme = "http" if options["certificate"] is None else "https"
-        host = f"[{options['host']}]" if ":" in options["host"] else options["host"]
-        url = f"{scheme}://{host}:{port}"
+        url = url_of(options, port)
         document = {"schema": "edgekit.telemetry-serve/1", "url": url, "store": opened.name}
         emit(document, as_json, lambda: f"{url} into {opened.name}  (Ctrl-C ends)")
 
@@ -140,7 +123,7 @@ def serve(store: str, as_json: bool, **options: Any) -> int:
         )
         ended = receive(
             ingest,
-            _settings(options),
+            server_settings(options),
             rules=options["rules"],
             max_inflated=inflated,
             keep_days=options["keep_days"],
@@ -355,25 +338,3 @@ def _drift_lines(head: str, features: dict[str, Any]) -> list[str]:
 
 def _shown(value: float | None, scale: float, unit: str) -> str:
     return "-" if value is None else f"{value * scale:.3g}{unit}"
-
-
-def _settings(options: dict[str, Any]) -> Any:
-    from edgekit.serve.listening import ServerSettings
-    from edgekit.serve.protocol import Limits
-
-    body = int(options["max_body_mb"] * 2**20)
-    limits = Limits(
-        body_s=options["body_timeout_s"], connections=options["connections"], body_bytes=body
-    )
-    return ServerSettings(
-        host=options["host"],
-        port=options["port"],
-        certificate=options["certificate"],
-        key=options["certificate_key"],
-        client_ca=options["client_ca"],
-        keys=options["keys"],
-        max_body=body,
-        limits=limits,
-        linger_s=0.0,
-        grace_s=options["grace_s"],
-    )

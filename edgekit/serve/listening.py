@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import ssl
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
+from typing import Protocol
 
 import uvicorn
 
-from edgekit.errors import BadData, StorageError, UsageError
+from edgekit.errors import BadData, EdgekitError, StorageError, UsageError
 from edgekit.serve.asgi import Application
 from edgekit.serve.protocol import Limits, protocol
+from edgekit.serve.security import Keys, read_keys
 
-__all__ = ["ServerSettings", "configuration", "listen"]
+__all__ = ["Draining", "Drains", "ServerSettings", "configuration", "listen"]
+
+log = logging.getLogger("edgekit.serve")
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,77 @@ def _raise_file_limit(connections: int) -> None:
     wanted = min(hard, connections + 1024)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class Drains(Protocol):
+    """What a server has in front of it: an answerer that can be told to end.
+
+    Attributes:
+        draining: nothing new is let in any more.
+        keys: who may ask.
+    """
+
+    draining: bool
+    keys: Keys
+
+    @property
+    def current(self) -> int:
+        """What is going on, in requests."""
+        ...
+
+
+class Draining(uvicorn.Server):
+    """Listens until SIGTERM or SIGINT, then lets finish what is going on.
+
+    From the signal on nothing new is let in, but it listens and answers: for ``linger_s`` at least,
+    and until all is answered. A second signal, or the end of ``grace_s``, ends it.
+
+    Args:
+        answers: is told to end, and asked what goes on.
+        application: what uvicorn runs.
+        settings: see there.
+
+    Attributes:
+        forced: it ended before all was answered.
+    """
+
+    def __init__(self, answers: Drains, application: Application, settings: ServerSettings) -> None:
+        self._answers, self._settings = answers, settings
+        self._since: float | None = None
+        self.forced = False
+        super().__init__(configuration(application, settings))
+
+    @property
+    def port(self) -> int:
+        """Where it listens, once it does."""
+        return int(self.servers[0].sockets[0].getsockname()[1])
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal lets finish, the second ends."""
+        if self._since is None:
+            self._since = time.monotonic()
+            self._answers.draining = True
+        else:
+            self.forced = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether it is time to end; asked every tenth of a second."""
+        await super().on_tick(counter)
+        if self.should_exit or self._since is None:
+            return self.should_exit
+        waited = time.monotonic() - self._since
+        if waited > self._settings.grace_s:
+            self.forced = True
+        idle = self._answers.current == 0
+        return self.forced or (idle and waited >= self._settings.linger_s)
+
+    def read_keys_again(self) -> None:
+        """Takes the keys that the file has now; what cannot be read leaves them as they are."""
+        if self._settings.keys is not None:
+            try:
+                self._answers.keys = read_keys(self._settings.keys)
+            except EdgekitError as error:
+                log.error("the keys stay as they were", extra={"reason": str(error)})
 
 
 def listen(server: uvicorn.Server, settings: ServerSettings) -> None:

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import signal
-import time
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
-
-import uvicorn
 
 from edgekit.errors import EdgekitError
 from edgekit.serve.asgi import Application
 from edgekit.serve.handler import Handler
 from edgekit.serve.hosted import Hosted
-from edgekit.serve.listening import ServerSettings, configuration, listen
+from edgekit.serve.listening import Draining, ServerSettings, listen
 from edgekit.serve.openapi import description
-from edgekit.serve.security import read_keys
 
 __all__ = ["Server", "ServerSettings", "serve"]
 
-log = logging.getLogger("edgekit.serve")
 
-
-class Server(uvicorn.Server):
+class Server(Draining):
     """Serves until SIGTERM or SIGINT, then lets finish what is going on.
 
     From the signal on it is not ready and refuses inferences with 503, but listens and answers:
@@ -49,40 +41,18 @@ class Server(uvicorn.Server):
         loaded: Callable[[EdgekitError | None], None] = lambda _error: None,
     ) -> None:
         self._handler = handler
-        self._settings = settings
         self._on_started, self._on_loaded = started, loaded
-        self._since: float | None = None
         self._jobs: set[asyncio.Task[None]] = set()
-        self.forced = False
         self.error: EdgekitError | None = None
         application = Application(handler, description(handler), settings.max_body)
-        super().__init__(configuration(application, settings))
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal lets finish, the second ends."""
-        if self._since is None:
-            self._since = time.monotonic()
-            self._handler.draining = True
-        else:
-            self.forced = True
-
-    async def on_tick(self, counter: int) -> bool:
-        """Whether it is time to end; asked every tenth of a second."""
-        await super().on_tick(counter)
-        if self.should_exit or self._since is None:
-            return self.should_exit
-        waited = time.monotonic() - self._since
-        if waited > self._settings.grace_s:
-            self.forced = True
-        idle = self._handler.current == 0
-        return self.forced or (idle and waited >= self._settings.linger_s)
+        super().__init__(handler, application, settings)
 
     async def startup(self, sockets: list[Any] | None = None) -> None:
         """Listens first and loads then, so that health can be asked from the beginning."""
         await super().startup(sockets)
         if not self.started:
             return
-        self._on_started(int(self.servers[0].sockets[0].getsockname()[1]))
+        self._on_started(self.port)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, lambda: self._begin(self._reload()))
         self._begin(self._load())
@@ -114,11 +84,7 @@ class Server(uvicorn.Server):
         self._on_loaded(first)
 
     async def _reload(self) -> None:
-        if self._settings.keys is not None:
-            try:
-                self._handler.keys = read_keys(self._settings.keys)
-            except EdgekitError as error:
-                log.error("the keys stay as they were", extra={"reason": str(error)})
+        self.read_keys_again()
         for model in list(self._handler.models.values()):
             await _try(model)
 

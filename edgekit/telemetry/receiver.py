@@ -5,18 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
-
-import uvicorn
 
 from edgekit.errors import EdgekitError
 from edgekit.serve.asgi import Application
-from edgekit.serve.listening import ServerSettings, configuration, listen
-from edgekit.serve.security import read_keys
+from edgekit.serve.listening import Draining, ServerSettings, listen
 from edgekit.telemetry.ingest import Ingest
 from edgekit.telemetry.rules import read_rules
 
@@ -27,7 +22,7 @@ log = logging.getLogger("edgekit.telemetry")
 _TIDY_S: Final = 3600.0
 
 
-class Receiver(uvicorn.Server):
+class Receiver(Draining):
     """Receives until SIGTERM or SIGINT, then answers what has come. SIGHUP reads the keys and the
     rules again.
 
@@ -50,33 +45,12 @@ class Receiver(uvicorn.Server):
         rules: Path | None = None,
         started: Callable[[int], None] = lambda _port: None,
     ) -> None:
-        self._ingest, self._settings = ingest, settings
+        self._ingest = ingest
         self._keep_days, self._rules = keep_days, rules
         self._on_started = started
-        self._since: float | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self.forced = False
         application = Application(ingest, None, settings.max_body, max_inflated)
-        super().__init__(configuration(application, settings))
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal lets finish, the second ends."""
-        if self._since is None:
-            self._since = time.monotonic()
-            self._ingest.draining = True
-        else:
-            self.forced = True
-
-    async def on_tick(self, counter: int) -> bool:
-        """Whether it is time to end; asked every tenth of a second."""
-        await super().on_tick(counter)
-        if self.should_exit or self._since is None:
-            return self.should_exit
-        waited = time.monotonic() - self._since
-        if waited > self._settings.grace_s:
-            self.forced = True
-        idle = self._ingest.current == 0
-        return self.forced or (idle and waited >= self._settings.linger_s)
+        super().__init__(ingest, application, settings)
 
     async def startup(self, sockets: list[Any] | None = None) -> None:
         """Listens, and begins the store's upkeep."""
@@ -88,7 +62,7 @@ class Receiver(uvicorn.Server):
         self._tasks.append(loop.create_task(self._tidy()))
         if self._ingest.watch is not None:
             self._tasks.append(loop.create_task(self._ingest.watch.run()))
-        self._on_started(int(self.servers[0].sockets[0].getsockname()[1]))
+        self._on_started(self.port)
 
     async def shutdown(self, sockets: list[Any] | None = None) -> None:
         """Writes and answers what has come, and closes."""
@@ -98,11 +72,7 @@ class Receiver(uvicorn.Server):
         await self._ingest.close()
 
     def _read_again(self) -> None:
-        if self._settings.keys is not None:
-            try:
-                self._ingest.keys = read_keys(self._settings.keys)
-            except EdgekitError as error:
-                log.error("the keys stay as they were", extra={"reason": str(error)})
+        self.read_keys_again()
         if self._rules is not None and self._ingest.watch is not None:
             try:
                 self._ingest.watch.rules = read_rules(self._rules)
